@@ -1,0 +1,1 @@
+//! Loaders for kernels, ACPI tables and the initial register state.

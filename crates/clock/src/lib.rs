@@ -1,0 +1,196 @@
+//! Guest time: a pausable clock and the timers driven by it.
+//!
+//! A virtual machine has one [`Clock`]. It is derived from the host's invariant time-stamp counter, so
+//! that the guest's TSC, its paravirtual clock, and every device timer are views of one quantity and
+//! cannot drift apart. Pausing the clock freezes all of them; a saved clock continues from where it
+//! stood.
+//!
+//! [`Timers`] runs callbacks at guest times, on one thread for the whole machine. Devices and engines
+//! take time from here and from nowhere else.
+
+mod timers;
+mod tsc;
+
+pub use timers::{Timer, Timers};
+
+use serde::{Deserialize, Serialize};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Guest time in nanoseconds since the machine was created, without the time it was paused.
+pub type Nanos = u64;
+
+/// The clock of one virtual machine.
+#[derive(Debug)]
+pub struct Clock {
+    /// What to add to the host's TSC to get the guest's, while running.
+    offset: AtomicU64,
+    running: AtomicBool,
+    /// The guest TSC at the moment of the pause; valid while not running.
+    frozen: Mutex<u64>,
+    tsc_hz: u64,
+    /// Wall-clock time at guest TSC 0, in nanoseconds since 1970.
+    wall_base_ns: AtomicU64,
+}
+
+/// A clock as saved with a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockSaved {
+    /// Guest TSC when saved.
+    pub tsc: u64,
+    /// Frequency of the guest TSC in Hz.
+    pub tsc_hz: u64,
+}
+
+impl Clock {
+    /// Creates a running clock whose guest TSC starts at zero.
+    pub fn new() -> Clock {
+        let tsc_hz = tsc::host_frequency_hz();
+        Clock::starting_at(0, tsc_hz)
+    }
+
+    /// Creates a running clock that continues a saved one. The guest sees its wall clock step forward
+    /// by the time it was away; its TSC does not jump.
+    pub fn restore(saved: ClockSaved) -> Clock {
+        Clock::starting_at(saved.tsc, tsc::host_frequency_hz())
+    }
+
+    fn starting_at(guest_tsc: u64, tsc_hz: u64) -> Clock {
+        let clock = Clock {
+            offset: AtomicU64::new(guest_tsc.wrapping_sub(tsc::read())),
+            running: AtomicBool::new(true),
+            frozen: Mutex::new(guest_tsc),
+            tsc_hz,
+            wall_base_ns: AtomicU64::new(0),
+        };
+        clock.sync_wall();
+        clock
+    }
+
+    /// Takes the wall clock from the host again: at creation, and after a pause or a restore.
+    pub fn sync_wall(&self) {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos() as u64;
+        self.wall_base_ns.store(wall.wrapping_sub(self.now()), Ordering::Relaxed);
+    }
+
+    /// The guest's TSC now.
+    #[inline]
+    pub fn tsc(&self) -> u64 {
+        if self.running.load(Ordering::Acquire) {
+            tsc::read().wrapping_add(self.offset.load(Ordering::Relaxed))
+        } else {
+            *self.frozen.lock().unwrap()
+        }
+    }
+
+    /// What to add to the host's TSC to get the guest's. Changes at [`Clock::resume`]; an engine that
+    /// keeps a copy reads it again whenever a vCPU starts to run.
+    pub fn tsc_offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    /// The frequency of the guest TSC in Hz.
+    pub fn tsc_hz(&self) -> u64 {
+        self.tsc_hz
+    }
+
+    /// Guest time now.
+    #[inline]
+    pub fn now(&self) -> Nanos {
+        self.tsc_to_ns(self.tsc())
+    }
+
+    /// Converts a guest TSC value to guest time.
+    pub fn tsc_to_ns(&self, tsc: u64) -> Nanos {
+        (tsc as u128 * 1_000_000_000 / self.tsc_hz as u128) as u64
+    }
+
+    /// Converts guest time to a guest TSC value, rounded up.
+    pub fn ns_to_tsc(&self, ns: Nanos) -> u64 {
+        (ns as u128 * self.tsc_hz as u128).div_ceil(1_000_000_000) as u64
+    }
+
+    /// Wall-clock time of the guest since 1970 (UTC), for real-time clocks.
+    pub fn wall(&self) -> Duration {
+        Duration::from_nanos(self.wall_base_ns.load(Ordering::Relaxed).wrapping_add(self.now()))
+    }
+
+    /// Wall-clock time at guest time 0, in nanoseconds since 1970.
+    pub fn wall_base_ns(&self) -> u64 {
+        self.wall_base_ns.load(Ordering::Relaxed)
+    }
+
+    /// Whether guest time passes.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Freezes guest time. Does nothing when already paused. Call it only when no vCPU runs; timers
+    /// stop by themselves.
+    pub fn pause(&self) {
+        let mut frozen = self.frozen.lock().unwrap();
+        if self.running.load(Ordering::Acquire) {
+            *frozen = tsc::read().wrapping_add(self.offset.load(Ordering::Relaxed));
+            self.running.store(false, Ordering::Release);
+        }
+    }
+
+    /// Lets guest time go on from where it was paused; the wall clock follows the host again. Wake
+    /// [`Timers`] afterwards with [`Timers::clock_changed`].
+    pub fn resume(&self) {
+        let frozen = self.frozen.lock().unwrap();
+        if !self.running.load(Ordering::Acquire) {
+            self.offset.store(frozen.wrapping_sub(tsc::read()), Ordering::Relaxed);
+            self.running.store(true, Ordering::Release);
+        }
+        drop(frozen);
+        self.sync_wall();
+    }
+
+    /// The clock's saved form.
+    pub fn save(&self) -> ClockSaved {
+        ClockSaved { tsc: self.tsc(), tsc_hz: self.tsc_hz }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_passes_at_the_rate_of_the_host() {
+        let clock = Clock::new();
+        let (host, guest) = (std::time::Instant::now(), clock.now());
+        std::thread::sleep(Duration::from_millis(50));
+        let (host, guest) = (host.elapsed().as_nanos() as i128, (clock.now() - guest) as i128);
+        assert!((host - guest).abs() < host / 50, "host {host} ns, guest {guest} ns");
+    }
+
+    #[test]
+    fn a_paused_clock_stands_still_and_goes_on_without_a_jump() {
+        let clock = Clock::new();
+        clock.pause();
+        let at = clock.tsc();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(clock.tsc(), at);
+        clock.resume();
+        let after = clock.tsc();
+        assert!(after >= at && clock.tsc_to_ns(after - at) < 4_000_000);
+    }
+
+    #[test]
+    fn conversions_agree() {
+        let clock = Clock::new();
+        for ns in [0, 1, 999, 1_000_000_007, 86_400_000_000_000] {
+            let back = clock.tsc_to_ns(clock.ns_to_tsc(ns));
+            assert!(back >= ns && back - ns <= 1, "{ns} became {back}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The engine contract: Engine, Vm, Vcpu, the exits they make and the interrupts they take.

@@ -1,0 +1,1 @@
+//! Differential tests of CPU engines against the host processor.

@@ -1,0 +1,1 @@
+//! Disks behind virtual machines: the disk contract and the raw format.

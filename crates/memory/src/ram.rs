@@ -1,0 +1,384 @@
+//! The RAM of one machine.
+
+use crate::watch::{CodeWatcher, RegionWatch, WatchShared, WriteWatch};
+use crate::{Error, ErrorKind, GuestMemory};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
+
+/// Size of a page of guest memory as tracked here, in bytes.
+pub const PAGE_SIZE: u64 = 4096;
+/// RAM below 4 GiB ends here at the latest; what follows is for memory-mapped devices.
+pub const LOW_RAM_END: u64 = 0xC000_0000;
+/// RAM that does not fit below [`LOW_RAM_END`] continues here.
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+
+/// A range of guest-physical addresses that is RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// First guest-physical address.
+    pub start: u64,
+    /// Length in bytes, a multiple of [`PAGE_SIZE`].
+    pub len: u64,
+}
+
+impl RamRange {
+    /// The first address after the range.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// A page of RAM as an engine sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPage {
+    /// Host address of the page's first byte. Valid for [`PAGE_SIZE`] bytes while the [`Ram`] lives.
+    pub ptr: *mut u8,
+}
+
+struct Region {
+    range: RamRange,
+    hva: *mut u8,
+    watch: Arc<RegionWatch>,
+}
+
+/// The RAM of one machine. Shared by engine, devices and loaders through an `Arc`.
+pub struct Ram {
+    guest: GuestMemory,
+    regions: Vec<Region>,
+    shared: Arc<WatchShared>,
+    file: Arc<File>,
+}
+
+// SAFETY: the raw pointers point into mappings that live as long as `guest`, and all access through
+// them is atomic or volatile.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    /// Creates `size` bytes of zeroed RAM: from 0 up to [`LOW_RAM_END`], the rest from
+    /// [`HIGH_RAM_START`].
+    ///
+    /// # Errors
+    /// When `size` is zero or no multiple of the page size, or the host refuses.
+    pub fn new(size: u64) -> Result<Ram, Error> {
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) || size > 1 << 46 {
+            let context =
+                format!("cannot make {size} bytes of guest memory: not a positive multiple of 4 KiB");
+            return Err(Error::new(ErrorKind::BadSize, context));
+        }
+        let refused = |what: &str| {
+            Error::new(ErrorKind::HostRefused, format!("cannot {what} {size} bytes of guest memory"))
+        };
+        let fd =
+            memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(|e| refused("create").with_source(e))?;
+        ftruncate(&fd, size).map_err(|e| refused("size").with_source(e))?;
+        let file = Arc::new(File::from(fd));
+
+        let low = size.min(LOW_RAM_END);
+        let mut ranges = vec![RamRange { start: 0, len: low }];
+        if size > low {
+            ranges.push(RamRange { start: HIGH_RAM_START, len: size - low });
+        }
+        let shared = Arc::new(WatchShared::default());
+        let (mut regions, mut mapped, mut offset) = (Vec::new(), Vec::new(), 0);
+        for range in ranges {
+            let watch = Arc::new(RegionWatch::new(range.start, range.len, shared.clone()));
+            let mapping: MmapRegion<WriteWatch> =
+                MmapRegionBuilder::new_with_bitmap(range.len as usize, WriteWatch { region: watch.clone() })
+                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                    .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                    .with_file_offset(FileOffset::from_arc(file.clone(), offset))
+                    .build()
+                    .map_err(|e| refused("map").with_source(e))?;
+            regions.push(Region { range, hva: mapping.as_ptr(), watch });
+            let region =
+                GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(|| refused("place"))?;
+            mapped.push(region);
+            offset += range.len;
+        }
+        let guest = GuestMemory::from_regions(mapped).map_err(|e| refused("arrange").with_source(e))?;
+        Ok(Ram { guest, regions, shared, file })
+    }
+
+    /// The view for devices, rings and loaders.
+    pub fn guest(&self) -> &GuestMemory {
+        &self.guest
+    }
+
+    /// The memfd behind the RAM: regions in the order of [`Ram::ranges`], without gaps.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The ranges that are RAM, in ascending order.
+    pub fn ranges(&self) -> impl Iterator<Item = RamRange> + '_ {
+        self.regions.iter().map(|region| region.range)
+    }
+
+    /// Host address of a range's first byte, for engines that map memory slots.
+    pub fn host_address(&self, range: RamRange) -> Option<*mut u8> {
+        self.regions.iter().find(|region| region.range == range).map(|region| region.hva)
+    }
+
+    /// Total size in bytes.
+    pub fn size(&self) -> u64 {
+        self.ranges().map(|range| range.len).sum()
+    }
+
+    #[inline]
+    fn region(&self, gpa: u64) -> Option<(&Region, usize)> {
+        // Two regions at most: a loop over them is faster than any index.
+        for region in &self.regions {
+            let offset = gpa.wrapping_sub(region.range.start);
+            if offset < region.range.len {
+                return Some((region, offset as usize));
+            }
+        }
+        None
+    }
+
+    /// The host page behind the page that contains `gpa`; `None` when that is not RAM.
+    #[inline]
+    pub fn host_page(&self, gpa: u64) -> Option<HostPage> {
+        let (region, offset) = self.region(gpa)?;
+        // SAFETY: `offset` is inside the mapping, whose length is a multiple of the page size.
+        Some(HostPage { ptr: unsafe { region.hva.add(offset & !(PAGE_SIZE as usize - 1)) } })
+    }
+
+    /// Whether writes to the page of `gpa` have to be reported with [`Ram::report_write`]: it holds
+    /// watched code, or dirty logging is on and the page is not in the log yet. An engine caches a page
+    /// as freely writable only while this is false.
+    #[inline]
+    pub fn write_needs_report(&self, gpa: u64) -> bool {
+        let Some((region, offset)) = self.region(gpa) else { return true };
+        let page = offset / PAGE_SIZE as usize;
+        region.watch.code.get(page)
+            || (self.shared.logging.load(Ordering::Relaxed) && !region.watch.dirty.get(page))
+    }
+
+    /// Reports a write that an engine did through a host pointer, after it was done.
+    #[inline]
+    pub fn report_write(&self, gpa: u64, len: u64) {
+        if let Some((region, offset)) = self.region(gpa) {
+            region.watch.written(offset, (len as usize).min(region.range.len as usize - offset));
+        }
+    }
+
+    /// Sets who hears of writes to watched code. At most one watcher per machine, set before any vCPU
+    /// runs.
+    ///
+    /// # Panics
+    /// When a watcher is already set.
+    pub fn set_code_watcher(&self, watcher: Arc<dyn CodeWatcher>) {
+        assert!(self.shared.watcher.set(watcher).is_ok(), "one code watcher per machine");
+    }
+
+    /// Starts watching the page of `gpa` for writes; returns whether it was not watched before. The
+    /// engine then drops every cached permission to write that page unreported, in all its vCPUs,
+    /// before it trusts what it decodes from it.
+    pub fn watch_code(&self, gpa: u64) -> bool {
+        self.region(gpa).is_some_and(|(region, offset)| region.watch.code.set(offset / PAGE_SIZE as usize))
+    }
+
+    /// Whether the page of `gpa` is watched.
+    #[inline]
+    pub fn is_code_watched(&self, gpa: u64) -> bool {
+        self.region(gpa).is_some_and(|(region, offset)| region.watch.code.get(offset / PAGE_SIZE as usize))
+    }
+
+    /// Stops watching the page of `gpa`.
+    pub fn unwatch_code(&self, gpa: u64) {
+        if let Some((region, offset)) = self.region(gpa) {
+            region.watch.code.clear(offset / PAGE_SIZE as usize);
+        }
+    }
+
+    /// Turns the dirty log on (with an empty log) or off. When turning it on, vCPUs of a software
+    /// engine must be paused, or drop their cached write permissions before the first `take_dirty`.
+    pub fn set_dirty_logging(&self, on: bool) {
+        for region in &self.regions {
+            region.watch.dirty.take();
+        }
+        self.shared.logging.store(on, Ordering::SeqCst);
+    }
+
+    /// Whether the dirty log is on.
+    pub fn dirty_logging(&self) -> bool {
+        self.shared.logging.load(Ordering::Relaxed)
+    }
+
+    /// Takes the log: for each range one bit per page, least significant bit first, and leaves it empty.
+    pub fn take_dirty(&self) -> Vec<(RamRange, Vec<u64>)> {
+        self.regions.iter().map(|region| (region.range, region.watch.dirty.take())).collect()
+    }
+
+    /// Reads a naturally aligned integer of 1, 2, 4 or 8 bytes atomically. For page-table walks and the
+    /// like; `None` when it is not RAM or not aligned.
+    #[inline]
+    pub fn load<T: AtomicInt>(&self, gpa: u64) -> Option<T> {
+        let ptr = self.atomic_ptr::<T>(gpa)?;
+        // SAFETY: `atomic_ptr` checked bounds and alignment; the mapping lives as long as `self`.
+        Some(unsafe { T::load(ptr) })
+    }
+
+    /// Writes a naturally aligned integer atomically and reports the write.
+    #[inline]
+    pub fn store<T: AtomicInt>(&self, gpa: u64, value: T) -> Option<()> {
+        let ptr = self.atomic_ptr::<T>(gpa)?;
+        // SAFETY: as in `load`.
+        unsafe { T::store(ptr, value) };
+        self.report_write(gpa, size_of::<T>() as u64);
+        Some(())
+    }
+
+    /// Replaces `current` by `new` atomically and reports the write; `Some(false)` when the memory did
+    /// not hold `current`.
+    #[inline]
+    pub fn compare_exchange<T: AtomicInt>(&self, gpa: u64, current: T, new: T) -> Option<bool> {
+        let ptr = self.atomic_ptr::<T>(gpa)?;
+        // SAFETY: as in `load`.
+        let done = unsafe { T::compare_exchange(ptr, current, new) };
+        if done {
+            self.report_write(gpa, size_of::<T>() as u64);
+        }
+        Some(done)
+    }
+
+    #[inline]
+    fn atomic_ptr<T: AtomicInt>(&self, gpa: u64) -> Option<*mut T> {
+        let (region, offset) = self.region(gpa)?;
+        if !offset.is_multiple_of(size_of::<T>()) {
+            return None;
+        }
+        // SAFETY: aligned, and a region is a multiple of the page size, so the whole integer is inside.
+        Some(unsafe { region.hva.add(offset) }.cast())
+    }
+}
+
+/// An integer that the host loads and stores atomically.
+pub trait AtomicInt: Copy + private::Sealed {
+    /// Loads with sequential consistency.
+    /// # Safety
+    /// `ptr` is valid and aligned.
+    unsafe fn load(ptr: *mut Self) -> Self;
+    /// Stores with release order (what an x86 store does).
+    /// # Safety
+    /// `ptr` is valid and aligned.
+    unsafe fn store(ptr: *mut Self, value: Self);
+    /// Compares and exchanges with sequential consistency.
+    /// # Safety
+    /// `ptr` is valid and aligned.
+    unsafe fn compare_exchange(ptr: *mut Self, current: Self, new: Self) -> bool;
+}
+
+mod private {
+    pub trait Sealed {}
+}
+
+macro_rules! atomic_int {
+    ($($int:ty => $atomic:ty),*) => {$(
+        impl private::Sealed for $int {}
+        impl AtomicInt for $int {
+            #[inline]
+            unsafe fn load(ptr: *mut $int) -> $int {
+                // SAFETY: by the caller.
+                unsafe { <$atomic>::from_ptr(ptr) }.load(Ordering::SeqCst)
+            }
+            #[inline]
+            unsafe fn store(ptr: *mut $int, value: $int) {
+                // SAFETY: by the caller.
+                unsafe { <$atomic>::from_ptr(ptr) }.store(value, Ordering::Release)
+            }
+            #[inline]
+            unsafe fn compare_exchange(ptr: *mut $int, current: $int, new: $int) -> bool {
+                // SAFETY: by the caller.
+                unsafe { <$atomic>::from_ptr(ptr) }
+                    .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            }
+        }
+    )*};
+}
+atomic_int!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, u64 => AtomicU64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use vm_memory::Bytes;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn memory_above_the_hole_continues_at_4_gib() {
+        let ram = Ram::new(LOW_RAM_END + 2 * MIB).unwrap();
+        let ranges: Vec<_> = ram.ranges().collect();
+        assert_eq!(ranges[0], RamRange { start: 0, len: LOW_RAM_END });
+        assert_eq!(ranges[1], RamRange { start: HIGH_RAM_START, len: 2 * MIB });
+        assert!(ram.host_page(LOW_RAM_END).is_none());
+        assert!(ram.host_page(HIGH_RAM_START + 2 * MIB).is_none());
+        assert_eq!(ram.store(HIGH_RAM_START + 8, 7u64), Some(()));
+        let mut bytes = [0u8; 8];
+        ram.guest().read_slice(&mut bytes, GuestAddress(HIGH_RAM_START + 8)).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 7);
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        for size in [0, 1, 4095, u64::MAX & !4095] {
+            assert_eq!(Ram::new(size).err().map(|e| e.kind()), Some(ErrorKind::BadSize), "{size}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_write_reaches_the_dirty_log() {
+        let ram = Ram::new(MIB).unwrap();
+        ram.set_dirty_logging(true);
+        assert!(ram.write_needs_report(0x3000));
+        ram.guest().write_slice(&[1; 4097], GuestAddress(0x2fff)).unwrap();
+        ram.store(0x8000, 1u8).unwrap();
+        ram.report_write(0x9ff0, 32);
+        assert!(!ram.write_needs_report(0x3000));
+        let log = ram.take_dirty();
+        assert_eq!(log[0].1[0], 1 << 2 | 1 << 3 | 1 << 8 | 1 << 9 | 1 << 10);
+        assert!(ram.take_dirty()[0].1.iter().all(|word| *word == 0));
+        assert!(ram.write_needs_report(0x3000));
+    }
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<(u64, u64)>>);
+    impl CodeWatcher for Heard {
+        fn code_written(&self, gpa: u64, len: u64) {
+            self.0.lock().unwrap().push((gpa, len));
+        }
+    }
+
+    #[test]
+    fn writes_to_watched_code_are_heard_and_others_are_not() {
+        let ram = Ram::new(MIB).unwrap();
+        let heard = Arc::new(Heard::default());
+        ram.set_code_watcher(heard.clone());
+        assert!(ram.watch_code(0x5123));
+        assert!(!ram.watch_code(0x5fff));
+        ram.guest().write_slice(&[0; 8], GuestAddress(0x4000)).unwrap();
+        ram.guest().write_slice(&[0; 8], GuestAddress(0x4ffc)).unwrap();
+        ram.store(0x5ff8, 0u64).unwrap();
+        ram.unwatch_code(0x5000);
+        ram.store(0x5ff8, 0u64).unwrap();
+        assert_eq!(*heard.0.lock().unwrap(), [(0x4ffc, 8), (0x5ff8, 8)]);
+    }
+
+    #[test]
+    fn unaligned_or_missing_integers_are_refused() {
+        let ram = Ram::new(MIB).unwrap();
+        assert_eq!(ram.load::<u64>(4), None);
+        assert_eq!(ram.load::<u32>(MIB), None);
+        assert_eq!(ram.compare_exchange(8, 1u32, 2), Some(false));
+        assert_eq!(ram.compare_exchange(8, 0u32, 2), Some(true));
+        assert_eq!(ram.load::<u32>(8), Some(2));
+    }
+}

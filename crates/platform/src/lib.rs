@@ -1,0 +1,1 @@
+//! PC devices: serial port, RTC, interrupt controllers, timers, ACPI power management, PCI root.

@@ -1,0 +1,1 @@
+//! Boot tests: real kernels under the real programs, from outside.

@@ -1,0 +1,1 @@
+//! Builds and runs one virtual machine; the program arnia-vmm.
