@@ -1,0 +1,80 @@
+//! One virtual machine per disk.
+
+use crate::{Error, ErrorKind, Operation};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Locks the whole file against other openings of it, in this process or another: shared by readers,
+/// exclusive for a writer. The lock ends when the last descriptor of this opening is closed, so it
+/// cannot outlive a crash.
+///
+/// An open-file-description lock comes first: QEMU takes those too (on single bytes, all of which this
+/// one covers), so either program notices the other, and NFS carries them between hosts. Where the
+/// host or file system has none, `flock` does the same among our own.
+pub(crate) fn lock(file: &File, exclusive: bool) -> Result<(), Error> {
+    let error = match lock_description(file, exclusive) {
+        Ok(()) => return Ok(()),
+        Err(error) => error,
+    };
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(locked()),
+        Some(libc::EINVAL | libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS) => lock_file(file, exclusive),
+        _ => Err(Error::from_io(Operation::Lock, error)),
+    }
+}
+
+fn locked() -> Error {
+    Error::new(ErrorKind::LockedByOther, Operation::Open)
+}
+
+/// fcntl(2), "Open file description locks".
+fn lock_description(file: &File, exclusive: bool) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open and the lock structure lives through the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn lock_file(file: &File, exclusive: bool) -> Result<(), Error> {
+    use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared};
+    let operation = if exclusive { NonBlockingLockExclusive } else { NonBlockingLockShared };
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(locked()),
+        Err(error) => Err(Error::from_io(Operation::Lock, error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Method = fn(&File, bool) -> bool;
+
+    #[test]
+    fn readers_share_and_a_writer_is_alone() {
+        let path = std::env::temp_dir().join(format!("disk-lock-{}", std::process::id()));
+        std::fs::write(&path, b"x").unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let whole: Method = |file, exclusive| lock(file, exclusive).is_ok();
+        let fallback: Method = |file, exclusive| lock_file(file, exclusive).is_ok();
+        for (name, method) in [("whole", whole), ("fallback", fallback)] {
+            let (a, b, c) = (open(), open(), open());
+            assert!(method(&a, false) && method(&b, false), "{name}");
+            assert!(!method(&c, true), "{name}: a writer beside readers");
+            drop((a, b));
+            assert!(method(&c, true), "{name}");
+            assert!(!method(&open(), false), "{name}: a reader beside a writer");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
