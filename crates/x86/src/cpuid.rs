@@ -18,3 +18,6 @@ pub struct Leaf {
     /// EDX.
     pub edx: u32,
 }
+
+/// Width of guest-physical addresses in bits, in every model.
+pub const PHYS_BITS: u32 = 46;

@@ -1,0 +1,118 @@
+//! [`cpu::Engine`] and [`cpu::Vm`] of this engine.
+
+use crate::cpu::Cpu;
+use crate::lapic::Lapic;
+use crate::signals::{Signals, signal};
+use crate::vcpu::BtVcpu;
+use crate::vm::{CodePages, Counters, VmShared};
+use cpu::{Engine, Error, ErrorKind, Speed, Support, Vcpu, Vm, VmConfig};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// How the engine is to work.
+#[derive(Clone, Debug, Default)]
+pub struct Options {}
+
+/// The software engine.
+#[derive(Clone, Debug)]
+pub struct BtEngine {
+    _options: Options,
+}
+
+impl BtEngine {
+    /// Creates the engine.
+    pub fn new(options: Options) -> BtEngine {
+        BtEngine { _options: options }
+    }
+}
+
+struct BtVm {
+    shared: Arc<VmShared>,
+    created: Mutex<Vec<bool>>,
+}
+
+impl Engine for BtEngine {
+    fn name(&self) -> &'static str {
+        "bt"
+    }
+
+    fn probe(&self) -> Support {
+        Support {
+            usable: true,
+            speed: Speed::Interpreted,
+            findings: vec!["software CPU engine: needs nothing of the host but an x86-64 processor".into()],
+            remedies: vec![],
+        }
+    }
+
+    fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn Vm>, Error> {
+        if config.vcpus == 0 || config.vcpus > 255 {
+            let context = format!("cannot make a machine with {} vCPUs: 1 to 255 are possible", config.vcpus);
+            return Err(Error::new(ErrorKind::BadConfig, context));
+        }
+        let code = Arc::new(CodePages::new(config.ram.clone()));
+        config.ram.set_code_watcher(code.clone());
+        let signals: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Signals::new())).collect();
+        let lapics = (0..config.vcpus)
+            .map(|id| Lapic::new(id, signals[id as usize].clone(), &config.timers))
+            .collect();
+        let shared = Arc::new(VmShared {
+            ram: config.ram,
+            clock: config.clock,
+            timers: config.timers,
+            cpuid: config.cpuid,
+            lapics,
+            signals,
+            code,
+            counters: Counters::default(),
+            pic_line: AtomicBool::new(false),
+        });
+        Ok(Arc::new(BtVm { shared, created: Mutex::new(vec![false; config.vcpus as usize]) }))
+    }
+}
+
+impl Vm for BtVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
+        let mut created = self.created.lock().unwrap();
+        match created.get_mut(id as usize) {
+            Some(created) if !*created => *created = true,
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::BadConfig,
+                    format!("vCPU {id} cannot be created twice or at all"),
+                ));
+            }
+        }
+        let (lapic, signals) =
+            (self.shared.lapics[id as usize].clone(), self.shared.signals[id as usize].clone());
+        Ok(Box::new(BtVcpu(Cpu::new(self.shared.clone(), id, lapic, signals))))
+    }
+
+    fn signal_msi(&self, address: u64, data: u32) {
+        self.shared.deliver_message(address, data);
+    }
+
+    fn set_pic_line(&self, level: bool) {
+        self.shared.pic_line.store(level, Ordering::SeqCst);
+        if level {
+            self.shared.signals[0].raise(signal::INTERRUPT);
+        }
+    }
+
+    fn signal_nmi(&self, vcpu: u32) {
+        if let Some(signals) = self.shared.signals.get(vcpu as usize) {
+            signals.raise(signal::NMI);
+        }
+    }
+
+    fn resynchronise(&self) {
+        for (signals, lapic) in self.shared.signals.iter().zip(&self.shared.lapics) {
+            lapic.clock_changed();
+            signals.raise(signal::FLUSH_ALL);
+        }
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        self.shared.counters.list()
+    }
+}

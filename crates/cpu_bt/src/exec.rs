@@ -1,0 +1,202 @@
+//! The execution loop: events, then a block, and again.
+
+use crate::block::{Block, Flow};
+use crate::cpu::Cpu;
+use crate::fault::{Fault, Result};
+use crate::regs::RIP;
+use crate::signals::signal;
+use cpu::VmExit;
+use std::time::Duration;
+use x86::reg::rflags;
+
+impl Cpu {
+    /// Executes guest code until something ends it.
+    pub(crate) fn execute(&mut self) -> VmExit {
+        self.signals.enter_guest();
+        let exit = loop {
+            if let Some(exit) = self.exit.take() {
+                break exit;
+            }
+            if self.needs_attention() {
+                self.handle_events();
+                continue;
+            }
+            self.step();
+        };
+        self.signals.leave_guest();
+        exit
+    }
+
+    /// Whether anything is to be done before the next instruction.
+    #[inline(always)]
+    fn needs_attention(&self) -> bool {
+        let pending = self.signals.pending();
+        pending != 0 && (pending & !signal::INTERRUPT != 0 || self.regs.flag(rflags::IF))
+            || self.halted
+            || self.wait_for_sipi
+            || self.pending_exception.is_some()
+    }
+
+    /// Executes one block, or one instruction where that matters, and raises the exception it ends with.
+    #[inline(always)]
+    fn step(&mut self) {
+        let linear = self.code_address();
+        let result = match self.find_block(linear) {
+            Ok(block) if !self.shadow && !self.regs.flag(rflags::TF) => self.run_block(&block),
+            Ok(block) => self.run_single(&block),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = result {
+            self.raise(fault);
+        }
+    }
+
+    /// The linear address of the next instruction.
+    #[inline(always)]
+    fn code_address(&self) -> u64 {
+        let rip = self.regs.r[RIP];
+        if self.mode.is_64() {
+            rip
+        } else {
+            self.regs.seg[x86::state::seg::CS].base.wrapping_add(rip) & 0xffff_ffff
+        }
+    }
+
+    #[inline(always)]
+    fn run_block(&mut self, block: &Block) -> Result<()> {
+        let start = self.regs.r[RIP];
+        for op in &block.ops {
+            self.regs.r[RIP] = start.wrapping_add(op.offset as u64 + op.len as u64);
+            match (op.run)(self, op) {
+                Ok(Flow::Next) => {}
+                Ok(Flow::Branch) => break,
+                Err(fault) => {
+                    if !fault.is_leave() {
+                        self.regs.r[RIP] = start.wrapping_add(op.offset as u64);
+                    }
+                    return Err(fault);
+                }
+            }
+            if self.code_modified {
+                self.code_modified = false;
+                break;
+            }
+        }
+        self.wrap_rip();
+        Ok(())
+    }
+
+    /// Executes the first instruction of a block, for single-stepping and interrupt shadows.
+    #[cold]
+    fn run_single(&mut self, block: &Block) -> Result<()> {
+        let start = self.regs.r[RIP];
+        let trap = self.regs.flag(rflags::TF);
+        let shadow = std::mem::take(&mut self.shadow);
+        let op = &block.ops[0];
+        self.regs.r[RIP] = start.wrapping_add(op.len as u64);
+        if let Err(fault) = (op.run)(self, op) {
+            if !fault.is_leave() {
+                self.regs.r[RIP] = start;
+                // The shadow covers the instruction that faulted and is over with its exception.
+                let _ = shadow;
+            }
+            return Err(fault);
+        }
+        self.code_modified = false;
+        self.wrap_rip();
+        if trap && !self.halted {
+            self.single_step_trap();
+        }
+        Ok(())
+    }
+
+    /// Outside 64-bit code the instruction pointer has 32 bits (16-bit code relies on its limit check).
+    #[inline(always)]
+    fn wrap_rip(&mut self) {
+        if !self.mode.is_64() {
+            self.regs.r[RIP] &= 0xffff_ffff;
+        }
+    }
+
+    /// Leaves guest execution for good: the engine cannot do what the guest asks of the processor.
+    #[cold]
+    pub(crate) fn cannot_continue(&mut self, what: String) -> Fault {
+        self.exit = Some(VmExit::Shutdown(format!("vCPU {} cannot execute {what}", self.id)));
+        Fault::LEAVE
+    }
+
+    /// Everything that happens between instructions.
+    #[cold]
+    fn handle_events(&mut self) {
+        if self.signals.take(signal::FLUSH_WRITES) != 0 {
+            self.tlb.flush_writes();
+        }
+        if self.signals.take(signal::FLUSH_ALL) != 0 {
+            self.flush_tlb_all();
+        }
+        if self.signals.take(signal::KICK) != 0 {
+            self.exit = Some(VmExit::Kicked);
+            return;
+        }
+        if self.signals.take(signal::INIT) != 0 {
+            self.init_message();
+            return;
+        }
+        if self.wait_for_sipi {
+            match self.signals.take(signal::SIPI) {
+                0 => self.idle(),
+                _ => self.startup_message(),
+            }
+            return;
+        }
+        // A start-up message to a processor that runs is ignored.
+        self.signals.take(signal::SIPI);
+        if let Some((fault, address)) = self.pending_exception.take() {
+            self.fault_address = address;
+            self.raise(fault);
+            return;
+        }
+        if !self.nmi_blocked && !self.shadow && self.signals.take(signal::NMI) != 0 {
+            self.halted = false;
+            self.deliver_nmi();
+            return;
+        }
+        if self.signals.pending() & signal::INTERRUPT != 0 {
+            if self.interrupts_enabled() {
+                // Cleared first: what arrives from now on raises it again.
+                self.signals.take(signal::INTERRUPT);
+                match self.next_interrupt() {
+                    Some(vector) => {
+                        self.halted = false;
+                        self.vm.counters.interrupts.add();
+                        self.deliver_interrupt(vector);
+                        // More may be pending behind it.
+                        self.signals.raise(signal::INTERRUPT);
+                        return;
+                    }
+                    None if self.halted => {}
+                    None => return,
+                }
+            } else if self.shadow {
+                self.step();
+                return;
+            }
+        }
+        if self.halted {
+            self.idle();
+        }
+    }
+
+    /// Sleeps until something is to be done.
+    fn idle(&mut self) {
+        // With interrupts disabled, only NMI, INIT and requests of the host end a halt.
+        let ignored = if self.regs.flag(rflags::IF) && !self.wait_for_sipi { 0 } else { signal::INTERRUPT };
+        if self.signals.pending() & !ignored == 0 {
+            let timeout = self.lapic.sleep_begins();
+            self.signals.leave_guest();
+            self.signals.sleep(ignored, timeout.map(Duration::from_nanos));
+            self.signals.enter_guest();
+            self.lapic.sleep_ends();
+        }
+    }
+}

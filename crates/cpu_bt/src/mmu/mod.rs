@@ -1,0 +1,5 @@
+//! From linear addresses to host memory: software TLB, page-table walks, accesses.
+
+pub(crate) mod access;
+pub(crate) mod tlb;
+pub(crate) mod walk;

@@ -1,0 +1,194 @@
+//! The software TLB: for each privilege, which pages may be read and written through which host
+//! pointers without further ado.
+//!
+//! A write entry exists only for pages that are RAM, writable, already marked dirty in the page table,
+//! hold no watched code, and are in the dirty log if that is on. Anything else misses and takes the
+//! slow way, which finds out why.
+
+use crate::cpu::Cpu;
+
+/// Entries per array; a power of two.
+pub(crate) const ENTRIES: usize = 1024;
+const FETCH_ENTRIES: usize = 256;
+const EMPTY: u64 = 1;
+
+/// Which privilege an access has: index of the arrays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum MmuIndex {
+    /// Supervisor that may not touch user pages: SMAP is on and RFLAGS.AC is clear; also implicit
+    /// accesses to descriptor tables.
+    Kernel = 0,
+    /// User.
+    User = 1,
+    /// Supervisor that may touch user pages.
+    KernelAc = 2,
+}
+
+/// One page: its linear address (or [`EMPTY`], which is none) and what to add to a linear address in
+/// it to get the host address.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Entry {
+    pub(crate) page: u64,
+    pub(crate) addend: u64,
+}
+
+/// A page that code was fetched from.
+#[derive(Clone, Copy)]
+pub(crate) struct FetchEntry {
+    page: u64,
+    user: bool,
+    /// Guest-physical address of the page.
+    pub(crate) gpa: u64,
+}
+
+const NONE: Entry = Entry { page: EMPTY, addend: 0 };
+const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
+
+/// The arrays of one vCPU.
+#[repr(C)]
+pub(crate) struct Tlb {
+    pub(crate) read: [[Entry; ENTRIES]; 3],
+    pub(crate) write: [[Entry; ENTRIES]; 3],
+    fetch: [FetchEntry; FETCH_ENTRIES],
+    /// Whether an array holds pages that are not global, by [`MmuIndex`].
+    has_local: [bool; 3],
+    /// Linear addresses between which large pages were entered, page by page: in the lower half of the
+    /// address space and in the upper.
+    large: [(u64, u64); 2],
+}
+
+const NO_LARGE: (u64, u64) = (u64::MAX, 0);
+
+impl Tlb {
+    pub(crate) fn new() -> Tlb {
+        Tlb {
+            read: [[NONE; ENTRIES]; 3],
+            write: [[NONE; ENTRIES]; 3],
+            fetch: [NO_FETCH; FETCH_ENTRIES],
+            has_local: [false; 3],
+            large: [NO_LARGE; 2],
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn index(linear: u64) -> usize {
+        (linear >> 12) as usize % ENTRIES
+    }
+
+    /// Host address for reading `len` bytes, if they lie in one cached page.
+    #[inline(always)]
+    pub(crate) fn lookup_read(&self, mmu: MmuIndex, linear: u64, len: usize) -> Option<*const u8> {
+        let entry = &self.read[mmu as usize][Tlb::index(linear)];
+        // The page of the last byte is compared, so an access across pages misses.
+        let page = linear.wrapping_add(len as u64 - 1) & !0xfff;
+        (entry.page == page).then(|| linear.wrapping_add(entry.addend) as *const u8)
+    }
+
+    /// Host address for writing `len` bytes, if they lie in one cached page.
+    #[inline(always)]
+    pub(crate) fn lookup_write(&self, mmu: MmuIndex, linear: u64, len: usize) -> Option<*mut u8> {
+        let entry = &self.write[mmu as usize][Tlb::index(linear)];
+        let page = linear.wrapping_add(len as u64 - 1) & !0xfff;
+        (entry.page == page).then(|| linear.wrapping_add(entry.addend) as *mut u8)
+    }
+
+    /// Enters a page.
+    pub(crate) fn insert(&mut self, mmu: MmuIndex, linear: u64, host: *mut u8, writable: bool, global: bool) {
+        let page = linear & !0xfff;
+        let entry = Entry { page, addend: (host as u64).wrapping_sub(page) };
+        self.read[mmu as usize][Tlb::index(linear)] = entry;
+        if writable {
+            self.write[mmu as usize][Tlb::index(linear)] = entry;
+        }
+        self.has_local[mmu as usize] |= !global;
+    }
+
+    /// Notes that a page entered is part of a large page of `size` bytes, so that INVLPG anywhere in it
+    /// drops all of it.
+    pub(crate) fn note_large(&mut self, linear: u64, size: u64) {
+        let range = &mut self.large[(linear >> 63) as usize];
+        let start = linear & !(size - 1);
+        *range = (range.0.min(start), range.1.max(start + (size - 1)));
+    }
+
+    #[inline(always)]
+    pub(crate) fn lookup_fetch(&self, linear: u64, user: bool) -> Option<u64> {
+        let entry = &self.fetch[(linear >> 12) as usize % FETCH_ENTRIES];
+        (entry.page == linear & !0xfff && entry.user == user).then_some(entry.gpa)
+    }
+
+    pub(crate) fn insert_fetch(&mut self, linear: u64, user: bool, gpa: u64) {
+        let entry = FetchEntry { page: linear & !0xfff, user, gpa: gpa & !0xfff };
+        self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = entry;
+    }
+
+    fn clear(&mut self, mmu: MmuIndex) {
+        self.read[mmu as usize].fill(NONE);
+        self.write[mmu as usize].fill(NONE);
+        self.has_local[mmu as usize] = false;
+    }
+
+    /// Drops everything.
+    pub(crate) fn flush_all(&mut self) {
+        for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+            self.clear(mmu);
+        }
+        self.fetch.fill(NO_FETCH);
+        self.large = [NO_LARGE; 2];
+    }
+
+    /// Drops everything but arrays with global pages only.
+    pub(crate) fn flush_local(&mut self) {
+        for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+            if self.has_local[mmu as usize] {
+                self.clear(mmu);
+            }
+        }
+        self.fetch.fill(NO_FETCH);
+    }
+
+    /// Drops one page, of whatever size it is.
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        let large = self.large[(linear >> 63) as usize];
+        if (large.0..=large.1).contains(&linear) {
+            return self.flush_all();
+        }
+        let page = linear & !0xfff;
+        for entries in self.read.iter_mut().chain(&mut self.write) {
+            let entry = &mut entries[Tlb::index(linear)];
+            if entry.page == page {
+                *entry = NONE;
+            }
+        }
+        self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = NO_FETCH;
+    }
+
+    /// Drops all permissions to write without report.
+    pub(crate) fn flush_writes(&mut self) {
+        for entries in &mut self.write {
+            entries.fill(NONE);
+        }
+    }
+}
+
+impl Cpu {
+    /// Forgets all translations of linear addresses.
+    pub(crate) fn flush_tlb_all(&mut self) {
+        self.tlb.flush_all();
+        self.blocks.forget_addresses();
+    }
+
+    /// Forgets the translations of pages that are not global: what a move to CR3 does.
+    pub(crate) fn flush_tlb_local(&mut self) {
+        self.tlb.flush_local();
+        self.blocks.forget_addresses();
+    }
+
+    /// Forgets the translation of the page of `linear`.
+    pub(crate) fn flush_tlb_page(&mut self, linear: u64) {
+        self.tlb.flush_page(linear);
+        self.blocks.forget_addresses();
+    }
+}

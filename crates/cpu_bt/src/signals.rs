@@ -1,0 +1,100 @@
+//! What other threads want from a vCPU: one word that it polls at every block, and sleep and wake-up.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Requests to one vCPU.
+#[repr(C, align(64))]
+pub(crate) struct Signals {
+    word: AtomicU32,
+    /// The vCPU may hold cached host pointers, so requests to drop them have to be waited for.
+    in_guest: AtomicBool,
+    sleeping: AtomicBool,
+}
+
+/// Bits of [`Signals`].
+pub(crate) mod signal {
+    /// The local APIC or the legacy controller may have an interrupt to deliver.
+    pub(crate) const INTERRUPT: u32 = 1 << 0;
+    /// A non-maskable interrupt.
+    pub(crate) const NMI: u32 = 1 << 1;
+    /// INIT message.
+    pub(crate) const INIT: u32 = 1 << 2;
+    /// Start-up message; the vector is in the local APIC.
+    pub(crate) const SIPI: u32 = 1 << 3;
+    /// Leave `run`.
+    pub(crate) const KICK: u32 = 1 << 4;
+    /// Forget which pages may be written without report.
+    pub(crate) const FLUSH_WRITES: u32 = 1 << 5;
+    /// Forget all translations.
+    pub(crate) const FLUSH_ALL: u32 = 1 << 6;
+}
+
+impl Signals {
+    pub(crate) fn new() -> Signals {
+        Signals {
+            word: AtomicU32::new(0),
+            in_guest: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+        }
+    }
+
+    /// The pending requests: what translated code polls.
+    #[inline(always)]
+    pub(crate) fn pending(&self) -> u32 {
+        self.word.load(Ordering::Relaxed)
+    }
+
+    /// Makes requests and wakes the vCPU if it sleeps. Any thread.
+    pub(crate) fn raise(&self, bits: u32) {
+        self.word.fetch_or(bits, Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) {
+            // SAFETY: FUTEX_WAKE on an address that lives as long as `self`.
+            unsafe {
+                libc::syscall(libc::SYS_futex, &self.word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1)
+            };
+        }
+    }
+
+    /// Takes requests: clears `bits` and returns which of them were set. The vCPU's thread.
+    pub(crate) fn take(&self, bits: u32) -> u32 {
+        self.word.fetch_and(!bits, Ordering::SeqCst) & bits
+    }
+
+    /// Sleeps until any request but `ignored` is pending or the time is over. The vCPU's thread.
+    pub(crate) fn sleep(&self, ignored: u32, timeout: Option<Duration>) {
+        self.sleeping.store(true, Ordering::SeqCst);
+        let until =
+            timeout.map(|t| libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ });
+        let until = until.as_ref().map_or(std::ptr::null(), |t| t as *const libc::timespec);
+        let word = self.word.load(Ordering::SeqCst);
+        if word & !ignored == 0 {
+            // SAFETY: FUTEX_WAIT on an address that lives as long as `self`; `until` outlives the call.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    &self.word,
+                    libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                    word,
+                    until,
+                )
+            };
+        }
+        self.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    /// Enters guest execution. Look at [`Signals::pending`] afterwards.
+    pub(crate) fn enter_guest(&self) {
+        self.in_guest.store(true, Ordering::SeqCst);
+    }
+
+    /// Leaves guest execution: no host pointer is held any more.
+    pub(crate) fn leave_guest(&self) {
+        self.in_guest.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether a request among `bits` still waits for a vCPU that executes guest code.
+    pub(crate) fn must_wait_for(&self, bits: u32) -> bool {
+        self.in_guest.load(Ordering::SeqCst) && self.word.load(Ordering::SeqCst) & bits != 0
+    }
+}

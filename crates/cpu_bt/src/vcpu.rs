@@ -1,0 +1,40 @@
+//! [`cpu::Vcpu`] over [`Cpu`].
+
+use crate::cpu::Cpu;
+use crate::signals::{Signals, signal};
+use cpu::{CpuIo, Error, Kicker, Vcpu, VmExit};
+use std::sync::Arc;
+use x86::CpuState;
+
+/// A vCPU of this engine.
+pub(crate) struct BtVcpu(pub(crate) Box<Cpu>);
+
+struct SignalKicker(Arc<Signals>);
+
+impl Kicker for SignalKicker {
+    fn kick(&self) {
+        self.0.raise(signal::KICK);
+    }
+}
+
+impl Vcpu for BtVcpu {
+    fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    fn run(&mut self, io: &dyn CpuIo) -> Result<VmExit, Error> {
+        Ok(self.0.with_io(io, Cpu::execute))
+    }
+
+    fn state(&mut self) -> Result<CpuState, Error> {
+        Ok(self.0.save())
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), Error> {
+        self.0.restore(state)
+    }
+
+    fn kicker(&self) -> Arc<dyn Kicker> {
+        Arc::new(SignalKicker(self.0.signals.clone()))
+    }
+}
