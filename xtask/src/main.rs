@@ -1,1 +1,58 @@
-fn main() {}
+//! All automation of the project. `main.rs` is the list of tasks; each task is one `task_*.rs`.
+
+mod apt;
+mod guests;
+mod host;
+mod layers;
+mod steps;
+mod task_bench;
+mod task_check;
+mod task_ci;
+mod task_demo;
+mod task_guests;
+mod task_test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, tests, measures and shows Arnia.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check formatting, lints and the layering of the crates
+    Check(task_check::Args),
+    /// Run the unit tests and the boot tests
+    Test(task_test::Args),
+    /// Do what continuous integration does: install what is missing, check, test
+    Ci(task_ci::Args),
+    /// Boot a Debian guest and leave you at its login prompt
+    Demo(task_demo::Args),
+    /// Measure, against Debian's QEMU without hardware help, and save the results
+    Bench(task_bench::Args),
+    /// Build the guest kernel, initramfs and Debian disk that tests and demo boot
+    Guests(task_guests::Args),
+}
+
+fn main() -> ExitCode {
+    let result: Result<ExitCode> = match Cli::parse().task {
+        Task::Check(args) => task_check::run(&args),
+        Task::Test(args) => task_test::run(&args),
+        Task::Ci(args) => task_ci::run(&args),
+        Task::Demo(args) => task_demo::run(&args),
+        Task::Bench(args) => task_bench::run(&args),
+        Task::Guests(args) => task_guests::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

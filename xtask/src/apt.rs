@@ -1,0 +1,97 @@
+//! Host packages: which are missing, and how to get them.
+
+use anyhow::{Context, Result, bail};
+
+use crate::host;
+
+/// A program that a task calls and the Debian package that brings it.
+pub(crate) struct Need {
+    /// What to look for: a program's name, or a file's full path.
+    pub(crate) probe: &'static str,
+    /// The package to install when it is not there.
+    pub(crate) package: &'static str,
+}
+
+/// What building and linking the workspace takes besides Rust.
+pub(crate) const BUILD: &[Need] = &[
+    Need { probe: "cc", package: "gcc" },
+    Need { probe: "/usr/lib/x86_64-linux-gnu/crt1.o", package: "libc6-dev" },
+];
+
+/// What the guest artifacts are made with.
+pub(crate) const GUESTS: &[Need] = &[
+    Need { probe: "mmdebstrap", package: "mmdebstrap" },
+    Need { probe: "mke2fs", package: "e2fsprogs" },
+    Need { probe: "tar", package: "tar" },
+    Need { probe: "/usr/share/keyrings/debian-archive-keyring.gpg", package: "debian-archive-keyring" },
+];
+
+/// What building guests takes in addition when not root: a view of file owners other than one's own.
+pub(crate) const GUESTS_ROOTLESS: &[Need] =
+    &[Need { probe: "newuidmap", package: "uidmap" }, Need { probe: "fakeroot", package: "fakeroot" }];
+
+/// The program that figures and kernel logs are compared with.
+pub(crate) const QEMU: &[Need] = &[Need { probe: "qemu-system-x86_64", package: "qemu-system-x86" }];
+
+/// What the coverage-guided fuzzers link with.
+pub(crate) const FUZZ: &[Need] = &[Need { probe: "c++", package: "g++" }];
+
+/// Installs what is missing as root; otherwise refuses with the command that would.
+pub(crate) fn ensure(groups: &[&[Need]]) -> Result<()> {
+    let missing = missing(groups);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if host::find_program("apt-get").is_none() {
+        bail!("these Debian packages' programs are missing and this host has no apt-get: {list}");
+    }
+    if !host::is_root() {
+        bail!("something is missing on this host; run this and try again:\n  sudo apt-get install {list}");
+    }
+    println!("installing: {list}");
+    let install = || {
+        host::run(
+            host::command(["apt-get", "install", "--yes", "--no-install-recommends", "-qq"])
+                .args(&missing)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    // A fresh machine has no package lists at all, an older one may have stale ones.
+    host::run(&mut host::command(["apt-get", "update", "-qq"]))
+        .or_else(|_| install())
+        .and_then(|()| install())
+        .context("cannot install what is missing; look at the messages of apt-get above")
+}
+
+fn missing(groups: &[&[Need]]) -> Vec<&'static str> {
+    let present = |need: &&Need| {
+        if need.probe.starts_with('/') {
+            std::path::Path::new(need.probe).exists()
+        } else {
+            host::find_program(need.probe).is_some()
+        }
+    };
+    let needs = groups.iter().flat_map(|group| group.iter());
+    let mut packages: Vec<_> = needs.filter(|need| !present(need)).map(|need| need.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_absent_programs_are_missing() {
+        let needs: &[Need] = &[
+            Need { probe: "sh", package: "dash" },
+            Need { probe: "/proc/self/status", package: "linux" },
+            Need { probe: "no-such-program-anywhere", package: "b" },
+            Need { probe: "/no/such/file", package: "a" },
+            Need { probe: "/no/such/file-either", package: "a" },
+        ];
+        assert_eq!(missing(&[needs]), ["a", "b"]);
+    }
+}

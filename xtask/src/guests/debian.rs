@@ -1,0 +1,114 @@
+//! A small Debian system on an ext4 disk, made without mounting anything.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::kernel::Kernel;
+use super::packages::{DebianPackages, RELEASE};
+use super::recipe::{Recipe, artifact_name};
+use crate::host;
+
+/// Size that the guest sees; the file on the host is sparse.
+const DISK_SIZE: u64 = 2 << 30;
+
+/// The Debian guest.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DebianDisk {
+    /// Hash of the recipe it was made by.
+    pub(crate) recipe: String,
+    /// The kernel that its package manager installed.
+    pub(crate) kernel: PathBuf,
+    /// The initrd that its package manager made.
+    pub(crate) initrd: PathBuf,
+    /// The root file system. Boot a copy of it.
+    pub(crate) disk: PathBuf,
+    /// Who may log in.
+    pub(crate) user: String,
+    /// And how.
+    pub(crate) password: String,
+}
+
+/// Builds the disk.
+pub(crate) fn build(
+    recipe: &Recipe,
+    kernel: &Kernel,
+    mirror: &DebianPackages,
+    cache: &Path,
+) -> Result<DebianDisk> {
+    let name = artifact_name("debian", recipe, &[RELEASE, &kernel.version]);
+    let folder = super::artifact(cache, &name, |folder| {
+        println!("building the Debian {RELEASE} disk; this takes a minute or two");
+        let archive = folder.join("root.tar");
+        bootstrap(recipe, mirror, &archive)?;
+        make_disk(&archive, folder)?;
+        fs::remove_file(&archive)?;
+        Ok(())
+    })?;
+    let mut login = recipe.list("login")?.into_iter();
+    let (Some(user), Some(password)) = (login.next(), login.next()) else {
+        bail!("the recipe's file `login` must hold a user and a password");
+    };
+    Ok(DebianDisk {
+        recipe: recipe.hash().to_owned(),
+        kernel: folder.join("vmlinuz"),
+        initrd: folder.join("initrd.img"),
+        disk: folder.join("disk.img"),
+        user,
+        password,
+    })
+}
+
+/// Lets mmdebstrap make the system, as an archive that keeps owners and modes.
+fn bootstrap(recipe: &Recipe, mirror: &DebianPackages, archive: &Path) -> Result<()> {
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--variant=minbase", "--format=tar"]);
+    command.arg(format!("--include={}", recipe.list("packages")?.join(",")));
+    // Files go in through mmdebstrap's own channel: without root, the program that runs the hooks
+    // may not be allowed to read this user's folders.
+    let upload = |name: &str, to: &str| {
+        let quoted = recipe.file(name).to_string_lossy().replace('\'', r"'\''");
+        format!("upload '{quoted}' {to}")
+    };
+    for name in ["login", "customize"] {
+        command.arg(format!("--customize-hook={}", upload(name, &format!("/tmp/{name}"))));
+    }
+    command.arg(r#"--customize-hook=chroot "$1" sh -eu /tmp/customize"#);
+    command.arg(r#"--customize-hook=rm "$1/tmp/login" "$1/tmp/customize""#);
+    command.arg(RELEASE).arg(archive).args(mirror.sources());
+    host::run(command.env("LC_ALL", "C.UTF-8"))
+}
+
+/// Turns the archive into a disk, and takes the kernel and initrd out of it.
+fn make_disk(archive: &Path, folder: &Path) -> Result<()> {
+    println!("writing the disk");
+    let root = folder.join("root");
+    let disk = folder.join("disk.img");
+    fs::create_dir(&root)?;
+    File::create(&disk)?.set_len(DISK_SIZE)?;
+    // One shell for both steps, because without root it is fakeroot that remembers the owners
+    // between them.
+    let script = r#"PATH="$PATH:/usr/sbin:/sbin"
+        tar --extract --file "$1" --directory "$2" --preserve-permissions --numeric-owner
+        mke2fs -q -t ext4 -L arnia -E lazy_itable_init=0,lazy_journal_init=0 -d "$2" "$3""#;
+    let fakeroot = if host::is_root() { None } else { Some("fakeroot") };
+    let mut command = host::command(fakeroot.into_iter().chain(["sh", "-eu", "-c", script, "make-disk"]));
+    host::run(command.args([archive, &root, &disk]))?;
+    for (prefix, name) in [("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd.img")] {
+        let from = newest_file(&root.join("boot"), prefix)?;
+        fs::copy(&from, folder.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+fn newest_file(folder: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+    names.retain(|name| name.to_string_lossy().starts_with(prefix));
+    let newest = names.into_iter().max().with_context(|| format!("the guest has no /boot/{prefix}*"))?;
+    Ok(folder.join(newest))
+}

@@ -1,0 +1,34 @@
+//! `cargo xtask bench`: measures, prints ratios and saves `benches/results/<date>-<host>/`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::guests::{self, Freshness};
+use crate::workspace::Workspace;
+use crate::{apt, host, task_test};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure; everything if none is named
+    #[arg(value_name = "BENCH")]
+    benches: Vec<String>,
+    /// Runs of each subject; the middle one counts
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    runs: u32,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    apt::ensure(&[apt::BUILD, apt::QEMU])?;
+    let workspace = Workspace::locate()?;
+    let guests = guests::ensure(&workspace, Freshness::Cached)?;
+    task_test::build_worker()?;
+    let mut harness = host::cargo();
+    harness.args(["run", "--quiet", "--package", "vm_test", "--", "bench"]);
+    harness
+        .args(["--runs", &args.runs.to_string(), "--output"])
+        .arg(workspace.root().join("benches/results"));
+    harness.args(&args.benches);
+    let status = task_test::with_harness_paths(&mut harness, &workspace, &guests).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,25 @@
+//! `cargo xtask ci`: what a change must pass, on a machine that has only Rust and apt.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::steps::Steps;
+use crate::workspace::Workspace;
+use crate::{apt, task_check, task_test};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    let mut steps = Steps::default();
+    // Without the tools nothing below can work, so this one failure ends it.
+    if !steps.step("host packages", || apt::ensure(&[apt::BUILD, apt::GUESTS, apt::QEMU])) {
+        return Ok(steps.finish());
+    }
+    task_check::check(&mut steps, &workspace);
+    task_test::unit_tests(&mut steps);
+    task_test::boot_tests(&mut steps, &workspace, &[]);
+    Ok(steps.finish())
+}
