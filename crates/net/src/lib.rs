@@ -1,5 +1,13 @@
 //! Frames and user-mode networking: DHCP, DNS, NAT and port forwarding without root.
 
 mod backend;
+mod checksum;
+mod error;
+mod mac;
+mod nat;
+mod random;
 
 pub use backend::Backend;
+pub use error::{NetError, NetErrorKind};
+pub use mac::MacAddress;
+pub use nat::*;

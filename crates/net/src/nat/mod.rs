@@ -1,0 +1,5 @@
+mod config;
+mod forward;
+mod tcp;
+pub use config::*;
+pub use forward::*;
