@@ -1,0 +1,224 @@
+//! The DSDT: what cannot be found by probing, in AML.
+
+use super::tables::last_bus;
+use super::{bytes_of, table};
+use crate::{Error, ErrorKind, Machine};
+use acpi_tables::aml::*;
+use acpi_tables::{Aml, AmlSink};
+
+/// `_OSC` of a PCI host bridge (PCI Firmware Specification 3.3, §4.5).
+const OSC_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
+/// What the operating system may control itself: power management events, advanced error reporting and
+/// the PCI Express capability. Hotplug is not among it.
+const OSC_CONTROL: u32 = 1 << 2 | 1 << 3 | 1 << 4;
+
+pub(super) fn build(machine: &Machine) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::new();
+    sleep_states(machine, &mut body);
+    processors(machine, &mut body);
+    pci_root(machine, &mut body)?;
+    motherboard(machine, &mut body);
+    isa_devices(machine, &mut body);
+    Ok(table(b"DSDT", 6, &body))
+}
+
+/// `_S5` (§7.4.2): the values for SLP_TYP of PM1a and PM1b.
+fn sleep_states(machine: &Machine, out: &mut Vec<u8>) {
+    let kind = machine.power.sleep_type_s5;
+    Name::new("_S5_".into(), &Package::new(vec![&kind, &kind, &ZERO, &ZERO])).to_aml_bytes(out);
+}
+
+/// Processor devices (§8.4), matched to the MADT by `_UID`.
+fn processors(machine: &Machine, out: &mut Vec<u8>) {
+    let mut devices = Vec::new();
+    for id in 0..machine.vcpus {
+        Device::new(
+            Path::new(&format!("C{id:03X}")),
+            vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &id)],
+        )
+        .to_aml_bytes(&mut devices);
+    }
+    out.extend(Scope::raw("_SB_".into(), devices));
+}
+
+fn pci_root(machine: &Machine, out: &mut Vec<u8>) -> Result<(), Error> {
+    let (low, high) = (machine.pci_mmio32, machine.pci_mmio64);
+    let mmio32 = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        low.start as u32,
+        (low.end() - 1) as u32,
+        None,
+    );
+    let mmio64 =
+        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, high.start, high.end() - 1, None);
+    let resources = ResourceTemplate::new(vec![
+        &AddressSpace::new_bus_number(0u16, last_bus(machine) as u16),
+        // The configuration ports lie inside the port space and are the bridge's own.
+        &IO::new(0xcf8, 0xcf8, 1, 8),
+        &AddressSpace::new_io(0u16, 0xcf7u16, None),
+        &AddressSpace::new_io(0xd00u16, 0xffffu16, None),
+        &mmio32,
+        &mmio64,
+    ])
+    .to_owned_bytes();
+    Device::new(
+        "_SB_.PCI0".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_SEG".into(), &ZERO),
+            &Name::new("_BBN".into(), &ZERO),
+            &Name::new("_CRS".into(), &resources),
+            &Name::new("_PRT".into(), &routing(machine)?),
+            &osc(),
+        ],
+    )
+    .to_aml_bytes(out);
+    Ok(())
+}
+
+/// `_PRT` (§6.2.13): the pins of devices on bus 0, connected to the I/O APIC for good.
+fn routing(machine: &Machine) -> Result<PackageBuilder, Error> {
+    if machine.pci_interrupts.len() > 128 {
+        let message = "the machine has more PCI interrupt pins than 32 devices can have";
+        return Err(Error::new(ErrorKind::BadMachine, message));
+    }
+    let mut routing = PackageBuilder::new();
+    for pin in &machine.pci_interrupts {
+        let every_function = (pin.device as u32) << 16 | 0xffff;
+        routing.add_element(&Package::new(vec![&every_function, &pin.pin, &ZERO, &pin.gsi]));
+    }
+    Ok(routing)
+}
+
+/// `_OSC`: grants [`OSC_CONTROL`].
+fn osc() -> Preassembled {
+    let word = |at: u32| Path::new(["CDW1", "CDW2", "CDW3"][at as usize]);
+    let (capabilities, zero) = (Arg(3), ZERO);
+    Method::new(
+        "_OSC".into(),
+        4,
+        true,
+        vec![
+            &CreateDWordField::new(&word(0), &capabilities, &zero),
+            &If::new(
+                &Equal::new(&Arg(0), &Uuid::new(OSC_UUID)),
+                vec![
+                    &CreateDWordField::new(&word(2), &capabilities, &8u8),
+                    &Store::new(&Local(0), &word(2)),
+                    &And::new(&word(2), &word(2), &OSC_CONTROL),
+                    // Revisions other than 1 are not known.
+                    &If::new(&NotEqual::new(&Arg(1), &ONE), vec![&Or::new(&word(0), &word(0), &8u8)]),
+                    // Less was granted than asked for.
+                    &If::new(&NotEqual::new(&Local(0), &word(2)), vec![&Or::new(&word(0), &word(0), &16u8)]),
+                ],
+            ),
+            // The UUID is not known.
+            &Else::new(vec![&Or::new(&word(0), &word(0), &4u8)]),
+            &Return::new(&capabilities),
+        ],
+    )
+    .to_owned_bytes()
+}
+
+/// Addresses that are taken by the board itself: configuration space and power management ports.
+fn motherboard(machine: &Machine, out: &mut Vec<u8>) {
+    let (ecam, power) = (machine.ecam, &machine.power);
+    let mut resources: Vec<Box<dyn Aml>> = vec![
+        Box::new(IO::new(power.event_port, power.event_port, 1, 4)),
+        Box::new(IO::new(power.control_port, power.control_port, 1, 2)),
+        Box::new(IO::new(power.timer_port, power.timer_port, 1, 4)),
+    ];
+    if let Some((port, len)) = power.gpe0 {
+        resources.push(Box::new(IO::new(port, port, 1, len)));
+    }
+    match u32::try_from(ecam.end() - 1) {
+        Ok(_) => resources.push(Box::new(Memory32Fixed::new(true, ecam.start as u32, ecam.len as u32))),
+        Err(_) => resources.push(Box::new(AddressSpace::new_memory(
+            AddressSpaceCacheable::NotCacheable,
+            true,
+            ecam.start,
+            ecam.end() - 1,
+            None,
+        ))),
+    }
+    let resources = ResourceTemplate::new(resources.iter().map(|r| &**r).collect()).to_owned_bytes();
+    Device::new(
+        "_SB_.MBRD".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &resources),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// Devices on the ISA bus: serial ports, clock, interval timer, interrupt controllers.
+fn isa_devices(machine: &Machine, out: &mut Vec<u8>) {
+    for (index, port) in machine.serial_ports.iter().enumerate() {
+        let resources = ResourceTemplate::new(vec![&IO::new(port.port, port.port, 1, 8), &Irq(port.irq)])
+            .to_owned_bytes();
+        Device::new(
+            Path::new(&format!("_SB_.COM{}", index + 1)),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+                &Name::new("_UID".into(), &(index as u8 + 1)),
+                &Name::new("_CRS".into(), &resources),
+            ],
+        )
+        .to_aml_bytes(out);
+    }
+    let rtc = machine.rtc;
+    let fixed = [
+        ("_SB_.RTC_", "PNP0B00", vec![(rtc.port, 2)], Some(rtc.irq)),
+        ("_SB_.PIT_", "PNP0100", vec![(0x40, 4)], Some(0)),
+        ("_SB_.PIC_", "PNP0000", vec![(0x20, 2), (0xa0, 2), (0x4d0, 2)], Some(2)),
+    ];
+    for (name, hid, ports, irq) in fixed {
+        let mut resources: Vec<Box<dyn Aml>> = Vec::new();
+        for (port, len) in ports {
+            resources.push(Box::new(IO::new(port, port, 1, len)));
+        }
+        if let Some(irq) = irq {
+            resources.push(Box::new(Irq(irq)));
+        }
+        let resources = ResourceTemplate::new(resources.iter().map(|r| &**r).collect()).to_owned_bytes();
+        Device::new(
+            name.into(),
+            vec![&Name::new("_HID".into(), &EISAName::new(hid)), &Name::new("_CRS".into(), &resources)],
+        )
+        .to_aml_bytes(out);
+    }
+}
+
+/// An edge-triggered, active-high ISA interrupt (§6.4.2.1, the form without flags).
+struct Irq(u8);
+
+impl Aml for Irq {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x22);
+        sink.word(1 << self.0);
+    }
+}
+
+/// AML that is already encoded, so that what it was made of need not live on.
+struct Preassembled(Vec<u8>);
+
+impl Aml for Preassembled {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+trait ToOwnedBytes {
+    fn to_owned_bytes(&self) -> Preassembled;
+}
+
+impl<T: Aml> ToOwnedBytes for T {
+    fn to_owned_bytes(&self) -> Preassembled {
+        Preassembled(bytes_of(self))
+    }
+}
