@@ -302,12 +302,11 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn linear(&mut self, segment: u8, offset: u64, len: usize, write: bool) -> Result<u64> {
         if self.mode.code_bits == 64 {
-            let linear = self.regs.seg[segment as usize].base.wrapping_add(offset);
-            // Non-canonical addresses never hit the TLB; the walk refuses them with #GP, or #SS here.
-            if segment as usize == seg::SS && !x86::paging::is_canonical(linear) {
-                return Err(Fault::SS0);
+            // Non-canonical addresses never hit the TLB; the walk refuses them with #GP, except here.
+            if segment as usize == seg::SS {
+                return if x86::paging::is_canonical(offset) { Ok(offset) } else { Err(Fault::SS0) };
             }
-            return Ok(linear);
+            return Ok(self.regs.seg[segment as usize].base.wrapping_add(offset));
         }
         self.linear_legacy(segment, offset, len, write)
     }
