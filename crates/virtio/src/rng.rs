@@ -1,0 +1,105 @@
+//! The entropy source (virtio 1.2, §5.4): the guest gives buffers, the host's random numbers fill them.
+
+use crate::device::{Activation, DeviceSaved, VirtioDevice};
+use crate::queue::{Chain, Queue};
+use crate::worker::{Progress, Wait, Work};
+use ::device::state::RestoreError;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::any::Any;
+
+const QUEUE_SIZE: u16 = 64;
+/// What one request gets at most, in bytes. The device may return less than the buffer holds (§5.4.6).
+const REQUEST_MAX: u32 = 4096;
+
+/// An entropy source.
+#[derive(Default)]
+pub struct Rng;
+
+impl Rng {
+    /// Creates an entropy source.
+    pub fn new() -> Rng {
+        Rng
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u16 {
+        crate::spec::device_type::ENTROPY
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE]
+    }
+
+    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn activate(&mut self, mut activation: Activation) -> Vec<Box<dyn Work>> {
+        match activation.take_queue(0) {
+            Some(queue) => {
+                let bytes = vec![0; REQUEST_MAX as usize];
+                vec![Box::new(RngWork { queue, chain: Chain::new(), bytes })]
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn deactivate(&mut self, workers: Vec<Box<dyn Work>>) -> Vec<Queue> {
+        let works = workers.into_iter().filter_map(|work| (work as Box<dyn Any>).downcast::<RngWork>().ok());
+        works.map(|work| work.queue).collect()
+    }
+
+    fn save(&self) -> DeviceSaved {
+        DeviceSaved::Rng
+    }
+
+    fn restore(&mut self, saved: DeviceSaved) -> Result<(), RestoreError> {
+        match saved {
+            DeviceSaved::Rng => Ok(()),
+            _ => Err(RestoreError::new("entropy source", "it is the state of another kind of device")),
+        }
+    }
+}
+
+/// The worker of an entropy source.
+pub struct RngWork {
+    queue: Queue,
+    chain: Chain,
+    bytes: Vec<u8>,
+}
+
+impl Work for RngWork {
+    fn work(&mut self) -> Progress {
+        let mut batch = self.queue.size();
+        self.queue.disarm();
+        while batch > 0 && self.queue.pop(&mut self.chain) {
+            batch -= 1;
+            let len = self.chain.writable_len().min(REQUEST_MAX) as usize;
+            let len = getrandom(&mut self.bytes[..len], GetRandomFlags::empty()).unwrap_or(0);
+            match self.chain.write_at(self.queue.ram(), 0, &self.bytes[..len]) {
+                Ok(_) => self.queue.push(self.chain.head(), len as u32),
+                Err(error) => self.queue.fail(error),
+            }
+        }
+        self.queue.signal();
+        match self.queue.has_available() {
+            true => Progress::More,
+            false => Progress::done(batch < self.queue.size()),
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.queue.has_available()
+    }
+
+    fn arm(&mut self) -> bool {
+        self.queue.arm()
+    }
+
+    fn wait<'a>(&'a self, wait: &mut Wait<'a>) {
+        wait.kick(self.queue.kick());
+    }
+}
