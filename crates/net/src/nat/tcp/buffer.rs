@@ -58,6 +58,28 @@ impl ChunkPool {
     }
 }
 
+/// The pools of the two directions. They are apart so that data stuck on its way to the guest never keeps
+/// data from the guest from moving, nor the other way round.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    /// For bytes on their way to the guest.
+    pub(crate) tx: ChunkPool,
+    /// For bytes from the guest.
+    pub(crate) rx: ChunkPool,
+}
+
+impl Pools {
+    /// Makes two pools that together let out at most `bytes` bytes.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { tx: ChunkPool::new(bytes / 2), rx: ChunkPool::new(bytes / 2) }
+    }
+
+    /// Returns how many bytes are let out.
+    pub(crate) fn in_use(&self) -> usize {
+        self.tx.in_use() + self.rx.in_use()
+    }
+}
+
 /// A queue of bytes; it may also hold bytes that lie beyond its end, written there ahead of time.
 ///
 /// Every queue must be [`clear`](Self::clear)ed into its pool before it is dropped.
@@ -88,6 +110,11 @@ impl ChunkQueue {
             }
         }
         self.backed()
+    }
+
+    /// Gets memory for the first `end` bytes, or none of what is missing. Returns whether they are backed.
+    pub(crate) fn try_reserve(&mut self, end: usize, pool: &mut ChunkPool) -> bool {
+        end.saturating_sub(self.backed()) <= pool.available() && self.reserve(end, pool) >= end
     }
 
     fn backed(&self) -> usize {
@@ -260,6 +287,8 @@ mod tests {
         let mut queue = ChunkQueue::default();
         assert_eq!(queue.reserve(100 * CHUNK, &mut pool), 3 * CHUNK);
         assert_eq!(pool.available(), 0);
+        assert!(!queue.try_reserve(3 * CHUNK + 1, &mut pool));
+        assert!(queue.try_reserve(3 * CHUNK, &mut pool));
         queue.trim(&mut pool);
         assert_eq!(pool.available(), 3 * CHUNK);
         queue.reserve(10, &mut pool);

@@ -21,7 +21,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::buffer::{ChunkPool, ChunkQueue};
+use super::buffer::{ChunkQueue, Pools};
 use super::ranges::Ranges;
 use super::seq::Seq;
 
@@ -341,9 +341,9 @@ impl Endpoint {
     }
 
     /// Gives back all memory; the endpoint is closed after it.
-    pub(crate) fn release(&mut self, pool: &mut ChunkPool) {
-        self.tx.clear(pool);
-        self.rx.clear(pool);
+    pub(crate) fn release(&mut self, pools: &mut Pools) {
+        self.tx.clear(&mut pools.tx);
+        self.rx.clear(&mut pools.rx);
         self.early.clear();
         self.state = State::Closed;
         self.reset_owed = false;
@@ -365,11 +365,11 @@ impl Endpoint {
     // ----- segments in -----
 
     /// Takes a segment that belongs to this connection.
-    pub(crate) fn on_segment(&mut self, segment: &Segment<'_>, now: Instant, pool: &mut ChunkPool) {
+    pub(crate) fn on_segment(&mut self, segment: &Segment<'_>, now: Instant, pools: &mut Pools) {
         match self.state {
             State::Closed => {}
             State::SynSent => self.on_segment_in_syn_sent(segment, now),
-            _ => self.on_segment_in_order(segment, now, pool),
+            _ => self.on_segment_in_order(segment, now, pools),
         }
     }
 
@@ -442,7 +442,7 @@ impl Endpoint {
     }
 
     /// §3.10.7.4, in the order of its steps.
-    fn on_segment_in_order(&mut self, segment: &Segment<'_>, now: Instant, pool: &mut ChunkPool) {
+    fn on_segment_in_order(&mut self, segment: &Segment<'_>, now: Instant, pools: &mut Pools) {
         // First: the sequence number.
         if !self.is_acceptable(segment) {
             if segment.flags.rst {
@@ -491,12 +491,12 @@ impl Endpoint {
             self.timer = Timer::Idle;
             self.state = State::Established;
             self.take_window(segment, u32::from(segment.window) << self.snd_shift);
-        } else if !self.on_ack(segment, ack, now, pool) {
+        } else if !self.on_ack(segment, ack, now, pools) {
             return;
         }
         // Seventh and eighth: the payload, and FIN.
         if matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
-            self.on_data(segment, now, pool);
+            self.on_data(segment, now, pools);
         }
     }
 
@@ -523,7 +523,7 @@ impl Endpoint {
     }
 
     /// Takes an acknowledgement. Returns false when the segment is to be dropped.
-    fn on_ack(&mut self, segment: &Segment<'_>, ack: Seq, now: Instant, pool: &mut ChunkPool) -> bool {
+    fn on_ack(&mut self, segment: &Segment<'_>, ack: Seq, now: Instant, pools: &mut Pools) -> bool {
         if ack.is_after(self.snd_max) {
             self.ack_owed = true;
             return false;
@@ -535,7 +535,7 @@ impl Endpoint {
         }
         let window = u32::from(segment.window) << self.snd_shift;
         if ack.is_after(self.snd_una) {
-            self.on_progress(ack, now, pool);
+            self.on_progress(ack, now, pools);
         } else if ack == self.snd_una
             && segment.length() == 0
             && window == self.snd_wnd
@@ -555,12 +555,12 @@ impl Endpoint {
         true
     }
 
-    fn on_progress(&mut self, ack: Seq, now: Instant, pool: &mut ChunkPool) {
+    fn on_progress(&mut self, ack: Seq, now: Instant, pools: &mut Pools) {
         let acked = ack.since(self.snd_una);
         let bytes = (acked as usize).min(self.tx.len());
-        self.tx.consume(bytes, pool);
+        self.tx.consume(bytes, &mut pools.tx);
         if self.tx.is_empty() {
-            self.tx.trim(pool);
+            self.tx.trim(&mut pools.tx);
         }
         let fin_acked = self.fin_sent && acked as usize > bytes;
         self.snd_una = ack;
@@ -644,7 +644,7 @@ impl Endpoint {
         }
     }
 
-    fn on_data(&mut self, segment: &Segment<'_>, now: Instant, pool: &mut ChunkPool) {
+    fn on_data(&mut self, segment: &Segment<'_>, now: Instant, pools: &mut Pools) {
         if segment.length() == 0 {
             return;
         }
@@ -666,7 +666,7 @@ impl Endpoint {
         let offset = seq.since(self.rcv_nxt) as usize;
         let place = self.rx.len() + offset;
         if !data.is_empty() {
-            if self.rx.reserve(place + data.len(), pool) < place + data.len() {
+            if !self.rx.try_reserve(place + data.len(), &mut pools.rx) {
                 // No memory: as if lost.
                 return;
             }

@@ -1,6 +1,7 @@
 //! Goal: whatever the link does to segments, both ends see the same bytes and the same end.
 //! Method: two endpoints face each other over a simulated link in virtual time, seeded.
 
+use super::super::buffer::CHUNK;
 use super::*;
 
 /// A small generator (xorshift64*) so that a failing seed can be run again.
@@ -48,7 +49,7 @@ struct Side {
 struct Sim {
     random: Random,
     now: Instant,
-    pool: ChunkPool,
+    pools: Pools,
     sides: [Option<Side>; 2],
     link: Vec<Packet>,
     loss_percent: u64,
@@ -61,7 +62,7 @@ impl Sim {
         Self {
             random: Random::new(seed),
             now: Instant::now(),
-            pool: ChunkPool::new(4 << 20),
+            pools: Pools::new(4 << 20),
             sides: [None, None],
             link: Vec::new(),
             loss_percent,
@@ -92,11 +93,11 @@ impl Sim {
             let Some(side) = &mut self.sides[index] else { continue };
             let endpoint = &mut side.endpoint;
             let count = (side.to_write - side.written)
-                .min((256 << 10usize).min(self.pool.available() / 4).max(super::super::buffer::CHUNK))
+                .min((256 << 10usize).min(self.pools.tx.available() / 4).max(CHUNK))
                 .saturating_sub(endpoint.tx.len())
                 .min(1 + self.random.below(40_000) as usize);
             let end = endpoint.tx.len() + count;
-            if count > 0 && endpoint.end().is_none() && endpoint.tx.reserve(end, &mut self.pool) >= end {
+            if count > 0 && endpoint.end().is_none() && endpoint.tx.reserve(end, &mut self.pools.tx) >= end {
                 let data: Vec<u8> = (side.written..side.written + count).map(|i| byte_at(index, i)).collect();
                 endpoint.tx.write_at(endpoint.tx.len(), &data);
                 endpoint.tx.extend(count);
@@ -112,7 +113,7 @@ impl Sim {
             };
             let mut data = vec![0; count];
             endpoint.rx.read_at(0, &mut data);
-            endpoint.rx.consume(count, &mut self.pool);
+            endpoint.rx.consume(count, &mut self.pools.rx);
             for (i, &byte) in data.iter().enumerate() {
                 assert_eq!(
                     byte,
@@ -169,7 +170,7 @@ impl Sim {
         };
         self.delivered += 1;
         match &mut self.sides[packet.to] {
-            Some(side) => side.endpoint.on_segment(&segment, self.now, &mut self.pool),
+            Some(side) => side.endpoint.on_segment(&segment, self.now, &mut self.pools),
             None if header.flags.syn && header.ack.is_none() => {
                 let spec = self.spec(rx_limit);
                 let endpoint = Endpoint::accept(&segment, spec, self.now);
@@ -235,9 +236,9 @@ impl Sim {
             assert_eq!(side.read, expect[1 - index], "bytes read by side {index}");
             assert_ne!(side.endpoint.end(), Some(End::Reset));
             assert_ne!(side.endpoint.end(), Some(End::Aborted));
-            side.endpoint.release(&mut self.pool);
+            side.endpoint.release(&mut self.pools);
         }
-        assert_eq!(self.pool.in_use(), 0);
+        assert_eq!(self.pools.in_use(), 0);
     }
 }
 
@@ -292,7 +293,7 @@ fn half_closed_connection_still_carries_the_other_way() {
 #[test]
 fn small_memory_is_shared_and_nothing_is_lost() {
     let mut sim = Sim::new(9, 5);
-    sim.pool = ChunkPool::new(6 * super::super::buffer::CHUNK);
+    sim.pools = Pools::new(8 * CHUNK);
     sim.open(1 << 20, 300_000);
     sim.run(1 << 20, 300_000, Duration::from_secs(36_000));
     sim.finish([300_000, 300_000]);
@@ -302,7 +303,7 @@ fn small_memory_is_shared_and_nothing_is_lost() {
 
 struct Bench {
     endpoint: Endpoint,
-    pool: ChunkPool,
+    pools: Pools,
     now: Instant,
     /// The guest's numbers.
     seq: Seq,
@@ -328,7 +329,7 @@ impl Bench {
         let spec = EndpointSpec { iss: ISS, mss: 1460, rx_limit: 128 << 10 };
         let mut bench = Self {
             endpoint: Endpoint::accept(&syn, spec, now),
-            pool: ChunkPool::new(1 << 20),
+            pools: Pools::new(1 << 20),
             now,
             seq: IRS.plus(1),
         };
@@ -342,7 +343,7 @@ impl Bench {
     }
 
     fn take(&mut self, segment: Segment<'_>) {
-        self.endpoint.on_segment(&segment, self.now, &mut self.pool);
+        self.endpoint.on_segment(&segment, self.now, &mut self.pools);
     }
 
     fn next(&mut self) -> Option<Outgoing> {
@@ -351,7 +352,7 @@ impl Bench {
 
     fn write(&mut self, count: usize) {
         let end = self.endpoint.tx.len() + count;
-        assert!(self.endpoint.tx.reserve(end, &mut self.pool) >= end);
+        assert!(self.endpoint.tx.reserve(end, &mut self.pools.tx) >= end);
         self.endpoint.tx.extend(count);
     }
 
@@ -382,7 +383,7 @@ fn three_duplicates_resend_the_first_segment_once() {
     assert_eq!((again.len(), again[0].seq), (1, ISS.plus(3001)));
     bench.take(segment(bench.seq, Some(ISS.plus(10_001)), &[]));
     assert_eq!(bench.endpoint.take_retransmitted(), 2000);
-    assert!(bench.endpoint.tx.is_empty() && bench.pool.in_use() == 0);
+    assert!(bench.endpoint.tx.is_empty() && bench.pools.in_use() == 0);
 }
 
 #[test]
@@ -518,13 +519,13 @@ fn segments_that_cannot_be_are_answered_and_dropped() {
 fn refused_and_unanswered_connections() {
     let now = Instant::now();
     let spec = EndpointSpec { iss: ISS, mss: 1460, rx_limit: 64 << 10 };
-    let mut pool = ChunkPool::new(0);
+    let mut pools = Pools::new(0);
     let mut refused = Endpoint::connect(spec, now);
     assert!(refused.next_segment(now, 1460).unwrap().flags.syn);
     let rst = Flags { rst: true, ..Flags::default() };
-    refused.on_segment(&Segment { flags: rst, ..segment(Seq(0), Some(ISS.plus(7)), &[]) }, now, &mut pool);
+    refused.on_segment(&Segment { flags: rst, ..segment(Seq(0), Some(ISS.plus(7)), &[]) }, now, &mut pools);
     assert_eq!(refused.state(), State::SynSent, "that reset was not for us");
-    refused.on_segment(&Segment { flags: rst, ..segment(Seq(0), Some(ISS.plus(1)), &[]) }, now, &mut pool);
+    refused.on_segment(&Segment { flags: rst, ..segment(Seq(0), Some(ISS.plus(1)), &[]) }, now, &mut pools);
     assert_eq!(refused.end(), Some(End::Reset));
 
     let mut unanswered = Endpoint::connect(spec, now);
@@ -543,14 +544,14 @@ fn refused_and_unanswered_connections() {
 fn both_sides_open_at_once() {
     let now = Instant::now();
     let spec = EndpointSpec { iss: ISS, mss: 1460, rx_limit: 64 << 10 };
-    let mut pool = ChunkPool::new(0);
+    let mut pools = Pools::new(0);
     let mut endpoint = Endpoint::connect(spec, now);
     assert!(endpoint.next_segment(now, 1460).unwrap().flags.syn);
     let syn = Flags { syn: true, ..Flags::default() };
-    endpoint.on_segment(&Segment { flags: syn, ..segment(IRS, None, &[]) }, now, &mut pool);
+    endpoint.on_segment(&Segment { flags: syn, ..segment(IRS, None, &[]) }, now, &mut pools);
     let answer = endpoint.next_segment(now, 1460).unwrap();
     assert!(answer.flags.syn && answer.ack == Some(IRS.plus(1)) && answer.seq == ISS);
-    endpoint.on_segment(&segment(IRS.plus(1), Some(ISS.plus(1)), &[]), now, &mut pool);
+    endpoint.on_segment(&segment(IRS.plus(1), Some(ISS.plus(1)), &[]), now, &mut pools);
     assert_eq!(endpoint.state(), State::Established);
 }
 
