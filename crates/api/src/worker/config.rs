@@ -1,0 +1,297 @@
+//! What a worker is started with: all of a virtual machine.
+//!
+//! The same content can be given on the command line of `arnia-vmm`. A file looks like this:
+//!
+//! ```json
+//! {
+//!   "kernel": "vmlinuz", "initrd": "initrd.img", "append": "console=ttyS0 root=/dev/vda1",
+//!   "cpus": 2, "memory": "1G",
+//!   "disks": [{"path": "debian.img"}],
+//!   "nets": [{"user": {"forward": [{"host_port": 2222, "guest_port": 22}]}}],
+//!   "control": "vm.sock"
+//! }
+//! ```
+
+use crate::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// A virtual machine as its user describes it. Only the kernel is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// A name for people. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The machine's UUID, as text. Default: a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Kernel: a bzImage or an ELF executable.
+    pub kernel: PathBuf,
+    /// How to enter the kernel.
+    #[serde(default)]
+    pub boot: BootMethod,
+    /// Initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub append: String,
+    /// Number of vCPUs.
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// What the processors can do: `x86-64-v2`, `x86-64-v3`, `host`. Default: the newest that the engine
+    /// gives here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<String>,
+    /// Guest memory.
+    #[serde(default = "default_memory")]
+    pub memory: ByteSize,
+    /// What executes guest code.
+    #[serde(default)]
+    pub engine: EngineChoice,
+    /// Disks, in the order in which the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network cards.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Sockets between host and guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
+    /// Where the first serial port leads. Default: the terminal.
+    #[serde(default = "default_serial")]
+    pub serial: CharDevice,
+    /// Where the virtio console leads; there is none by default.
+    #[serde(default = "default_console")]
+    pub console: CharDevice,
+    /// Path of the control socket; there is none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
+    /// What a reset does.
+    #[serde(default)]
+    pub on_reset: OnReset,
+    /// Whether there is a port (0xf4) by which the guest ends the worker with a status of its choice.
+    #[serde(default)]
+    pub debug_exit: bool,
+    /// Whether the worker gives up its rights before guest code runs.
+    #[serde(default = "default_sandbox")]
+    pub sandbox: bool,
+}
+
+/// vCPUs when none are named.
+pub const CPUS_DEFAULT: u32 = 1;
+/// Guest memory when none is named: enough for a Debian guest.
+pub const MEMORY_DEFAULT: ByteSize = ByteSize(1 << 30);
+
+fn default_cpus() -> u32 {
+    CPUS_DEFAULT
+}
+fn default_memory() -> ByteSize {
+    MEMORY_DEFAULT
+}
+fn default_serial() -> CharDevice {
+    CharDevice::Stdio
+}
+fn default_console() -> CharDevice {
+    CharDevice::None
+}
+fn default_sandbox() -> bool {
+    true
+}
+
+impl VmConfig {
+    /// A machine with this kernel and defaults for all else.
+    pub fn new(kernel: impl Into<PathBuf>) -> VmConfig {
+        VmConfig {
+            name: None,
+            uuid: None,
+            kernel: kernel.into(),
+            boot: BootMethod::default(),
+            initrd: None,
+            append: String::new(),
+            cpus: default_cpus(),
+            cpu_model: None,
+            memory: default_memory(),
+            engine: EngineChoice::default(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            serial: default_serial(),
+            console: default_console(),
+            control: None,
+            on_reset: OnReset::default(),
+            debug_exit: false,
+            sandbox: default_sandbox(),
+        }
+    }
+}
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootMethod {
+    /// What suits the file.
+    #[default]
+    Auto,
+    /// Decompressed on the host, entered by the 64-bit Linux protocol.
+    Direct,
+    /// The bzImage decompresses itself: slower, but keeps the randomisation of the kernel's address.
+    SelfDecompressing,
+    /// By the PVH entry point.
+    Pvh,
+}
+
+/// What executes guest code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// The fastest that works on this host.
+    #[default]
+    Auto,
+    /// Hardware virtualization by KVM.
+    Kvm,
+    /// Binary translation.
+    Bt,
+}
+
+/// What a reset of the machine does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReset {
+    /// The machine starts again.
+    #[default]
+    Reboot,
+    /// The worker ends.
+    Exit,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A file or block device in raw format.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What the guest sees as the disk's serial number: at most 20 printable characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// A network card and what it is plugged into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetConfig {
+    /// The worker's own network with DHCP, DNS and address translation; needs no rights.
+    User(UserNetConfig),
+}
+
+/// The worker's own network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserNetConfig {
+    /// The card's MAC address, as text. Default: a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Ports of the host that lead into the guest.
+    #[serde(default)]
+    pub forward: Vec<ForwardConfig>,
+    /// Whether the guest is kept from connecting to anything but this network itself.
+    #[serde(default)]
+    pub restrict: bool,
+}
+
+/// A port of the host that leads into the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardConfig {
+    /// TCP or UDP.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The host's address to listen on. Default: 127.0.0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address: Option<IpAddr>,
+    /// The host's port.
+    pub host_port: u16,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Sockets between host and guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context ID, 3 or more.
+    pub cid: u64,
+    /// Path of the Unix socket that stands for the guest on the host. The host connects to it and sends
+    /// `CONNECT <port>`; connections from the guest to port N go to the socket at this path with `_N`
+    /// appended.
+    pub socket: PathBuf,
+}
+
+/// Where a serial line leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CharDevice {
+    /// Standard input and output.
+    Stdio,
+    /// Output is appended to a file; there is no input.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_all_that_is_needed() {
+        let config: VmConfig = serde_json::from_str(r#"{"kernel": "vmlinuz"}"#).unwrap();
+        assert_eq!(config, VmConfig::new("vmlinuz"));
+    }
+
+    #[test]
+    fn the_example_of_the_documentation_is_read() {
+        let config: VmConfig = serde_json::from_str(
+            r#"{"kernel": "vmlinuz", "initrd": "initrd.img", "append": "console=ttyS0 root=/dev/vda1",
+                "cpus": 2, "memory": "1G", "disks": [{"path": "debian.img"}],
+                "nets": [{"user": {"forward": [{"host_port": 2222, "guest_port": 22}]}}],
+                "control": "vm.sock"}"#,
+        )
+        .unwrap();
+        assert_eq!(config.memory, ByteSize(1 << 30));
+        let NetConfig::User(user) = &config.nets[0];
+        assert_eq!((user.forward[0].protocol, user.forward[0].host_port), (Protocol::Tcp, 2222));
+        let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_everywhere() {
+        for text in [
+            r#"{"kernel": "k", "cpu": 2}"#,
+            r#"{"kernel": "k", "disks": [{"path": "d", "readonly": true}]}"#,
+            r#"{"kernel": "k", "nets": [{"user": {"mtu": 1}}]}"#,
+            r#"{"kernel": "k", "nets": [{"tap": {}}]}"#,
+            r#"{"kernel": "k", "vsock": {"cid": 3, "socket": "s", "x": 1}}"#,
+            r#"{"cpus": 2}"#,
+        ] {
+            assert!(serde_json::from_str::<VmConfig>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The control socket of a worker, version 1.
+//!
+//! A Unix stream socket. Each request is one line of JSON, at most [`LINE_LEN_MAX`] bytes; each gets one
+//! line in answer, in order. Clients may be many, and may stay or go at any time.
+//!
+//! ```text
+//! > {"op": "status", "id": 1}
+//! < {"id": 1, "ok": {"type": "status", "state": "running", "engine": "bt", ...}}
+//! > {"op": "fly"}
+//! < {"error": {"kind": "unknown_operation", "message": "..."}}
+//! ```
+//!
+//! `id` is the client's own and comes back; `version` may be given to be sure of the meaning. To add an
+//! operation: a variant of [`Request`], one of [`Reply`] if it has its own answer, and a line in the
+//! table of `docs/reference/arnia-vmm.md`. Fields are only ever added; a change of meaning is a new
+//! version.
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// The version of this protocol.
+pub const VERSION: u32 = 1;
+/// Longest line that a worker takes, in bytes, with its newline.
+pub const LINE_LEN_MAX: usize = 64 * 1024;
+
+/// One line from a client.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RequestLine {
+    /// Comes back in the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The version that the client speaks; [`VERSION`] when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// What it wants.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Request {
+    /// What is the machine, and what does it do? Answered by [`Reply::Status`].
+    Status {},
+    /// Stop the vCPUs and guest time. Done when they stand still.
+    Pause {},
+    /// Let them go on.
+    Resume {},
+    /// Press the power button. The guest decides what follows.
+    Power {},
+    /// End the machine at once, whatever the guest does. Disks are flushed, the guest's caches are lost.
+    Stop {},
+    /// Start the machine again from the beginning, like its reset button.
+    Reset {},
+    /// What was counted so far. Answered by [`Reply::Counters`].
+    Counters {},
+}
+
+impl<'de> Deserialize<'de> for RequestLine {
+    // By hand, because a flattened field cannot refuse unknown ones.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RequestLine, D::Error> {
+        let mut fields = Map::deserialize(deserializer)?;
+        let mut take = |name: &str| fields.remove(name).filter(|value| !value.is_null());
+        let (id, version) = (take("id"), take("version"));
+        let number = |value: Option<Value>, what: &str| match value {
+            None => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(number) => Ok(Some(number)),
+                None => Err(D::Error::custom(format!("`{what}` is not a whole number"))),
+            },
+        };
+        let version = match number(version, "version")? {
+            Some(version) => {
+                Some(u32::try_from(version).map_err(|_| D::Error::custom("`version` is too large"))?)
+            }
+            None => None,
+        };
+        Ok(RequestLine {
+            id: number(id, "id")?,
+            version,
+            request: Request::deserialize(Value::Object(fields)).map_err(D::Error::custom)?,
+        })
+    }
+}
+
+/// One line to a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplyLine {
+    /// The request's, if it had one that could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The answer.
+    #[serde(flatten)]
+    pub result: ReplyResult,
+}
+
+/// An answer: one or the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplyResult {
+    /// It was done.
+    Ok(Reply),
+    /// It was not.
+    Error(ControlError),
+}
+
+/// What comes back when a request was carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reply {
+    /// Done; there is nothing to tell.
+    Done,
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Counters`].
+    Counters(Counters),
+}
+
+/// What a machine is and does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this protocol.
+    pub version: u32,
+    /// Version of the worker program.
+    pub program: String,
+    /// The worker's process ID.
+    pub pid: u32,
+    /// The machine's name, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The machine's UUID.
+    pub uuid: String,
+    /// What it does now.
+    pub state: VmState,
+    /// The engine that executes guest code: `kvm` or `bt`.
+    pub engine: String,
+    /// The CPU model.
+    pub cpu_model: String,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Guest time since the machine was created, in milliseconds; stands still while paused.
+    pub guest_time_ms: u64,
+    /// How many times the machine was reset.
+    pub resets: u64,
+}
+
+/// What a machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Being built; no guest code has run.
+    Starting,
+    /// Guest code runs.
+    Running,
+    /// Guest code and guest time stand still.
+    Paused,
+    /// Being reset.
+    Resetting,
+    /// Ended; the worker is about to exit.
+    Stopped,
+}
+
+/// What was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Microseconds from the start of the program to the first guest instruction; absent before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_to_first_instruction_us: Option<u64>,
+    /// The engine's own counters.
+    pub engine: BTreeMap<String, u64>,
+    /// Accesses of vCPUs to devices, by kind.
+    pub io: BTreeMap<String, u64>,
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlError {
+    /// For programs.
+    pub kind: ControlErrorKind,
+    /// For people: a sentence.
+    pub message: String,
+}
+
+/// Why a request was not carried out, in kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ControlErrorKind {
+    /// The line is not JSON, too long, or lacks something.
+    Malformed,
+    /// The client speaks a version that this worker does not.
+    UnsupportedVersion,
+    /// There is no such operation.
+    UnknownOperation,
+    /// The machine's state does not allow it.
+    WrongState,
+    /// Too many clients.
+    Busy,
+    /// The worker or its host failed.
+    Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_and_written() {
+        for (text, id, version, request) in [
+            (r#"{"op":"status"}"#, None, None, Request::Status {}),
+            (r#"{"id":7,"op":"pause"}"#, Some(7), None, Request::Pause {}),
+            (r#"{"id":7,"version":1,"op":"counters"}"#, Some(7), Some(1), Request::Counters {}),
+        ] {
+            let line: RequestLine = serde_json::from_str(text).unwrap();
+            assert_eq!(line, RequestLine { id, version, request });
+            assert_eq!(serde_json::to_string(&line).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_request_is_refused() {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"op":"fly"}"#,
+            r#"{"op":1}"#,
+            r#"{"op":"status","verbose":true}"#,
+            r#"{"op":"status","id":"x"}"#,
+            r#"{"op":"status","version":-1}"#,
+            r#"{"op":"status","version":99999999999}"#,
+        ] {
+            assert!(serde_json::from_str::<RequestLine>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn replies_keep_their_written_form() {
+        let done = ReplyLine { id: Some(3), result: ReplyResult::Ok(Reply::Done) };
+        let refused = ReplyLine {
+            id: None,
+            result: ReplyResult::Error(ControlError {
+                kind: ControlErrorKind::WrongState,
+                message: "it is paused".into(),
+            }),
+        };
+        let counters = Counters {
+            start_to_first_instruction_us: Some(5),
+            engine: [("blocks".to_owned(), 2)].into(),
+            io: BTreeMap::new(),
+        };
+        for (line, text) in [
+            (done, r#"{"id":3,"ok":{"type":"done"}}"#),
+            (refused, r#"{"error":{"kind":"wrong_state","message":"it is paused"}}"#),
+            (
+                ReplyLine { id: None, result: ReplyResult::Ok(Reply::Counters(counters)) },
+                r#"{"ok":{"type":"counters","start_to_first_instruction_us":5,"engine":{"blocks":2},"io":{}}}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&line).unwrap(), text);
+            assert_eq!(serde_json::from_str::<ReplyLine>(text).unwrap(), line);
+        }
+    }
+}
