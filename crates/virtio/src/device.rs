@@ -100,6 +100,8 @@ pub enum DeviceSaved {
     Console(crate::console::ConsoleSaved),
     /// An entropy source.
     Rng,
+    /// A socket device.
+    Vsock(crate::vsock::VsockSaved),
 }
 
 /// Copies the part of a configuration structure that an access asks for.

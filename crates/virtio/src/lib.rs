@@ -31,14 +31,17 @@
 pub mod blk;
 pub mod console;
 mod device;
+mod error;
 mod kick;
 pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod spec;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 pub use crate::device::{Activation, DeviceSaved, Interrupt, VirtioDevice};
+pub use crate::error::{Error, ErrorKind};
 pub use crate::kick::Kick;
 pub use crate::transport::{VirtioPci, VirtioPciSaved, notify_offset};

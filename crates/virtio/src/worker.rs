@@ -12,10 +12,9 @@
 use crate::Kick;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::any::Any;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -124,12 +123,20 @@ impl Worker {
     /// Starts a thread. `name` is shown by the host's tools (15 bytes of it).
     ///
     /// # Errors
-    /// When the host gives no thread or descriptor; then the work is lost with its queues.
-    pub fn start(name: &str, work: Box<dyn Work>) -> io::Result<Worker> {
-        let stop = Arc::new(Stop { asked: AtomicBool::new(false), kick: Kick::new()? });
-        let seen = stop.clone();
-        let thread = Builder::new().name(name.to_owned()).spawn(move || run(work, &seen))?;
-        Ok(Worker { thread: Some(thread), stop })
+    /// The work itself, when the host gives no thread or descriptor.
+    pub fn start(name: &str, work: Box<dyn Work>) -> Result<Worker, Box<dyn Work>> {
+        let Ok(kick) = Kick::new() else { return Err(work) };
+        let stop = Arc::new(Stop { asked: AtomicBool::new(false), kick });
+        // A thread that does not come into being drops its closure, but not what is on the shelf.
+        let shelf = Arc::new(Mutex::new(Some(work)));
+        let (seen, from) = (stop.clone(), shelf.clone());
+        let take = |shelf: &Mutex<Option<_>>| {
+            shelf.lock().unwrap_or_else(PoisonError::into_inner).take().expect("taken once")
+        };
+        match Builder::new().name(name.to_owned()).spawn(move || run(take(&from), &seen)) {
+            Ok(thread) => Ok(Worker { thread: Some(thread), stop }),
+            Err(_) => Err(take(&shelf)),
+        }
     }
 
     /// Asks the thread to stop, without waiting.
@@ -224,7 +231,6 @@ impl Spin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
     use std::sync::mpsc::{Sender, channel};
 
     /// Moves numbers from a list to a channel, two at a time.
@@ -263,7 +269,7 @@ mod tests {
         let (list, kick) = (Arc::new(Mutex::new(vec![1, 2, 3])), Arc::new(Kick::new().unwrap()));
         let (out, received) = channel();
         let mover = Mover { list: list.clone(), kick: kick.clone(), out, drained: false };
-        let worker = Worker::start("mover", Box::new(mover)).unwrap();
+        let worker = Worker::start("mover", Box::new(mover)).ok().unwrap();
         for round in 0..100 {
             list.lock().unwrap().extend([round, round + 1]);
             kick.notify();

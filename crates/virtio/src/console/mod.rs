@@ -7,15 +7,15 @@ mod work;
 
 pub use work::ConsoleWork;
 
-use crate::Kick;
 use crate::device::{Activation, DeviceSaved, Interrupt, VirtioDevice, read_structure};
 use crate::queue::Queue;
 use crate::worker::Work;
+use crate::{Error, ErrorKind, Kick};
 use ::device::state::RestoreError;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Feature bits (§5.3.3), as masks.
@@ -76,9 +76,13 @@ impl Console {
     ///
     /// # Errors
     /// When the process may not open more descriptors.
-    pub fn new(output: Box<dyn Write + Send>) -> io::Result<Console> {
+    pub fn new(output: Box<dyn Write + Send>) -> Result<Console, Error> {
         let terminal = Terminal { bytes: VecDeque::new(), columns: 80, rows: 25, interrupt: None };
-        let shared = Shared { state: Mutex::new(terminal), kick: Kick::new()? };
+        let kick = Kick::new().map_err(|error| {
+            let context = "cannot make a console: the host gives no event descriptor";
+            Error::new(ErrorKind::HostRefused, context).with_source(error)
+        })?;
+        let shared = Shared { state: Mutex::new(terminal), kick };
         let input = ConsoleInput { shared: Arc::new(shared) };
         Ok(Console { input, output: Arc::new(Mutex::new(output)) })
     }

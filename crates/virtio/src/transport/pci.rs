@@ -19,11 +19,11 @@
 //! takes no lock.
 
 use super::registers::{Effect, Live, Registers, RegistersSaved};
-use crate::Kick;
 use crate::device::{Activation, DeviceSaved, Interrupt, VirtioDevice};
 use crate::queue::{Position, Queue, RingError};
 use crate::spec::{device_type, feature, pci as spec};
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
+use crate::{Error, ErrorKind, Kick};
 use device::pci::{Bar, BarKind, ConfigSaved, ConfigSpace, Identity, Msix, MsixSaved, PciFunction, reg};
 use device::state::{RestoreError, SaveRestore};
 use device::{IrqLine, MsiSink};
@@ -70,9 +70,17 @@ struct State {
     registers: Registers,
     device: Box<dyn VirtioDevice>,
     positions: Vec<Position>,
-    /// The threads at work; `None` while the device is at rest.
-    workers: Option<Vec<Worker>>,
+    /// `None` while the device is at rest.
+    workers: Option<Workers>,
     paused: bool,
+}
+
+/// What a device at work consists of.
+#[derive(Default)]
+struct Workers {
+    threads: Vec<Worker>,
+    /// What the host gave no thread for: it does nothing until the next start.
+    stranded: Vec<Box<dyn Work>>,
 }
 
 /// The interrupt side, shared with the workers.
@@ -128,11 +136,15 @@ impl VirtioPci {
         ram: Arc<Ram>,
         msi: Arc<dyn MsiSink>,
         irq: IrqLine,
-    ) -> io::Result<Arc<VirtioPci>> {
+    ) -> Result<Arc<VirtioPci>, Error> {
         let name = name.into();
         let sizes = device.queue_sizes();
         assert!(sizes.len() <= QUEUES_MAX, "no more queues than the transport has room for");
-        let kicks = sizes.iter().map(|_| Kick::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
+        let kicks = sizes.iter().map(|_| Kick::new().map(Arc::new)).collect::<io::Result<Vec<_>>>();
+        let kicks = kicks.map_err(|error| {
+            let context = format!("cannot make device {name}: the host gives no event descriptor");
+            Error::new(ErrorKind::HostRefused, context).with_source(error)
+        })?;
         let vectors = sizes.len() as u16 + 1;
         let (config, msix, window) = configuration(device.device_type(), vectors, irq.irq(), msi.clone());
         let ring_features = feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX;
@@ -321,24 +333,28 @@ impl VirtioPci {
             ram: self.ram.clone(),
             interrupt: self.outputs.clone(),
         };
-        let mut workers = Vec::new();
+        let mut workers = Workers::default();
         for (index, work) in state.device.activate(activation).into_iter().enumerate() {
             let name = if index == 0 { self.name.clone() } else { format!("{}.{index}", self.name) };
             match Worker::start(&name, work) {
-                Ok(worker) => workers.push(worker),
-                // The host is out of threads; the driver learns it as it learns of any breakdown.
-                Err(_) => self.outputs.break_down(),
+                Ok(worker) => workers.threads.push(worker),
+                // The driver learns it as it learns of any breakdown.
+                Err(work) => {
+                    workers.stranded.push(work);
+                    self.outputs.break_down();
+                }
             }
         }
         state.workers = Some(workers);
     }
 
     fn stop(&self, state: &mut State) {
-        let workers = state.workers.take().unwrap_or_default();
-        for worker in &workers {
+        let Workers { threads, stranded } = state.workers.take().unwrap_or_default();
+        // All are asked before any is waited for.
+        for worker in &threads {
             worker.cancel();
         }
-        let works = workers.into_iter().map(Worker::join).collect();
+        let works = threads.into_iter().map(Worker::join).chain(stranded).collect();
         for queue in state.device.deactivate(works) {
             state.positions[queue.index() as usize] = queue.position();
         }
@@ -502,7 +518,7 @@ impl Drop for VirtioPci {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         // All are asked before any is waited for.
-        for worker in state.workers.iter().flatten() {
+        for worker in state.workers.iter().flat_map(|workers| &workers.threads) {
             worker.cancel();
         }
     }
