@@ -1,26 +1,129 @@
 //! Instructions that execute as themselves on the host.
+//!
+//! For each instruction form a small host function is generated once ([`build`]), kept in the vCPU's
+//! [`Stubs`] and called by a handler ([`run`]) which first makes the checks that a processor makes
+//! ([`classify`] says which) and finds the memory operand, so that the function itself never faults.
+//! Floating-point exceptions are found in the flags afterwards ([`float`], [`x87`]). Instructions whose
+//! memory operand is not one run of bytes are written by hand.
 
-use crate::block::Op;
+mod arena;
+mod build;
+mod classify;
+mod features;
+mod float;
+mod run;
+mod x87;
+
+pub(crate) use arena::Stubs;
+
+use crate::block::{Detail, Flow, Op};
 use crate::cpu::Cpu;
-use iced_x86::Instruction;
+use crate::regs::Regs;
+use classify::Plan;
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic};
+
+/// A generated function: executes one instruction on `regs`, with its memory operand at `memory`.
+type Entry = unsafe extern "sysv64" fn(regs: *mut Regs, memory: *mut u8) -> u64;
 
 /// Host code of one instruction.
-pub(crate) struct Stub {}
+pub(crate) struct Stub {
+    entry: Entry,
+    /// Size of the memory operand in bytes; 0 without.
+    size: u16,
+    /// Bits of the linear address that must be clear.
+    align_mask: u16,
+    /// Uses MXCSR.
+    mxcsr: bool,
+    /// An x87 instruction that the instruction pointer of the unit is set by.
+    sets_pointers: bool,
+}
 
-/// The host code of one vCPU.
-pub(crate) struct Stubs {}
+impl Stub {
+    #[inline(always)]
+    fn call(&self, regs: &mut Regs, memory: *mut u8) {
+        // SAFETY: the function accesses `regs`, and at `memory` the operand that the handler prepared;
+        // it keeps to the ABI. The arena is cleared only while no handler runs.
+        unsafe { (self.entry)(regs, memory) };
+    }
+}
 
-impl Stubs {
-    pub(crate) fn new() -> Stubs {
-        Stubs {}
+impl Op {
+    #[inline(always)]
+    fn stub(&self) -> &Stub {
+        self.detail.as_ref().and_then(|detail| detail.stub.as_ref()).expect("native ops carry host code")
     }
-    pub(crate) fn is_full(&self) -> bool {
-        false
-    }
-    pub(crate) fn clear(&mut self) {}
 }
 
 /// Chooses the handler of an instruction and completes `op`; false when it does not execute natively.
-pub(crate) fn select(_cpu: &mut Cpu, _insn: &Instruction, _op: &mut Op) -> bool {
-    false
+pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
+    if is_hint(insn) {
+        op.run = |_, _| Ok(Flow::Next);
+        return true;
+    }
+    let insn = &older_meaning(cpu, insn);
+    if !features::has_instruction(&cpu.vm, insn) {
+        return false;
+    }
+    select_stub(cpu, insn, op)
+}
+
+/// Chooses a handler that executes a host function.
+fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
+    let bare = build::without_address(insn);
+    let Some(plan) = Plan::of(&bare) else { return false };
+    let Some(code) = build::build(&bare, &plan) else { return false };
+    let stub = match cpu.stubs.install(&code) {
+        Ok(entry) => Some(Stub {
+            entry,
+            size: plan.size,
+            align_mask: plan.align - 1,
+            mxcsr: plan.mxcsr,
+            sets_pointers: !is_x87_control(insn.mnemonic()),
+        }),
+        Err(_) => None,
+    };
+    op.run = match stub {
+        Some(_) => run::handler(plan.class, plan.memory),
+        None => |cpu, op| Err(cpu.cannot_continue(format!("{:?}: no memory for code", op.insn().code()))),
+    };
+    op.ends_block |= stub.is_none();
+    op.detail = Some(Box::new(Detail { insn: *insn, stub }));
+    true
+}
+
+/// Instructions without effect, in encodings set aside for hints (SDM vol. 2B, NOP): no access is made.
+/// Those of extensions that no guest has are among them.
+fn is_hint(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        insn.mnemonic(),
+        Nop | Pause | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw | Prefetchwt1 | Prefetch
+            | Prefetchit0 | Prefetchit1 | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Cldemote | Bndcl | Bndcn | Bndcu
+            | Bndldx | Bndmk | Bndmov | Bndstx | Reservednop
+    )
+}
+
+/// What an instruction means to a processor that does not know the extension which gave its prefix a
+/// meaning: LZCNT is BSR, TZCNT is BSF.
+fn older_meaning(cpu: &Cpu, insn: &Instruction) -> Instruction {
+    let (code, feature) = match insn.code() {
+        Code::Lzcnt_r16_rm16 => (Code::Bsr_r16_rm16, CpuidFeature::LZCNT),
+        Code::Lzcnt_r32_rm32 => (Code::Bsr_r32_rm32, CpuidFeature::LZCNT),
+        Code::Lzcnt_r64_rm64 => (Code::Bsr_r64_rm64, CpuidFeature::LZCNT),
+        Code::Tzcnt_r16_rm16 => (Code::Bsf_r16_rm16, CpuidFeature::BMI1),
+        Code::Tzcnt_r32_rm32 => (Code::Bsf_r32_rm32, CpuidFeature::BMI1),
+        Code::Tzcnt_r64_rm64 => (Code::Bsf_r64_rm64, CpuidFeature::BMI1),
+        _ => return *insn,
+    };
+    let mut older = *insn;
+    if !features::has(&cpu.vm, feature) {
+        older.set_code(code);
+    }
+    older
+}
+
+/// x87 instructions that leave the unit's record of the last instruction alone.
+fn is_x87_control(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Fincstp | Fdecstp | Ffree | Ffreep | Fnop | Emms)
 }
