@@ -6,7 +6,7 @@ use crate::signals::{Signals, signal};
 use crate::vcpu::BtVcpu;
 use crate::vm::{CodePages, Counters, VmShared};
 use cpu::{Engine, Error, ErrorKind, Speed, Support, Vcpu, Vm, VmConfig};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// How the engine is to work.
@@ -50,25 +50,30 @@ impl Engine for BtEngine {
             let context = format!("cannot make a machine with {} vCPUs: 1 to 255 are possible", config.vcpus);
             return Err(Error::new(ErrorKind::BadConfig, context));
         }
-        let code = Arc::new(CodePages::new(config.ram.clone()));
-        config.ram.set_code_watcher(code.clone());
-        let signals: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Signals::new())).collect();
-        let lapics = (0..config.vcpus)
-            .map(|id| Lapic::new(id, signals[id as usize].clone(), &config.timers))
-            .collect();
-        let shared = Arc::new(VmShared {
-            ram: config.ram,
-            clock: config.clock,
-            timers: config.timers,
-            cpuid: config.cpuid,
-            lapics,
-            signals,
-            code,
-            counters: Counters::default(),
-            pic_line: AtomicBool::new(false),
-        });
-        Ok(Arc::new(BtVm { shared, created: Mutex::new(vec![false; config.vcpus as usize]) }))
+        let vcpus = config.vcpus as usize;
+        let shared = share(config);
+        Ok(Arc::new(BtVm { shared, created: Mutex::new(vec![false; vcpus]) }))
     }
+}
+
+/// What the vCPUs of a machine share.
+pub(crate) fn share(config: VmConfig) -> Arc<VmShared> {
+    let code = Arc::new(CodePages::new(config.ram.clone()));
+    config.ram.set_code_watcher(code.clone());
+    let signals: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Signals::new())).collect();
+    let lapics =
+        (0..config.vcpus).map(|id| Lapic::new(id, signals[id as usize].clone(), &config.timers)).collect();
+    Arc::new(VmShared {
+        ram: config.ram,
+        clock: config.clock,
+        timers: config.timers,
+        cpuid: config.cpuid,
+        lapics,
+        signals,
+        code,
+        counters: Counters::default(),
+        pic_line: AtomicBool::new(false),
+    })
 }
 
 impl Vm for BtVm {
@@ -93,10 +98,7 @@ impl Vm for BtVm {
     }
 
     fn set_pic_line(&self, level: bool) {
-        self.shared.pic_line.store(level, Ordering::SeqCst);
-        if level {
-            self.shared.signals[0].raise(signal::INTERRUPT);
-        }
+        self.shared.set_pic_line(level);
     }
 
     fn signal_nmi(&self, vcpu: u32) {

@@ -24,6 +24,9 @@ mod native;
 mod regs;
 mod signals;
 mod system;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 mod vcpu;
 mod vm;
 
