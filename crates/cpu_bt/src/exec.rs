@@ -134,6 +134,7 @@ impl Cpu {
         if self.signals.take(signal::FLUSH_ALL) != 0 {
             self.flush_tlb_all();
         }
+        self.signals.take(signal::UNHALT);
         if self.signals.take(signal::KICK) != 0 {
             self.exit = Some(VmExit::Kicked);
             return;
@@ -183,7 +184,10 @@ impl Cpu {
             }
         }
         if self.halted {
-            self.idle();
+            match self.lapic.take_unhalted() {
+                true => self.halted = false,
+                false => self.idle(),
+            }
         }
     }
 
@@ -193,9 +197,11 @@ impl Cpu {
         let ignored = if self.regs.flag(rflags::IF) && !self.wait_for_sipi { 0 } else { signal::INTERRUPT };
         if self.signals.pending() & !ignored == 0 {
             let timeout = self.lapic.sleep_begins();
+            self.paravirt_sleep_begins();
             self.signals.leave_guest();
             self.signals.sleep(ignored, timeout.map(Duration::from_nanos));
             self.signals.enter_guest();
+            self.paravirt_sleep_ends();
             self.lapic.sleep_ends();
         }
     }

@@ -28,6 +28,8 @@ pub(crate) mod signal {
     pub(crate) const FLUSH_WRITES: u32 = 1 << 5;
     /// Forget all translations.
     pub(crate) const FLUSH_ALL: u32 = 1 << 6;
+    /// End a halt, if the local APIC says so.
+    pub(crate) const UNHALT: u32 = 1 << 7;
 }
 
 impl Signals {
