@@ -1,1 +1,50 @@
-//! Boot tests: real kernels under the real programs, from outside.
+//! The harness that boots real guests under the real programs and talks to them from outside, as
+//! a user would: over the serial console, the control socket and the network.
+//!
+//! ```no_run
+//! # use vm_test::{Artifacts, Engine, Guest, Patience, Program};
+//! # fn main() -> anyhow::Result<()> {
+//! # let (artifacts, program) = (Artifacts::from_env()?, Program::Worker(Engine::Bt));
+//! let guest = Guest::busybox(&artifacts).cpus(2).memory_mib(512).test("smp");
+//! let mut vm = guest.start(&program, "target/vm-test/example".as_ref())?;
+//! vm.console().expect("ARNIA-DONE", Patience::Boot)?;
+//! assert_eq!(vm.wait(Patience::Shutdown)?.code, Some(0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`Artifacts`]: kernels and disks, as `cargo xtask guests` left them.
+//! - [`Program`]: what runs the guest: the worker with one of its engines, or QEMU, which stands
+//!   beside it for comparison and as a check of the harness itself.
+//! - [`Guest`]: a machine to be; [`Vm`]: the running one. Dropping a [`Vm`] ends it.
+//! - [`Console`] and [`Shell`]: waiting for what the guest prints, and having it run commands.
+//! - [`Suite`]: tests over engines and numbers of CPUs, with skips that are seen.
+//!
+//! Nothing waits without a bound ([`Patience`]), and whatever a run printed is kept in its folder.
+//! The binary of this crate holds what needs the same machinery but is no test: the scripted demo
+//! and the benchmarks.
+
+mod artifacts;
+pub mod bench;
+mod console;
+mod control;
+pub mod debian;
+mod guest;
+mod http;
+pub mod kernel_log;
+mod patience;
+mod program;
+mod shell;
+mod suite;
+mod vm;
+
+pub use artifacts::{Artifacts, copy_sparse};
+pub use console::Console;
+pub use control::{Control, RunState};
+pub use guest::{After, Guest};
+pub use http::{HttpServer, sha256_hex};
+pub use patience::Patience;
+pub use program::{Engine, Program, worker_path};
+pub use shell::{Output, Shell};
+pub use suite::{Case, Suite};
+pub use vm::{Exit, KillOnDrop, Vm, free_port};

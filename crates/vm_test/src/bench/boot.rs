@@ -1,0 +1,59 @@
+//! From the start of the program to the guest's first own process; and what the guest costs when it
+//! then does nothing.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::process;
+use super::report::Report;
+use crate::{After, Artifacts, Engine, Guest, Patience, Program};
+
+const CPUS: u32 = 2;
+const MEMORY_MIB: u32 = 512;
+
+/// Long enough for what a kernel puts off until after its start.
+const SETTLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(20);
+
+/// Idle figures hardly differ from run to run, and take long.
+const IDLE_RUNS: u32 = 3;
+
+pub(super) fn measure(artifacts: &Artifacts, runs: u32, scratch: &Path, report: &mut Report) -> Result<()> {
+    let guest = Guest::busybox(artifacts).cpus(CPUS).memory_mib(MEMORY_MIB).after(After::Idle);
+    for run in 0..runs {
+        for program in [Program::Worker(Engine::Bt), Program::Qemu] {
+            println!("boot: {program}, run {} of {runs}", run + 1);
+            one_boot(&guest, program, run < IDLE_RUNS, scratch, report)
+                .with_context(|| format!("cannot measure the boot under {program}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn one_boot(guest: &Guest, program: Program, idle: bool, scratch: &Path, report: &mut Report) -> Result<()> {
+    let subject = program.to_string();
+    let mut vm = guest.start(&program, scratch)?;
+    vm.console().expect("ARNIA-INIT", Patience::Boot)?;
+    report.add("boot to init", "s", &subject, vm.started().elapsed().as_secs_f64());
+
+    if let Program::Worker(_) = program {
+        let counters = vm.control().counters()?;
+        let start = counters["start_to_first_instruction_us"].as_f64();
+        let start = start.with_context(|| format!("no start_to_first_instruction_us in {counters}"))?;
+        report.add("start to first guest instruction", "ms", &subject, start / 1000.0);
+    }
+    if idle {
+        thread::sleep(SETTLE);
+        let (before, since) = (process::cpu_time(vm.pid())?, Instant::now());
+        thread::sleep(IDLE);
+        let used = process::cpu_time(vm.pid())? - before;
+        let percent = 100.0 * used.as_secs_f64() / since.elapsed().as_secs_f64();
+        report.add("host CPU of an idle guest", "% of a core", &subject, percent);
+        let beyond = process::memory_beyond_guest(vm.pid(), u64::from(MEMORY_MIB) << 20)?;
+        report.add("memory beyond guest RAM", "MiB", &subject, beyond as f64 / f64::from(1 << 20));
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Benchmarks: our engine, QEMU's translator and, where it makes sense, the host itself, in one run
+//! on one machine, taking turns. What counts is ratios.
+
+mod boot;
+mod cpu;
+mod process;
+mod report;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::Artifacts;
+use report::Report;
+
+/// A benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Bench {
+    /// Boot to init, an idle guest's use of the host, memory beyond the guest's own
+    Boot,
+    /// Speed of execution, by small programs of busybox
+    Cpu,
+}
+
+/// Runs benchmarks (all, if none is named) and saves `<output>/<date>-<host>/`.
+///
+/// # Errors
+/// If a guest does not do what it is measured for.
+pub fn run(runs: u32, output: &Path, benches: &[Bench]) -> Result<()> {
+    let artifacts = Artifacts::from_env()?;
+    let benches = if benches.is_empty() { Bench::value_variants() } else { benches };
+    let scratch = std::env::temp_dir().join(format!("arnia-bench-{}", std::process::id()));
+    let mut report = Report::default();
+    for bench in benches {
+        match bench {
+            Bench::Boot => boot::measure(&artifacts, runs, &scratch, &mut report)?,
+            Bench::Cpu => cpu::measure(&artifacts, runs, &scratch, &mut report)?,
+        }
+    }
+    let _ = std::fs::remove_dir_all(&scratch);
+    let machine = machine(&artifacts)?;
+    print!("\n{}", report.summary());
+    let folder = output.join(format!("{}-{}", told("date", &["+%F"])?, host_name()?));
+    report.save(&folder, &machine)?;
+    println!("\nsaved in {}", folder.display());
+    Ok(())
+}
+
+/// What the figures depend on.
+fn machine(artifacts: &Artifacts) -> Result<String> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(" unknown");
+    let cpus = std::thread::available_parallelism()?;
+    let memory = std::fs::read_to_string("/proc/meminfo")?;
+    let memory = memory.lines().next().and_then(|line| line.strip_prefix("MemTotal:")).unwrap_or(" unknown");
+    let qemu = told("qemu-system-x86_64", &["--version"])?;
+    Ok(format!(
+        "date    {}\ncommit  {}\nrustc   {}\ncpu     {}\ncpus    {cpus}\nmemory  {}\nkernel  {}\nqemu    {}\nguest   {}\n",
+        told("date", &["--utc", "+%FT%TZ"])?,
+        told("git", &["describe", "--always", "--dirty"]).unwrap_or_else(|_| "unknown".to_owned()),
+        told("rustc", &["--version"])?,
+        model.trim_matches([' ', '\t', ':']),
+        memory.trim(),
+        told("uname", &["--kernel-release"])?,
+        qemu.lines().next().unwrap_or_default(),
+        artifacts.kernel.version,
+    ))
+}
+
+fn host_name() -> Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host's name")?;
+    Ok(name.trim().chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect())
+}
+
+fn told(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

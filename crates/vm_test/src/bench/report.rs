@@ -1,0 +1,117 @@
+//! Figures: collected, put into ratios, saved.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// All figures of one run of the benchmarks.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    measures: Vec<Measure>,
+}
+
+/// One quantity, of each subject.
+#[derive(Debug, Serialize)]
+struct Measure {
+    name: String,
+    unit: &'static str,
+    /// Subject to figures, in the order in which they were taken.
+    subjects: BTreeMap<String, Vec<f64>>,
+}
+
+impl Report {
+    /// Adds a figure.
+    pub(crate) fn add(&mut self, measure: &str, unit: &'static str, subject: &str, figure: f64) {
+        let position = self.measures.iter().position(|known| known.name == measure).unwrap_or_else(|| {
+            self.measures.push(Measure { name: measure.to_owned(), unit, subjects: BTreeMap::new() });
+            self.measures.len() - 1
+        });
+        self.measures[position].subjects.entry(subject.to_owned()).or_default().push(figure);
+    }
+
+    /// A table of medians, each with its ratio to ours.
+    pub(crate) fn summary(&self) -> String {
+        let mut table =
+            String::from("| measure | subject | median | least | most | runs | relative to bt |\n");
+        table += "|---|---|---:|---:|---:|---:|---:|\n";
+        for measure in &self.measures {
+            let ours = measure.subjects.get("bt").map(|figures| median(figures));
+            for (subject, figures) in &measure.subjects {
+                let middle = median(figures);
+                let ratio = match ours {
+                    Some(ours) if ours > 0.0 && subject != "bt" => format!("{:.2}", middle / ours),
+                    _ => String::new(),
+                };
+                let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+                let most = figures.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let (name, unit, runs) = (&measure.name, measure.unit, figures.len());
+                let _ = writeln!(
+                    table,
+                    "| {name} | {subject} | {} {unit} | {} | {} | {runs} | {ratio} |",
+                    short(middle),
+                    short(least),
+                    short(most)
+                );
+            }
+        }
+        table
+    }
+
+    /// Writes `raw.json`, `summary.md` and `machine.txt`.
+    pub(crate) fn save(&self, folder: &Path, machine: &str) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::write(folder.join("raw.json"), serde_json::to_string_pretty(self)? + "\n")?;
+        fs::write(folder.join("summary.md"), self.summary())?;
+        fs::write(folder.join("machine.txt"), machine)?;
+        Ok(())
+    }
+}
+
+/// The middle figure, or the mean of the two in the middle.
+fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[length / 2],
+        length => f64::midpoint(sorted[length / 2 - 1], sorted[length / 2]),
+    }
+}
+
+/// Three significant digits or a little more.
+fn short(figure: f64) -> String {
+    let decimals = match figure.abs() {
+        size if size >= 100.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{figure:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_counts() {
+        for (figures, middle) in [(&[3.0, 1.0, 2.0][..], 2.0), (&[4.0, 1.0], 2.5), (&[7.0], 7.0)] {
+            assert!((median(figures) - middle).abs() < 1e-9, "{figures:?}");
+        }
+    }
+
+    #[test]
+    fn the_summary_has_ratios_to_our_engine() {
+        let mut report = Report::default();
+        for (subject, figure) in [("bt", 2.0), ("qemu", 5.0), ("bt", 2.0), ("qemu", 7.0)] {
+            report.add("boot", "s", subject, figure);
+        }
+        let summary = report.summary();
+        assert!(summary.contains("| boot | bt | 2.00 s | 2.00 | 2.00 | 2 |  |"), "{summary}");
+        assert!(summary.contains("| boot | qemu | 6.00 s | 5.00 | 7.00 | 2 | 3.00 |"), "{summary}");
+    }
+}

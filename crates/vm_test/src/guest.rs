@@ -1,0 +1,252 @@
+//! A machine to be: what it boots and what it has, and how each program is told of it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::program::{self, Program};
+use crate::{Artifacts, Vm};
+
+/// What the busybox guest does when its tests are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Turns the machine off.
+    Poweroff,
+    /// Resets it.
+    Reboot,
+    /// Gives a shell on the console.
+    Shell,
+    /// Does nothing, for ever.
+    Idle,
+}
+
+/// A machine to be. Every method returns it, so that a test reads as a list.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    append: Vec<String>,
+    disks: Vec<Disk>,
+    network: Option<Network>,
+    vsock: Option<PathBuf>,
+    cpus: u32,
+    memory_mib: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Disk {
+    path: PathBuf,
+    read_only: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Network {
+    /// Host port and guest port, TCP.
+    forwards: Vec<(u16, u16)>,
+}
+
+/// The guest's context identifier on the virtio socket.
+const VSOCK_CID: u32 = 3;
+
+impl Guest {
+    /// The busybox initramfs, with one CPU and 512 MiB.
+    pub fn busybox(artifacts: &Artifacts) -> Self {
+        let (kernel, initrd) = (&artifacts.kernel.image, &artifacts.busybox.initramfs);
+        Self::new(kernel, initrd, "console=ttyS0 panic=-1")
+    }
+
+    /// Debian from this copy of its disk, with one CPU and 1 GiB.
+    pub fn debian(artifacts: &Artifacts, disk: &Path) -> Self {
+        let (kernel, initrd) = (&artifacts.debian.kernel, &artifacts.debian.initrd);
+        Self::new(kernel, initrd, "root=/dev/vda rw console=ttyS0 panic=-1").memory_mib(1024).disk(disk)
+    }
+
+    fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            initrd: initrd.to_owned(),
+            append: vec![append.to_owned()],
+            disks: Vec::new(),
+            network: None,
+            vsock: None,
+            cpus: 1,
+            memory_mib: 512,
+        }
+    }
+
+    /// The number of CPUs.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// The size of its memory.
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Another word for the kernel command line.
+    pub fn append(mut self, word: impl Into<String>) -> Self {
+        self.append.push(word.into());
+        self
+    }
+
+    /// Busybox only: a test to run, or several with commas between (`guests/busybox/tests`).
+    pub fn test(self, names: &str) -> Self {
+        self.append(format!("arnia.test={names}"))
+    }
+
+    /// Busybox only: a variable for the tests.
+    pub fn variable(self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.append(format!("arnia.{name}={value}"))
+    }
+
+    /// Busybox only: what follows the tests.
+    pub fn after(self, after: After) -> Self {
+        let word = match after {
+            After::Poweroff => "poweroff",
+            After::Reboot => "reboot",
+            After::Shell => "shell",
+            After::Idle => "idle",
+        };
+        self.append(format!("arnia.end={word}"))
+    }
+
+    /// Another disk, raw.
+    pub fn disk(mut self, path: &Path) -> Self {
+        self.disks.push(Disk { path: path.to_owned(), read_only: false });
+        self
+    }
+
+    /// Another disk, raw, that the guest may not write.
+    pub fn read_only_disk(mut self, path: &Path) -> Self {
+        self.disks.push(Disk { path: path.to_owned(), read_only: true });
+        self
+    }
+
+    /// A network card behind NAT.
+    pub fn network(mut self) -> Self {
+        self.network.get_or_insert_default();
+        self
+    }
+
+    /// A port of the host's loopback that leads to a TCP port of the guest.
+    pub fn forward(mut self, host_port: u16, guest_port: u16) -> Self {
+        self.network.get_or_insert_default().forwards.push((host_port, guest_port));
+        self
+    }
+
+    /// A virtio socket, whose host side is this Unix socket. Not under QEMU.
+    pub fn vsock(mut self, socket: &Path) -> Self {
+        self.vsock = Some(socket.to_owned());
+        self
+    }
+
+    /// The same machine on another copy of its first disk, to run beside it: without what only one
+    /// machine can have, such as ports of the host.
+    pub(crate) fn beside(&self, disk: &Path) -> Self {
+        let mut other = self.clone();
+        if let Some(first) = other.disks.first_mut() {
+            first.path = disk.to_owned();
+        }
+        if let Some(network) = &mut other.network {
+            network.forwards.clear();
+        }
+        other.vsock = None;
+        other
+    }
+
+    /// Starts the machine. `folder` gets its console, messages and sockets.
+    ///
+    /// # Errors
+    /// If the program cannot be started. What it thinks of its options comes out of [`Vm::wait`].
+    pub fn start(&self, program: &Program, folder: &Path) -> Result<Vm> {
+        Vm::start(self, program, folder)
+    }
+
+    /// The whole command.
+    pub(crate) fn command(&self, program: &Program, control: &Path) -> Result<Command> {
+        Ok(match program {
+            Program::Worker(engine) => {
+                let mut command = Command::new(program::worker_path()?);
+                command.args(self.worker_arguments()).args(["--serial", "stdio"]);
+                command.arg("--engine").arg(engine.to_string()).arg("--control").arg(control);
+                command
+            }
+            Program::Qemu => {
+                let mut command = Command::new("qemu-system-x86_64");
+                command.args(self.qemu_arguments()).args(["-serial", "stdio"]);
+                command.arg("-qmp").arg(joined("unix:", control, ",server=on,wait=off"));
+                command
+            }
+        })
+    }
+
+    /// What distinguishes what is on the kernel command line, the CPUs and the memory.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("{:?} {:?} {} {}", self.kernel, self.append, self.cpus, self.memory_mib)
+    }
+
+    /// The worker's options for this machine, without engine, console and control.
+    pub fn worker_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+        option("--kernel", self.kernel.clone().into());
+        option("--initrd", self.initrd.clone().into());
+        option("--append", self.append.join(" ").into());
+        option("--cpus", self.cpus.to_string().into());
+        option("--memory", format!("{}M", self.memory_mib).into());
+        for disk in &self.disks {
+            option("--disk", joined("path=", &disk.path, if disk.read_only { ",ro" } else { "" }));
+        }
+        if let Some(network) = &self.network {
+            let forwards = network.forwards.iter().map(|(host, guest)| format!(",forward={host}:{guest}"));
+            option("--net", format!("user{}", forwards.collect::<String>()).into());
+        }
+        if let Some(socket) = &self.vsock {
+            option("--vsock", joined(&format!("cid={VSOCK_CID},socket="), socket, ""));
+        }
+        arguments
+    }
+
+    fn qemu_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"].map(OsString::from).to_vec();
+        let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+        option("-machine", "q35,memory-backend=ram".into());
+        option("-object", format!("memory-backend-memfd,id=ram,size={}M", self.memory_mib).into());
+        option("-accel", "tcg,thread=multi".into());
+        // All that its translator offers, but for what no engine of ours has either: page tables of
+        // five levels, and hardware virtualization inside the guest.
+        option("-cpu", "max,-la57,-svm".into());
+        option("-smp", self.cpus.to_string().into());
+        option("-m", format!("{}M", self.memory_mib).into());
+        option("-kernel", self.kernel.clone().into());
+        option("-initrd", self.initrd.clone().into());
+        option("-append", self.append.join(" ").into());
+        option("-device", "virtio-rng-pci".into());
+        for (index, disk) in self.disks.iter().enumerate() {
+            let read_only = if disk.read_only { ",readonly=on" } else { "" };
+            let rest = format!(",format=raw,if=none,discard=unmap,id=disk{index}{read_only}");
+            option("-drive", joined("file=", &disk.path, &rest));
+            option("-device", format!("virtio-blk-pci,drive=disk{index}").into());
+        }
+        if let Some(network) = &self.network {
+            let forwards = network.forwards.iter();
+            let forwards = forwards.map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+            option("-netdev", format!("user,id=net{}", forwards.collect::<String>()).into());
+            option("-device", "virtio-net-pci,netdev=net".into());
+        }
+        arguments
+    }
+}
+
+fn joined(before: &str, path: &Path, after: &str) -> OsString {
+    let mut text = OsString::from(before);
+    text.push(path);
+    text.push(after);
+    text
+}
