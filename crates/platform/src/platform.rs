@@ -231,3 +231,6 @@ fn memory_size(memory: &GuestMemory) -> (u64, u64) {
 }
 
 const _: () = assert!(irq_router::PCI_GSI_BASE + irq_router::PCI_GSIS == crate::ioapic::spec::PINS as u32);
+
+#[cfg(test)]
+mod tests;

@@ -149,6 +149,11 @@ mod tests {
         let level = Arc::new(AtomicBool::new(false));
         let told = level.clone();
         let pic = Pic::new(move |level| told.store(level, Ordering::SeqCst));
+        for (port, value) in
+            [(0x20, 0x11), (0x21, 0), (0x21, 0), (0x21, 1), (0xa0, 0x11), (0xa1, 0), (0xa1, 0), (0xa1, 1)]
+        {
+            pic.port_write(port, value);
+        }
         pic.set_elcr(0x0e20);
         std::thread::scope(|scope| {
             for irq in [5, 9, 10, 11] {

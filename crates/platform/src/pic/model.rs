@@ -15,21 +15,31 @@ pub struct PicSaved {
 }
 
 /// The pair of controllers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PicPair {
     chips: [ChipSaved; 2],
 }
 
+impl Default for PicPair {
+    fn default() -> PicPair {
+        PicPair::new()
+    }
+}
+
 impl PicPair {
-    /// Both as after power-on: not initialized, all inputs edge-triggered.
+    /// Both as after power-on: all inputs edge-triggered. A controller that was never initialized does
+    /// nothing; here everything is masked until then, ICW1 lifts it.
     pub fn new() -> PicPair {
-        PicPair::default()
+        let chip = ChipSaved { imr: 0xff, ..ChipSaved::default() };
+        PicPair { chips: [chip.clone(), chip] }
     }
 
     /// Puts both in their state after power-on; the levels of the inputs stay as devices drive them.
     pub fn reset(&mut self) {
-        for chip in &mut self.chips {
-            *chip = ChipSaved { lines: chip.lines, ..ChipSaved::default() };
+        let lines = [MASTER, SLAVE].map(|chip| self.chips[chip].lines);
+        *self = PicPair::new();
+        for (chip, lines) in self.chips.iter_mut().zip(lines) {
+            chip.lines = lines;
         }
         self.cascade();
     }
@@ -186,6 +196,17 @@ mod tests {
     fn pulse(pic: &mut PicPair, irq: u32) {
         pic.set_irq(irq, true);
         pic.set_irq(irq, false);
+    }
+
+    #[test]
+    fn an_uninitialized_pair_is_silent() {
+        let mut pic = PicPair::new();
+        (0..16).for_each(|irq| pulse(&mut pic, irq));
+        assert!(!pic.interrupt());
+        let mut pic = initialized();
+        pulse(&mut pic, 7);
+        pic.reset();
+        assert!(!pic.interrupt());
     }
 
     #[test]

@@ -156,7 +156,8 @@ impl ChannelSaved {
         let Some(elapsed) = self.elapsed(now) else { return self.mode != 0 };
         match self.mode {
             0 | 1 => elapsed >= self.period,
-            2 => elapsed % self.period != self.period - 1 || matches!(self.run, Run::Held(_)),
+            // A count of 1 is not allowed; OUT stands still then.
+            2 => elapsed % self.period != self.period - 1 || self.period == 1 || self.is_held(),
             3 => elapsed % self.period < self.high_half(),
             _ => elapsed != self.period,
         }
@@ -169,7 +170,8 @@ impl ChannelSaved {
             let mut then = self.clone();
             then.settle(at);
             // Either a whole period ends there, or the high half of a square wave.
-            return if then.run == Run::Since(at) { Some(at) } else { then.next_rise(at) };
+            let rises = then.run == Run::Since(at) && self.period > 1;
+            return if rises { Some(at) } else { then.next_rise(at) };
         }
         let rise = match self.mode {
             // A period of one clock has no second half: OUT stands still.
@@ -235,6 +237,10 @@ impl ChannelSaved {
     /// Clocks for which a square wave is high: the odd one goes to the high half.
     fn high_half(&self) -> i64 {
         (self.period + 1) / 2
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(self.run, Run::Held(_))
     }
 
     fn elapsed(&self, now: Tick) -> Option<Tick> {

@@ -1,0 +1,231 @@
+//! Targets that drive wired devices through the buses.
+
+use super::script::Script;
+use crate::fw_cfg::FwCfg;
+use crate::pci::{PciRoot, Windows, spec as pci_spec};
+use crate::reset::ResetControl;
+use crate::sync::lock;
+use crate::{Platform, PlatformConfig};
+use clock::{Clock, Timers};
+use device::pci::{Bar, BarKind, Bdf, ConfigSpace, Identity, PciFunction};
+use device::{Bus, IrqLine, Msi, MsiSink};
+use memory::{Bytes, GuestAddress, GuestMemory, Ram};
+use std::sync::{Arc, LazyLock, Mutex};
+
+const RAM_SIZE: u64 = 1 << 20;
+
+/// One memory and one timer thread for all scripts: making them anew costs more than running one.
+static MEMORY: LazyLock<Ram> = LazyLock::new(|| Ram::new(RAM_SIZE).expect("memory for fuzzing"));
+static TIMERS: LazyLock<Timers> = LazyLock::new(|| {
+    let clock = Arc::new(Clock::new());
+    // Paused, so that a script does the same each time.
+    clock.pause();
+    Timers::new(clock).expect("a thread for fuzzing")
+});
+
+fn memory() -> GuestMemory {
+    MEMORY.guest().clone()
+}
+
+/// The firmware configuration device, with DMA.
+pub fn fw_cfg(data: &[u8]) {
+    const REQUEST: u64 = 0x8000;
+    let mut script = Script(data);
+    let pio = Bus::new();
+    let fw_cfg = FwCfg::new(memory());
+    fw_cfg.attach(&pio).expect("an empty bus");
+    fw_cfg.add_file("etc/file", data.to_vec()).expect("the first file");
+    let mut step = || {
+        let operation = script.byte()?;
+        let port = 0x510 + operation as u64 % 12;
+        match operation >> 6 {
+            0 => {
+                let (data, len) = script.access()?;
+                pio.write(port, &data[..len]);
+            }
+            1 => {
+                pio.write(0x510, &script.word()?.to_le_bytes());
+            }
+            2 => {
+                // A request that is well-formed in memory: control, length, address.
+                let control = script.dword()? & 0x0fff_ffff;
+                let (len, target) = (script.dword()? >> (operation & 31), script.quad()? >> (operation & 63));
+                let words = [control.to_be_bytes(), len.to_be_bytes()].concat();
+                let request = [&words[..], &target.to_be_bytes()].concat();
+                memory().write_slice(&request, GuestAddress(REQUEST)).expect("inside memory");
+                pio.write(0x518, &(REQUEST as u32).to_be_bytes());
+            }
+            _ => {
+                let mut data = [0; 8];
+                pio.read(port, &mut data[..1 << (operation & 3)]);
+                fw_cfg.restore(fw_cfg.save()).expect("a reachable state can be restored");
+            }
+        }
+        Some(())
+    };
+    while step().is_some() {}
+}
+
+/// A function with one register of each kind, whose contents are its address.
+struct Echo(Mutex<ConfigSpace>);
+
+impl Echo {
+    fn new() -> Arc<Echo> {
+        let mut config = ConfigSpace::new(Identity {
+            vendor: 0x1af4,
+            device: 0x10ff,
+            subsystem_vendor: 0,
+            subsystem: 0,
+            revision: 0,
+            class: 0xff0000,
+        });
+        config.add_bar(0, BarKind::Io, 0x20);
+        config.add_bar(1, BarKind::Memory32, 0x10_0000);
+        config.add_bar(2, BarKind::Memory64 { prefetchable: false }, 0x1000);
+        Arc::new(Echo(Mutex::new(config)))
+    }
+}
+
+impl PciFunction for Echo {
+    fn config_read(&self, register: u16) -> u32 {
+        assert!(register < 1024);
+        lock(&self.0).read(register)
+    }
+    fn config_write(&self, offset: u16, data: &[u8]) {
+        assert!(matches!(data.len(), 1 | 2 | 4) && offset % 4 + data.len() as u16 <= 4 && offset < 4096);
+        lock(&self.0).write(offset, data);
+    }
+    fn bars(&self) -> Vec<Bar> {
+        lock(&self.0).bars()
+    }
+    fn bar_read(&self, index: usize, offset: u64, data: &mut [u8]) {
+        let bar =
+            self.bars().into_iter().find(|bar| bar.index == index).expect("a register of this function");
+        assert!(bar.enabled && offset + data.len() as u64 <= bar.size);
+        data.fill(0);
+    }
+    fn bar_write(&self, index: usize, offset: u64, data: &[u8]) {
+        self.bar_read(index, offset, &mut data.to_vec());
+    }
+}
+
+/// The PCI root: configuration space by both mechanisms, and the windows.
+pub fn pci(data: &[u8]) {
+    let mut script = Script(data);
+    let (pio, mmio) = (Bus::new(), Bus::new());
+    let root = PciRoot::new(Windows::above_ram(RAM_SIZE, 1 << 32));
+    let functions = [Bdf::on_bus_0(1, 0), Bdf::on_bus_0(1, 1), Bdf::on_bus_0(31, 7)];
+    for bdf in functions {
+        root.add(bdf, Echo::new()).expect("a free place");
+    }
+    root.assign_bars().expect("room for three functions");
+    root.attach(&pio, &mmio, Arc::new(ResetControl::new(|| {}))).expect("empty buses");
+    let mut step = || {
+        let operation = script.byte()?;
+        let bdf = functions[operation as usize % 3];
+        let (data, len) = script.access()?;
+        let mut read = [0; 8];
+        let (bus, address) = match operation >> 5 {
+            0 => (&pio, 0xcf8 + operation as u64 % 8),
+            1 | 2 => {
+                let function = (bdf.device as u64) << 15 | (bdf.function as u64) << 12;
+                // Mostly command and base addresses.
+                (&mmio, pci_spec::ECAM_BASE + function + script.byte()? as u64 % 0x28)
+            }
+            3 => (&mmio, pci_spec::ECAM_BASE + script.dword()? as u64 % pci_spec::ECAM_LEN),
+            4 => (&mmio, pci_spec::MMIO32_WINDOW.start + (script.dword()? as u64 >> 3)),
+            5 => (&mmio, script.quad()? >> (operation & 0x1f)),
+            6 => (&pio, script.word()?.into()),
+            _ => {
+                let bars = root.functions().into_iter().flat_map(|(_, function)| function.bars());
+                let bar = bars.cycle().nth(operation as usize & 7).expect("nine registers");
+                let bus = if bar.kind == BarKind::Io { &pio } else { &mmio };
+                (bus, bar.base.wrapping_add(script.byte()?.into()))
+            }
+        };
+        bus.write(address, &data[..len]);
+        bus.read(address, &mut read[..len]);
+        root.restore(root.save()).expect("a reachable state can be restored");
+        Some(())
+    };
+    while step().is_some() {}
+}
+
+/// All devices together, through the buses, with lines pulled from outside.
+pub fn platform(data: &[u8]) {
+    Machine::new().run(data);
+}
+
+/// A platform on buses of its own.
+pub(crate) struct Machine {
+    pub(crate) platform: Platform,
+    pio: Arc<Bus>,
+    mmio: Arc<Bus>,
+}
+
+/// The ports where devices are, and some where none is.
+const PORTS: [u16; 24] = [
+    0x20, 0x21, 0xa0, 0xa1, 0x40, 0x43, 0x61, 0x60, 0x64, 0x70, 0x71, 0x80, 0x92, 0xe9, 0xf4, 0x3f8, 0x2f8,
+    0x4d0, 0x510, 0x514, 0x600, 0x620, 0xcf8, 0xcfc,
+];
+
+impl Machine {
+    pub(crate) fn new() -> Machine {
+        struct Nowhere;
+        impl MsiSink for Nowhere {
+            fn send_msi(&self, _msi: Msi) {}
+        }
+        let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let platform = Platform::new(PlatformConfig {
+            timers: TIMERS.clone(),
+            pio: pio.clone(),
+            mmio: mmio.clone(),
+            memory: memory(),
+            msi: Arc::new(Nowhere),
+            intr: Box::new(|_| {}),
+            events: Arc::new(|_| {}),
+            serial: vec![Box::new(std::io::sink()), Box::new(std::io::sink())],
+            debug_console: Some(Box::new(std::io::sink())),
+            debug_exit: true,
+            windows: Windows::above_ram(RAM_SIZE, 1 << 32),
+        })
+        .expect("empty buses");
+        Machine { platform, pio, mmio }
+    }
+
+    /// Carries out a script.
+    pub(crate) fn run(&self, data: &[u8]) {
+        let mut script = Script(data);
+        let lines: Vec<_> = (0..24).map(|irq| self.platform.irqs.line(irq)).collect();
+        while self.step(&mut script, &lines).is_some() {}
+    }
+
+    fn step(&self, script: &mut Script<'_>, lines: &[IrqLine]) -> Option<()> {
+        let Machine { platform, pio, mmio } = self;
+        let operation = script.byte()?;
+        match operation >> 5 {
+            0..=3 => {
+                let (data, len) = script.access()?;
+                let port = PORTS[script.byte()? as usize % PORTS.len()] + (operation & 7) as u16;
+                pio.write(port.into(), &data[..len]);
+                let mut read = [0; 8];
+                pio.read(port.into(), &mut read[..len]);
+            }
+            4 => {
+                let (data, len) = script.access()?;
+                mmio.write(0xfec0_0000 + ((operation as u64 & 7) << 4), &data[..len]);
+            }
+            5 => lines[operation as usize % 24].set(script.byte()? & 1 != 0),
+            6 => match operation & 7 {
+                0 => platform.pm.press_power_button(),
+                1 => drop(platform.pic.acknowledge()),
+                2 => platform.ioapic.eoi(script.byte()?),
+                3 => drop(platform.serial[0].receive(&script.quad()?.to_le_bytes())),
+                4 => platform.reset(),
+                _ => drop(platform.pic.try_acknowledge()),
+            },
+            _ => platform.restore(platform.save()).expect("a reachable state can be restored"),
+        }
+        Some(())
+    }
+}
