@@ -57,9 +57,11 @@ const HOST_WAS_BUSY: &[&str] = &["hrtimer: interrupt took "];
 /// The lines of `ours` whose like is not in `theirs`.
 pub fn extra_warnings<'a>(ours: &'a str, theirs: &str) -> Vec<&'a str> {
     let known: BTreeSet<String> = theirs.lines().map(without_particulars).collect();
-    ours.lines()
-        .filter(|line| !line.trim().is_empty() && !known.contains(&without_particulars(line)))
-        .collect()
+    let counts = |line: &&str| {
+        let busy = HOST_WAS_BUSY.iter().any(|message| line.contains(message));
+        !line.trim().is_empty() && !busy && !known.contains(&without_particulars(line))
+    };
+    ours.lines().filter(counts).collect()
 }
 
 /// A message without what differs from machine to machine: numbers, addresses, places on buses.
