@@ -37,6 +37,8 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod spec;
+#[cfg(any(test, feature = "test"))]
+pub mod test;
 pub mod transport;
 pub mod vsock;
 pub mod worker;

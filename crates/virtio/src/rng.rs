@@ -103,3 +103,6 @@ impl Work for RngWork {
         wait.kick(self.queue.kick());
     }
 }
+
+#[cfg(test)]
+mod tests;

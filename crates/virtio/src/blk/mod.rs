@@ -200,3 +200,6 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

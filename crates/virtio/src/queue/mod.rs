@@ -308,3 +308,6 @@ fn build_ring(layout: Layout, position: Position, event_idx: bool, guest: &Guest
     ring.set_ready(true);
     ring.is_valid(guest).then_some(ring)
 }
+
+#[cfg(test)]
+mod tests;

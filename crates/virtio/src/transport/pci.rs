@@ -646,3 +646,6 @@ fn class_code(device_type: u16) -> u32 {
         _ => 0x00_ff_00,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,3 +137,6 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

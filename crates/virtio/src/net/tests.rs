@@ -1,0 +1,201 @@
+use super::spec::*;
+use super::*;
+use crate::queue::RingError;
+use crate::spec::feature as ring_feature;
+use crate::test::{Bench, Buffer, Driver, Wire, WireEnd};
+use memory::{Bytes, GuestAddress};
+
+const MAC: [u8; 6] = [2, 0, 0, 1, 2, 3];
+const AT: u64 = 0x10_0000;
+
+fn bench(features: u64, frame_size_max: usize) -> (Bench, WireEnd) {
+    let (wire, end) = Wire::new(frame_size_max);
+    (Bench::new(&mut Net::new(MAC, Box::new(wire)), 16, features), end)
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 13 + len) as u8).collect()
+}
+
+fn bytes(bench: &Bench, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    bench.ram.guest().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    bytes
+}
+
+#[test]
+fn frames_leave_without_their_header_however_they_are_cut() {
+    let (mut bench, end) = bench(0, 1514);
+    let sent = frame(1514);
+    bench.ram.guest().write_slice(&sent, GuestAddress(AT + 12)).unwrap();
+    for buffers in [
+        &[Buffer::Out(AT, 1526)][..],
+        &[Buffer::Out(AT, 12), Buffer::Out(AT + 12, 1514)],
+        &[Buffer::Out(AT, 5), Buffer::Out(AT + 5, 100), Buffer::Out(AT + 105, 1421)],
+    ] {
+        let head = bench.rings[1].add(buffers);
+        bench.settle();
+        assert_eq!(bench.rings[1].take_used(), Some((head, 0)));
+        assert_eq!(end.take(), [sent.clone()]);
+    }
+}
+
+#[test]
+fn frames_of_impossible_length_are_lost() {
+    let (mut bench, end) = bench(0, 1514);
+    for len in [0, 11, 12, 25, 1527, 100_000] {
+        let head = bench.rings[1].add(&[Buffer::Out(AT, len.max(1))]);
+        bench.settle();
+        assert_eq!(bench.rings[1].take_used(), Some((head, 0)), "{len}");
+    }
+    assert!(end.take().is_empty());
+    bench.rings[1].add(&[Buffer::Out(AT, 26)]);
+    bench.settle();
+    assert_eq!(end.take().len(), 1);
+    bench.rings[1].add(&[Buffer::Out(1 << 40, 100)]);
+    bench.settle();
+    assert_eq!(bench.recorder.fault(), Some((1, RingError::BadBuffer)));
+}
+
+#[test]
+fn a_frame_fills_one_buffer_or_several_merged_ones() {
+    for (features, sizes, expected) in [
+        (0, &[1526][..], &[(0, 1526)][..]),
+        (feature::MRG_RXBUF, &[4096], &[(0, 1526)]),
+        (feature::MRG_RXBUF, &[1000, 500, 100], &[(0, 1000), (1, 500), (2, 26)]),
+        (feature::MRG_RXBUF, &[10, 1516], &[(0, 10), (1, 1516)]),
+    ] {
+        let (mut bench, end) = bench(features, 1514);
+        let heads: Vec<u16> = sizes
+            .iter()
+            .enumerate()
+            .map(|(i, size)| bench.rings[0].add(&[Buffer::In(AT + i as u64 * 0x1000, *size)]))
+            .collect();
+        let sent = frame(1514);
+        end.send(&sent);
+        bench.settle();
+        let mut got = Vec::new();
+        for (index, len) in expected {
+            assert_eq!(bench.rings[0].take_used(), Some((heads[*index], *len)));
+            got.extend(bytes(&bench, AT + *index as u64 * 0x1000, *len as usize));
+        }
+        assert_eq!(got[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, expected.len() as u8, 0]);
+        assert_eq!(got[12..], sent);
+    }
+}
+
+#[test]
+fn frames_wait_until_the_guest_has_room() {
+    for features in [0, ring_feature::RING_EVENT_IDX] {
+        let (mut bench, end) = bench(features | feature::MRG_RXBUF, 1514);
+        for _ in 0..3 {
+            end.send(&frame(1000));
+        }
+        bench.settle();
+        assert_eq!(end.waiting(), 2, "one is taken, the others stay outside");
+        // Too little for a frame is left alone, and the device wants to hear of more.
+        bench.rings[0].add(&[Buffer::In(AT, 500)]);
+        bench.settle();
+        assert_eq!(bench.rings[0].take_used(), None);
+        let before = bench.rings[0].available_index();
+        bench.rings[0].add(&[Buffer::In(AT + 0x1000, 600)]);
+        assert!(bench.rings[0].wants_notification(before));
+        bench.settle();
+        assert!(bench.rings[0].take_used().is_some() && bench.rings[0].take_used().is_some());
+        for _ in 0..2 {
+            bench.rings[0].add(&[Buffer::In(AT, 2000)]);
+        }
+        bench.settle();
+        assert_eq!(std::iter::from_fn(|| bench.rings[0].take_used()).count(), 2);
+        assert_eq!(end.waiting(), 0);
+    }
+}
+
+#[test]
+fn a_frame_that_never_fits_is_lost_and_the_next_is_not() {
+    // Without merging one buffer must do; with it, all that the ring can hold.
+    for (features, count, size) in [(0, 1, 100), (feature::MRG_RXBUF, 16, 20)] {
+        let (mut bench, end) = bench(features, 1514);
+        for _ in 0..count {
+            bench.rings[0].add(&[Buffer::In(AT, size)]);
+        }
+        end.send(&frame(1514));
+        end.send(&frame(60));
+        bench.settle();
+        assert_eq!(end.waiting(), 0);
+        assert!(bench.rings[0].take_used().is_some(), "{features:#x}");
+    }
+}
+
+#[test]
+fn a_pulled_cable_loses_frames_and_tells_the_driver() {
+    let (wire, end) = Wire::new(1514);
+    let mut net = Net::new(MAC, Box::new(wire));
+    let link = net.link();
+    let mut bench = Bench::new(&mut net, 16, 0);
+    link.set(false);
+    link.set(false);
+    assert_eq!(bench.recorder.config_changes(), 1);
+    let mut status = [9; 2];
+    net.config_read(config::STATUS as u64, &mut status);
+    assert_eq!(status, [0, 0]);
+    bench.rings[0].add(&[Buffer::In(AT, 2000)]);
+    bench.rings[1].add(&[Buffer::Out(AT, 100)]);
+    end.send(&frame(100));
+    bench.settle();
+    assert!(end.take().is_empty() && bench.rings[0].take_used().is_none());
+    link.set(true);
+    end.send(&frame(100));
+    bench.settle();
+    assert!(bench.rings[0].take_used().is_some());
+}
+
+#[test]
+fn the_configuration_has_address_and_mtu() {
+    for (frame_size_max, mtu) in [(1514, 1500), (9014, 9000), (0, 68), (1 << 20, 65535)] {
+        let (wire, _) = Wire::new(frame_size_max);
+        let driver = Driver::new(Box::new(Net::new(MAC, Box::new(wire))));
+        assert_eq!(driver.config(0, 4) | driver.config(4, 2) << 32, 0x0302_0100_0002);
+        assert_eq!(driver.config(config::STATUS as u64, 2), 1);
+        assert_eq!(driver.config(config::MTU as u64, 2), mtu);
+    }
+}
+
+#[test]
+fn frames_pass_both_ways_through_threads_and_pauses() {
+    let (wire, end) = Wire::new(1514);
+    let mut driver = Driver::new(Box::new(Net::new(MAC, Box::new(wire))));
+    driver.start(64, u64::MAX);
+    let mut sent = 0;
+    for round in 0..200usize {
+        let before = driver.rings[0].available_index();
+        for i in 0..4u64 {
+            driver.rings[0].add(&[Buffer::In(AT + i * 0x1000, 2048)]);
+        }
+        driver.notify_since(0, before);
+        for i in 0..4 {
+            end.send(&frame(60 + round + i));
+        }
+        let before = driver.rings[1].available_index();
+        for i in 0..4 {
+            driver.rings[1].add(&[Buffer::Out(0x20_0000, 12 + 60 + i)]);
+        }
+        driver.notify_since(1, before);
+        if round % 50 == 7 {
+            driver.function.pause();
+            driver.function.resume();
+        }
+        for i in 0..4 {
+            assert_eq!(driver.wait_used(0).1 as usize, 12 + 60 + round + i);
+            driver.wait_used(1);
+        }
+        sent += end.take().len();
+    }
+    assert_eq!(sent, 800);
+    driver.reset();
+    driver.start(8, 0);
+    driver.rings[1].add(&[Buffer::Out(0x20_0000, 100)]);
+    driver.notify(1);
+    driver.wait_used(1);
+    assert_eq!(end.take().len(), 1);
+}
