@@ -10,4 +10,7 @@ mod random;
 pub use backend::Backend;
 pub use error::{NetError, NetErrorKind};
 pub use mac::MacAddress;
-pub use nat::*;
+pub use nat::{
+    Forward, ForwardId, ForwardStatus, GATEWAY_NAME, HOST_NAME, HostLoopback, Ipv4Subnet, Nat, NatConfig,
+    NatHandle, NatLimits, NatStats, Outside, Resolvers, Transport,
+};

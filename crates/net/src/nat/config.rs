@@ -232,6 +232,14 @@ impl FromStr for NatConfig {
 }
 
 impl NatConfig {
+    /// Checks the configuration without opening anything. Returns the address that the first guest gets.
+    ///
+    /// # Errors
+    /// Fails when its parts do not fit together.
+    pub fn check(&self) -> Result<Ipv4Addr, NetError> {
+        NatSpec::try_from(self.clone()).map(|spec| spec.guest)
+    }
+
     fn apply_option(&mut self, option: &str) -> Result<(), NetError> {
         let syntax = |message: String| NetError::new(NetErrorKind::Syntax, message);
         let (name, value) = option.split_once('=').ok_or_else(|| {

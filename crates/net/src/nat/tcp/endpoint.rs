@@ -349,6 +349,13 @@ impl Endpoint {
         self.reset_owed = false;
     }
 
+    /// Gives back memory of `rx` that nothing needs.
+    pub(crate) fn trim_rx(&mut self, pools: &mut Pools) {
+        if self.early.is_empty() {
+            self.rx.trim(&mut pools.rx);
+        }
+    }
+
     /// To be called after bytes were taken out of `rx` or its limit was raised: a window that has grown much
     /// is told to the guest.
     pub(crate) fn on_rx_taken(&mut self) {

@@ -1,0 +1,417 @@
+//! DHCP server (RFC 2131, options of RFC 2132): message in, message out, no I/O.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use dhcproto::v4::{DhcpOption, DhcpOptions, HType, Message, MessageType, Opcode, OptionCode};
+use dhcproto::{Decodable, Decoder, Encodable, Encoder, Name};
+
+use super::config::NatSpec;
+use crate::MacAddress;
+
+/// The server's port.
+pub(super) const PORT_SERVER: u16 = 67;
+/// The client's port.
+pub(super) const PORT_CLIENT: u16 = 68;
+
+/// Shortest message that old clients take (RFC 951 §3: 300 bytes).
+const LENGTH_MIN: usize = 300;
+/// How long an offered address waits for its request.
+const OFFER: Duration = Duration::from_secs(60);
+/// How long an address is left alone that a guest found in use.
+const DECLINED: Duration = Duration::from_secs(600);
+
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    /// Whose it is; None for an address that was found in use.
+    mac: Option<MacAddress>,
+    until: Instant,
+}
+
+/// What the server sends.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) message: Vec<u8>,
+    /// Where to: a guest's address, or all.
+    pub(super) destination: Ipv4Addr,
+    pub(super) mac: MacAddress,
+    /// Whether a lease was given.
+    pub(super) acked: bool,
+}
+
+/// The addresses given so far.
+#[derive(Debug)]
+pub(super) struct DhcpServer {
+    /// One place for each address of the pool, in its order.
+    leases: Vec<Option<Lease>>,
+}
+
+impl DhcpServer {
+    pub(super) fn new(spec: &NatSpec) -> Self {
+        Self { leases: vec![None; spec.pool.len()] }
+    }
+
+    /// Takes a client's message. Returns the answer, if there is one.
+    pub(super) fn on_message(
+        &mut self,
+        spec: &NatSpec,
+        frame_source: MacAddress,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Option<Reply> {
+        let request = Message::decode(&mut Decoder::new(bytes)).ok()?;
+        // The length is checked before `chaddr` is asked for, which would slice by it.
+        if request.opcode() != Opcode::BootRequest || request.htype() != HType::Eth || request.hlen() != 6 {
+            return None;
+        }
+        // We are on the link: a relay's message cannot be.
+        if !request.giaddr().is_unspecified() {
+            return None;
+        }
+        let mac = MacAddress(request.chaddr().try_into().ok()?);
+        if mac != frame_source {
+            return None;
+        }
+        let options = request.opts();
+        let wanted = match options.get(OptionCode::RequestedIpAddress) {
+            Some(DhcpOption::RequestedIpAddress(address)) => Some(*address),
+            _ => None,
+        };
+        let server = match options.get(OptionCode::ServerIdentifier) {
+            Some(DhcpOption::ServerIdentifier(address)) => Some(*address),
+            _ => None,
+        };
+        let Some(DhcpOption::MessageType(kind)) = options.get(OptionCode::MessageType) else { return None };
+        match kind {
+            MessageType::Discover => {
+                let address = self.choose(spec, mac, wanted, now)?;
+                // RFC 4039: two messages instead of four.
+                if options.contains(OptionCode::RapidCommit) {
+                    self.give(spec, address, mac, now + spec.lease);
+                    let mut reply = self.reply(spec, &request, MessageType::Ack, address)?;
+                    reply.0.opts_mut().insert(DhcpOption::RapidCommit);
+                    return encode(spec, &request, mac, reply);
+                }
+                self.give(spec, address, mac, now + OFFER);
+                let reply = self.reply(spec, &request, MessageType::Offer, address)?;
+                encode(spec, &request, mac, reply)
+            }
+            MessageType::Request => {
+                if server.is_some_and(|server| server != spec.gateway) {
+                    // It took another server's offer (RFC 2131 §3.1, step 4).
+                    self.release(spec, mac, None);
+                    return None;
+                }
+                // Selecting and rebooting clients name the address in an option, renewing ones have it.
+                let address = wanted.unwrap_or(request.ciaddr());
+                if self.is_available(spec, address, mac, now) {
+                    self.release(spec, mac, Some(address));
+                    self.give(spec, address, mac, now + spec.lease);
+                    let reply = self.reply(spec, &request, MessageType::Ack, address)?;
+                    encode(spec, &request, mac, reply)
+                } else {
+                    let reply = self.reply(spec, &request, MessageType::Nak, Ipv4Addr::UNSPECIFIED)?;
+                    encode(spec, &request, mac, reply)
+                }
+            }
+            MessageType::Inform => {
+                let reply = self.reply(spec, &request, MessageType::Ack, Ipv4Addr::UNSPECIFIED)?;
+                encode(spec, &request, mac, reply)
+            }
+            MessageType::Release => {
+                self.release(spec, mac, None);
+                None
+            }
+            MessageType::Decline => {
+                let place = spec.pool.iter().position(|&address| Some(address) == wanted)?;
+                if self.leases[place].is_some_and(|lease| lease.mac == Some(mac)) {
+                    self.leases[place] = Some(Lease { mac: None, until: now + DECLINED });
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Chooses an address: the client's own, the one it wants, the first free one, in this order.
+    fn choose(
+        &self,
+        spec: &NatSpec,
+        mac: MacAddress,
+        wanted: Option<Ipv4Addr>,
+        now: Instant,
+    ) -> Option<Ipv4Addr> {
+        let own = self.leases.iter().position(|lease| lease.is_some_and(|lease| lease.mac == Some(mac)));
+        if let Some(place) = own {
+            return Some(spec.pool[place]);
+        }
+        wanted
+            .filter(|&address| self.is_available(spec, address, mac, now))
+            .or_else(|| {
+                // An address never given before one whose lease has run out: its client may come back.
+                let never = self.leases.iter().position(Option::is_none);
+                never.map(|place| spec.pool[place])
+            })
+            .or_else(|| spec.pool.iter().copied().find(|&address| self.is_available(spec, address, mac, now)))
+    }
+
+    fn is_available(&self, spec: &NatSpec, address: Ipv4Addr, mac: MacAddress, now: Instant) -> bool {
+        spec.pool.iter().position(|&other| other == address).is_some_and(|place| {
+            self.leases[place].is_none_or(|lease| lease.mac == Some(mac) || lease.until <= now)
+        })
+    }
+
+    fn give(&mut self, spec: &NatSpec, address: Ipv4Addr, mac: MacAddress, until: Instant) {
+        if let Some(place) = spec.pool.iter().position(|&other| other == address) {
+            // A client that asks anew keeps what it has until then.
+            let until = match self.leases[place] {
+                Some(lease) if lease.mac == Some(mac) => lease.until.max(until),
+                _ => until,
+            };
+            self.leases[place] = Some(Lease { mac: Some(mac), until });
+        }
+    }
+
+    /// Forgets what a client holds, but for one address.
+    fn release(&mut self, spec: &NatSpec, mac: MacAddress, keep: Option<Ipv4Addr>) {
+        for (lease, &address) in self.leases.iter_mut().zip(&spec.pool) {
+            if lease.is_some_and(|lease| lease.mac == Some(mac)) && keep != Some(address) {
+                *lease = None;
+            }
+        }
+    }
+
+    /// Makes the answer's fields (RFC 2131 table 3).
+    fn reply(
+        &self,
+        spec: &NatSpec,
+        request: &Message,
+        kind: MessageType,
+        address: Ipv4Addr,
+    ) -> Option<(Message, MessageType)> {
+        let mut message = Message::default();
+        message
+            .set_opcode(Opcode::BootReply)
+            .set_htype(HType::Eth)
+            .set_xid(request.xid())
+            .set_flags(request.flags())
+            .set_chaddr(request.chaddr())
+            .set_yiaddr(address);
+        let options = message.opts_mut();
+        options.insert(DhcpOption::MessageType(kind));
+        options.insert(DhcpOption::ServerIdentifier(spec.gateway));
+        if kind == MessageType::Nak {
+            options.insert(DhcpOption::Message("this address is not to be had here".into()));
+            return Some((message, kind));
+        }
+        if !address.is_unspecified() {
+            let lease = spec.lease.as_secs() as u32;
+            options.insert(DhcpOption::AddressLeaseTime(lease));
+            options.insert(DhcpOption::Renewal(lease / 2));
+            options.insert(DhcpOption::Rebinding((u64::from(lease) * 7 / 8) as u32));
+        }
+        self.insert_network(spec, options)?;
+        if kind == MessageType::Ack {
+            message.set_ciaddr(request.ciaddr());
+        }
+        Some((message, kind))
+    }
+
+    fn insert_network(&self, spec: &NatSpec, options: &mut DhcpOptions) -> Option<()> {
+        options.insert(DhcpOption::SubnetMask(spec.subnet.mask()));
+        options.insert(DhcpOption::BroadcastAddr(spec.subnet.broadcast()));
+        options.insert(DhcpOption::Router(vec![spec.gateway]));
+        options.insert(DhcpOption::DomainNameServer(vec![spec.dns]));
+        options.insert(DhcpOption::InterfaceMtu(spec.mtu));
+        if let Some(hostname) = &spec.hostname {
+            options.insert(DhcpOption::Hostname(hostname.clone()));
+        }
+        if let Some(domain) = spec.domain_search.first() {
+            options.insert(DhcpOption::DomainName(domain.clone()));
+            let names: Result<Vec<_>, _> = spec.domain_search.iter().map(Name::from_ascii).collect();
+            options.insert(DhcpOption::DomainSearch(names.ok()?));
+        }
+        Some(())
+    }
+}
+
+fn encode(
+    spec: &NatSpec,
+    request: &Message,
+    mac: MacAddress,
+    (message, kind): (Message, MessageType),
+) -> Option<Reply> {
+    let mut bytes = Vec::with_capacity(576);
+    message.encode(&mut Encoder::new(&mut bytes)).ok()?;
+    if bytes.len() < LENGTH_MIN {
+        bytes.resize(LENGTH_MIN, 0);
+    }
+    if bytes.len() > usize::from(spec.mtu) - 28 {
+        return None;
+    }
+    // RFC 2131 §4.1: to the client's address if it has one, else to the address it gets, unless it cannot take
+    // that yet or is refused.
+    let (destination, mac) = if kind == MessageType::Nak {
+        (Ipv4Addr::BROADCAST, MacAddress::BROADCAST)
+    } else if !request.ciaddr().is_unspecified() && spec.is_guest(request.ciaddr()) {
+        (request.ciaddr(), mac)
+    } else if request.flags().broadcast() || message.yiaddr().is_unspecified() {
+        (Ipv4Addr::BROADCAST, MacAddress::BROADCAST)
+    } else {
+        (message.yiaddr(), mac)
+    };
+    Some(Reply { message: bytes, destination, mac, acked: kind == MessageType::Ack })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::NatConfig;
+    use super::*;
+
+    fn spec(text: &str) -> NatSpec {
+        text.parse::<NatConfig>().unwrap().try_into().unwrap()
+    }
+
+    fn mac(last: u8) -> MacAddress {
+        MacAddress([0xa6, 0x41, 0x72, 0, 0, last])
+    }
+
+    struct Client {
+        spec: NatSpec,
+        server: DhcpServer,
+        now: Instant,
+    }
+
+    impl Client {
+        fn new(text: &str) -> Self {
+            let spec = spec(text);
+            Self { server: DhcpServer::new(&spec), spec, now: Instant::now() }
+        }
+
+        fn send(&mut self, last: u8, ciaddr: Ipv4Addr, options: &[DhcpOption]) -> Option<(Reply, Message)> {
+            let mut message = Message::default();
+            message.set_chaddr(&mac(last).0).set_ciaddr(ciaddr).set_xid(u32::from(last));
+            for option in options {
+                message.opts_mut().insert(option.clone());
+            }
+            let mut bytes = Vec::new();
+            message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+            let reply = self.server.on_message(&self.spec, mac(last), &bytes, self.now)?;
+            let message = Message::decode(&mut Decoder::new(&reply.message)).unwrap();
+            assert_eq!(message.xid(), u32::from(last));
+            Some((reply, message))
+        }
+
+        fn discover(&mut self, last: u8) -> Option<Ipv4Addr> {
+            let (_, message) =
+                self.send(last, Ipv4Addr::UNSPECIFIED, &[DhcpOption::MessageType(MessageType::Discover)])?;
+            assert_eq!(message.opts().msg_type(), Some(MessageType::Offer));
+            Some(message.yiaddr())
+        }
+
+        fn request(&mut self, last: u8, address: Ipv4Addr) -> MessageType {
+            let options =
+                [DhcpOption::MessageType(MessageType::Request), DhcpOption::RequestedIpAddress(address)];
+            let (_, message) = self.send(last, Ipv4Addr::UNSPECIFIED, &options).unwrap();
+            message.opts().msg_type().unwrap()
+        }
+    }
+
+    const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+    #[test]
+    fn offer_request_renew_with_all_options() {
+        let mut client = Client::new("hostname=box,domain=example.test,mtu=1400");
+        assert_eq!(client.discover(1), Some(FIRST));
+        let options = [
+            DhcpOption::MessageType(MessageType::Request),
+            DhcpOption::RequestedIpAddress(FIRST),
+            DhcpOption::ServerIdentifier(Ipv4Addr::new(10, 0, 2, 2)),
+        ];
+        let (reply, message) = client.send(1, Ipv4Addr::UNSPECIFIED, &options).unwrap();
+        assert_eq!((reply.destination, reply.mac), (FIRST, mac(1)));
+        assert!(reply.acked && reply.message.len() >= LENGTH_MIN);
+        assert_eq!(message.yiaddr(), FIRST);
+        for option in [
+            DhcpOption::MessageType(MessageType::Ack),
+            DhcpOption::Router(vec![Ipv4Addr::new(10, 0, 2, 2)]),
+            DhcpOption::DomainNameServer(vec![Ipv4Addr::new(10, 0, 2, 3)]),
+            DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0)),
+            DhcpOption::AddressLeaseTime(86_400),
+            DhcpOption::InterfaceMtu(1400),
+            DhcpOption::Hostname("box".into()),
+            DhcpOption::DomainName("example.test".into()),
+        ] {
+            assert_eq!(message.opts().get(OptionCode::from(&option)), Some(&option));
+        }
+        let renew = [DhcpOption::MessageType(MessageType::Request)];
+        let (reply, message) = client.send(1, FIRST, &renew).unwrap();
+        assert_eq!((reply.destination, message.opts().msg_type()), (FIRST, Some(MessageType::Ack)));
+    }
+
+    #[test]
+    fn each_client_keeps_its_address() {
+        let mut client = Client::new("");
+        for last in 1..=16 {
+            let address = client.discover(last).unwrap();
+            assert_eq!(address, Ipv4Addr::new(10, 0, 2, 14 + last));
+            assert_eq!(client.request(last, address), MessageType::Ack);
+        }
+        assert_eq!(client.discover(17), None, "the pool is empty");
+        assert_eq!(client.request(17, FIRST), MessageType::Nak, "that is another's");
+        assert_eq!(client.discover(3), Some(Ipv4Addr::new(10, 0, 2, 17)), "its own again");
+        // When leases have run out, the addresses are to be had again.
+        client.now += client.spec.lease;
+        assert!(client.discover(17).is_some());
+    }
+
+    #[test]
+    fn release_and_decline() {
+        let mut client = Client::new("");
+        assert_eq!(client.request(1, FIRST), MessageType::Ack);
+        assert!(client.send(1, FIRST, &[DhcpOption::MessageType(MessageType::Release)]).is_none());
+        assert_eq!(client.discover(2), Some(FIRST));
+        assert_eq!(client.request(2, FIRST), MessageType::Ack);
+        let decline = [DhcpOption::MessageType(MessageType::Decline), DhcpOption::RequestedIpAddress(FIRST)];
+        assert!(client.send(2, Ipv4Addr::UNSPECIFIED, &decline).is_none());
+        assert_eq!(client.discover(2), Some(Ipv4Addr::new(10, 0, 2, 16)));
+    }
+
+    #[test]
+    fn wrong_network_other_server_inform_and_rapid_commit() {
+        let mut client = Client::new("");
+        assert_eq!(client.request(1, Ipv4Addr::new(192, 168, 0, 9)), MessageType::Nak);
+        let other = [
+            DhcpOption::MessageType(MessageType::Request),
+            DhcpOption::RequestedIpAddress(FIRST),
+            DhcpOption::ServerIdentifier(Ipv4Addr::new(10, 0, 2, 200)),
+        ];
+        assert!(client.send(1, Ipv4Addr::UNSPECIFIED, &other).is_none());
+        let (_, message) = client.send(1, FIRST, &[DhcpOption::MessageType(MessageType::Inform)]).unwrap();
+        assert_eq!(message.opts().get(OptionCode::AddressLeaseTime), None);
+        assert!(message.opts().contains(OptionCode::Router));
+        let rapid = [DhcpOption::MessageType(MessageType::Discover), DhcpOption::RapidCommit];
+        let (reply, message) = client.send(1, Ipv4Addr::UNSPECIFIED, &rapid).unwrap();
+        assert!(reply.acked && message.opts().contains(OptionCode::RapidCommit));
+    }
+
+    #[test]
+    fn nonsense_is_not_answered() {
+        let mut client = Client::new("");
+        let mut message = Message::default();
+        message.set_chaddr(&mac(1).0).opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+        let mut bytes = Vec::new();
+        message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+        let now = client.now;
+        assert!(client.server.on_message(&client.spec, mac(1), &bytes, now).is_some());
+        assert!(client.server.on_message(&client.spec, mac(2), &bytes, now).is_none(), "another's name");
+        for (place, value) in [(0, 2), (1, 6), (2, 255), (2, 0), (24, 1)] {
+            let mut changed = bytes.clone();
+            changed[place] = value;
+            assert!(client.server.on_message(&client.spec, mac(1), &changed, now).is_none(), "byte {place}");
+        }
+        for length in 0..240 {
+            assert!(client.server.on_message(&client.spec, mac(1), &bytes[..length], now).is_none());
+        }
+    }
+}
