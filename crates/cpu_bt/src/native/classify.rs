@@ -8,7 +8,7 @@ use iced_x86::{
 
 /// The processor state that an instruction belongs to, and with it the checks before it executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// General registers only.
     Plain,
     /// General registers only, but VEX-encoded: not in real-address or virtual-8086 mode.
@@ -27,7 +27,7 @@ pub(super) enum Class {
 
 /// How an instruction uses its memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Memory {
+pub(crate) enum Memory {
     None,
     Read,
     Write,
@@ -38,31 +38,31 @@ pub(super) enum Memory {
 }
 
 /// All of it.
-pub(super) struct Plan {
-    pub(super) class: Class,
-    pub(super) memory: Memory,
+pub(crate) struct Plan {
+    pub(crate) class: Class,
+    pub(crate) memory: Memory,
     /// Size of the memory operand in bytes; 0 without.
-    pub(super) size: u16,
+    pub(crate) size: u16,
     /// The linear address must be a multiple of this.
-    pub(super) align: u16,
+    pub(crate) align: u16,
     /// Uses MXCSR: rounds, or raises SIMD floating-point exceptions.
-    pub(super) mxcsr: bool,
+    pub(crate) mxcsr: bool,
     /// Flags to set up before it executes: what it reads or may leave alone.
-    pub(super) flags_in: u64,
+    pub(crate) flags_in: u64,
     /// Flags to keep from its execution.
-    pub(super) flags_out: u64,
+    pub(crate) flags_out: u64,
     /// General registers it uses and writes, by number, the memory operand's address apart.
-    pub(super) gprs: u16,
-    pub(super) gprs_written: u16,
+    pub(crate) gprs: u16,
+    pub(crate) gprs_written: u16,
     /// Vector registers it uses and writes, by number.
-    pub(super) vectors: u16,
-    pub(super) vectors_written: u16,
+    pub(crate) vectors: u16,
+    pub(crate) vectors_written: u16,
 }
 
 impl Plan {
     /// `None` for instructions that do not execute natively. `insn` must have its memory operand's base,
     /// index and segment removed.
-    pub(super) fn of(insn: &Instruction) -> Option<Plan> {
+    pub(crate) fn of(insn: &Instruction) -> Option<Plan> {
         if insn.flow_control() != FlowControl::Next
             || insn.is_privileged()
             || insn.is_stack_instruction()
@@ -260,6 +260,8 @@ fn is_plain(mnemonic: Mnemonic) -> bool {
             | Cwd
             | Cwde
             | Dec
+            | Div
+            | Idiv
             | Imul
             | Inc
             | Lahf

@@ -3,20 +3,27 @@
 //! For each instruction form a small host function is generated once ([`build`]), kept in the vCPU's
 //! [`Stubs`] and called by a handler ([`run`]) which first makes the checks that a processor makes
 //! ([`classify`] says which) and finds the memory operand, so that the function itself never faults.
-//! Floating-point exceptions are found in the flags afterwards ([`float`], [`x87`]). Instructions whose
-//! memory operand is not one run of bytes are written by hand.
+//! Floating-point exceptions are found in the flags afterwards ([`float`], [`x87`]).
+//!
+//! Written by hand are instructions whose memory operand is not one run of bytes ([`scattered`], bit
+//! strings in [`integer`]) and those that move state which the host keeps otherwise ([`state`],
+//! [`xsave`]).
 
 mod arena;
 mod build;
-mod classify;
+pub(crate) mod classify;
 mod features;
 mod float;
+mod integer;
 mod run;
+mod scattered;
+mod state;
 mod x87;
+mod xsave;
 
 pub(crate) use arena::Stubs;
 
-use crate::block::{Detail, Flow, Op};
+use crate::block::{Detail, Flow, Handler, Op};
 use crate::cpu::Cpu;
 use crate::regs::Regs;
 use classify::Plan;
@@ -64,7 +71,37 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     if !features::has_instruction(&cpu.vm, insn) {
         return false;
     }
-    select_stub(cpu, insn, op)
+    if let Some(run) = handler(insn) {
+        op.run = run;
+        op.detail = Some(Box::new(Detail { insn: *insn, stub: None }));
+        return true;
+    }
+    if !select_stub(cpu, insn, op) {
+        return false;
+    }
+    if let Some(run) = integer::divide_handler(insn)
+        && !op.ends_block
+    {
+        op.run = run;
+    }
+    true
+}
+
+/// The handler of an instruction that is written by hand.
+fn handler(insn: &Instruction) -> Option<Handler> {
+    scattered::handler(insn)
+        .or_else(|| state::handler(insn))
+        .or_else(|| xsave::handler(insn))
+        .or_else(|| integer::bit_string_handler(insn))
+}
+
+/// What executing an instruction takes, if it is one that executes natively and the guest's processor has.
+pub(crate) fn plan(cpu: &Cpu, insn: &Instruction) -> Option<Plan> {
+    let meant = older_meaning(cpu, insn);
+    if meant.code() != insn.code() || handler(insn).is_some() || !features::has_instruction(&cpu.vm, insn) {
+        return None;
+    }
+    Plan::of(&build::without_address(insn))
 }
 
 /// Chooses a handler that executes a host function.
@@ -93,13 +130,33 @@ fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
 
 /// Instructions without effect, in encodings set aside for hints (SDM vol. 2B, NOP): no access is made.
 /// Those of extensions that no guest has are among them.
-fn is_hint(insn: &Instruction) -> bool {
+pub(crate) fn is_hint(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),
-        Nop | Pause | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw | Prefetchwt1 | Prefetch
-            | Prefetchit0 | Prefetchit1 | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Cldemote | Bndcl | Bndcn | Bndcu
-            | Bndldx | Bndmk | Bndmov | Bndstx | Reservednop
+        Nop | Pause
+            | Prefetchnta
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetchw
+            | Prefetchwt1
+            | Prefetch
+            | Prefetchit0
+            | Prefetchit1
+            | Endbr32
+            | Endbr64
+            | Rdsspd
+            | Rdsspq
+            | Cldemote
+            | Bndcl
+            | Bndcn
+            | Bndcu
+            | Bndldx
+            | Bndmk
+            | Bndmov
+            | Bndstx
+            | Reservednop
     )
 }
 
@@ -125,5 +182,5 @@ fn older_meaning(cpu: &Cpu, insn: &Instruction) -> Instruction {
 /// x87 instructions that leave the unit's record of the last instruction alone.
 fn is_x87_control(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
-    matches!(mnemonic, Fincstp | Fdecstp | Ffree | Ffreep | Fnop | Emms)
+    matches!(mnemonic, Fincstp | Fdecstp | Ffree | Ffreep | Fnop | Fldcw)
 }

@@ -25,10 +25,12 @@ pub(super) mod image {
 }
 
 /// Exception flags of the status word, and masks of the control word.
-const EXCEPTIONS: u16 = 0x3f;
+pub(super) const EXCEPTIONS: u16 = 0x3f;
 const PRECISION: u16 = 0x20;
 /// Exception summary and its copy, "busy".
 const SUMMARY: u16 = 0x8080;
+/// The control word after FNINIT.
+const INITIAL_CONTROL: u16 = 0x037f;
 /// MXCSR while an instruction executes that does not use it.
 const QUIET_MXCSR: u32 = 0x1f80;
 
@@ -51,6 +53,90 @@ pub(super) fn update_summary(regs: &mut Regs) {
     let status = word(regs, image::STATUS) & !SUMMARY;
     let summary = if unmasked(regs) != 0 { SUMMARY } else { 0 };
     set_word(regs, image::STATUS, status | summary);
+}
+
+/// The register on top of the stack.
+fn top(regs: &Regs) -> usize {
+    (word(regs, image::STATUS) >> 11 & 7) as usize
+}
+
+/// Replaces the control word. Bits that are not implemented read as they do on a processor.
+pub(super) fn set_control(regs: &mut Regs, value: u16) {
+    set_word(regs, image::CONTROL, value & 0x1f3f | 0x40);
+}
+
+/// Replaces the status word. The image holds the registers in the order of the stack: a new top turns
+/// them.
+pub(super) fn set_status(regs: &mut Regs, value: u16) {
+    let old = top(regs);
+    set_word(regs, image::STATUS, value);
+    let turn = (top(regs) + 8 - old) % 8;
+    regs.fx[image::REGISTERS..image::REGISTERS + 128].rotate_left(16 * turn);
+}
+
+/// Two bits for each register, as the environment has them (SDM vol. 1, §8.1.7): valid, zero, special,
+/// empty.
+pub(super) fn full_tags(regs: &Regs) -> u16 {
+    let tag = |register: usize| {
+        if regs.fx[image::TAGS] >> register & 1 == 0 {
+            return 3;
+        }
+        let at = image::REGISTERS + 16 * ((register + 8 - top(regs)) % 8);
+        let mantissa = u64::from_le_bytes(regs.fx[at..at + 8].try_into().expect("8 bytes"));
+        match word(regs, at + 8) & 0x7fff {
+            0 if mantissa == 0 => 1,
+            0 | 0x7fff => 2,
+            // Without the integer bit: a format that is not supported.
+            _ if mantissa >> 63 == 0 => 2,
+            _ => 0,
+        }
+    };
+    (0..8).fold(0, |tags, register| tags | tag(register) << (2 * register))
+}
+
+/// Takes the tags of an environment: only "empty" counts.
+pub(super) fn set_full_tags(regs: &mut Regs, tags: u16) {
+    let present = (0..8).filter(|register| tags >> (2 * register) & 3 != 3);
+    regs.fx[image::TAGS] = present.fold(0, |bits, register| bits | 1 << register);
+}
+
+/// FNINIT: the registers keep their contents.
+pub(super) fn initialize(regs: &mut Regs) {
+    set_status(regs, 0);
+    set_word(regs, image::CONTROL, INITIAL_CONTROL);
+    regs.fx[image::TAGS] = 0;
+    regs.fx[image::OPCODE..image::DATA + 8].fill(0);
+}
+
+/// The initial state of the unit, registers and all.
+pub(super) fn reset(regs: &mut Regs) {
+    initialize(regs);
+    regs.fx[image::REGISTERS..image::REGISTERS + 128].fill(0);
+}
+
+/// Whether the unit is not in its initial state.
+pub(super) fn is_in_use(regs: &Regs) -> bool {
+    word(regs, image::CONTROL) != INITIAL_CONTROL
+        || regs.fx[image::STATUS..image::DATA + 8].iter().any(|byte| *byte != 0)
+        || (0..8).any(|register| regs.fx[image::REGISTERS + 16 * register..][..10] != [0; 10])
+}
+
+/// FNCLEX.
+pub(super) fn clear_exceptions(regs: &mut Regs) {
+    let status = word(regs, image::STATUS) & !0x80ff;
+    set_word(regs, image::STATUS, status);
+}
+
+/// An MMX register.
+pub(super) fn mmx(regs: &Regs, number: usize) -> [u8; 8] {
+    let at = image::REGISTERS + 16 * ((number + 8 - top(regs)) % 8);
+    regs.fx[at..at + 8].try_into().expect("8 bytes")
+}
+
+/// What every MMX instruction but EMMS does: the stack begins at register 0 and is full.
+pub(super) fn enter_mmx(regs: &mut Regs) {
+    set_status(regs, word(regs, image::STATUS) & !0x3800);
+    regs.fx[image::TAGS] = 0xff;
 }
 
 /// Raises a pending exception before an instruction that waits for it. With CR0.NE clear a processor

@@ -1,0 +1,127 @@
+//! Finds differences between two endings of a case, and prints them for people.
+
+use crate::case::{CODE, Case, DATA, Ending, State};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
+use std::fmt::Write;
+
+/// Status flags and DF: what instructions change.
+const FLAGS: u64 = 0xcd5;
+const GPR: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
+/// The x87 part of the FXSAVE image that is compared: control, status, tags; then the registers.
+const X87_WORDS: [(&str, std::ops::Range<usize>); 3] = [("fcw", 0..2), ("fsw", 2..4), ("ftw", 4..5)];
+
+/// What may differ.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tolerance {
+    /// Flags that the manual leaves undefined.
+    pub(crate) flags: u64,
+    /// Bits of MXCSR.
+    pub(crate) mxcsr: u32,
+}
+
+/// The differences as text, one line each; empty if there are none.
+pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -> String {
+    let mut text = String::new();
+    if host.trap() != guest.trap() {
+        _ = writeln!(text, "  trap: host {:x?}, engine {:x?}", host.trap(), guest.trap());
+    }
+    let (h, g) = (&host.state, &guest.state);
+    if h.rip != g.rip {
+        _ = writeln!(text, "  rip: host {:#x}, engine {:#x}", h.rip, g.rip);
+    }
+    for (index, name) in GPR.iter().enumerate() {
+        if h.gpr[index] != g.gpr[index] {
+            _ = writeln!(text, "  {name}: host {:#x}, engine {:#x}", h.gpr[index], g.gpr[index]);
+        }
+    }
+    let flags = FLAGS & !tolerance.flags;
+    if (h.rflags ^ g.rflags) & flags != 0 {
+        let (host, engine) = (h.rflags & flags, g.rflags & flags);
+        _ = writeln!(text, "  rflags: host {host:#x}, engine {engine:#x}: {}", flag_names(host ^ engine));
+    }
+    if (h.mxcsr ^ g.mxcsr) & !tolerance.mxcsr != 0 {
+        _ = writeln!(text, "  mxcsr: host {:#x}, engine {:#x}", h.mxcsr, g.mxcsr);
+    }
+    for index in 0..16 {
+        if h.ymm[index] != g.ymm[index] {
+            _ = writeln!(text, "  ymm{index}: host {:x?}, engine {:x?}", h.ymm[index], g.ymm[index]);
+        }
+    }
+    x87_differences(h, g, &mut text);
+    let changed = host.data.iter().zip(&guest.data).enumerate().filter(|(_, (h, g))| h != g);
+    for (at, (host, engine)) in changed.take(16) {
+        _ = writeln!(text, "  [{:#x}]: host {host:#04x}, engine {engine:#04x}", DATA + at as u64);
+    }
+    text
+}
+
+fn x87_differences(h: &State, g: &State, text: &mut String) {
+    for (name, range) in X87_WORDS {
+        let (host, engine) = (&h.fx[range.clone()], &g.fx[range]);
+        if host != engine {
+            _ = writeln!(text, "  {name}: host {host:02x?}, engine {engine:02x?}");
+        }
+    }
+    for index in 0..8 {
+        let range = 32 + 16 * index..42 + 16 * index;
+        let (host, engine) = (&h.fx[range.clone()], &g.fx[range]);
+        if host != engine {
+            _ = writeln!(text, "  st{index}: host {host:02x?}, engine {engine:02x?}");
+        }
+    }
+}
+
+fn flag_names(bits: u64) -> String {
+    let names =
+        [(1, "cf"), (4, "pf"), (0x10, "af"), (0x40, "zf"), (0x80, "sf"), (0x400, "df"), (0x800, "of")];
+    let names: Vec<_> = names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect();
+    names.join(" ")
+}
+
+/// The instructions of a case.
+pub(crate) fn instructions(case: &Case) -> Vec<Instruction> {
+    let code = &case.code[..case.code_len as usize];
+    Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).into_iter().collect()
+}
+
+/// The case as text: assembly and the inputs that matter.
+pub(crate) fn describe(case: &Case) -> String {
+    let mut text = String::new();
+    let mut formatter = IntelFormatter::new();
+    let insns = instructions(case);
+    for insn in &insns {
+        let at = (insn.ip() - CODE) as usize;
+        let mut line = String::new();
+        formatter.format(insn, &mut line);
+        let bytes = &case.code[at..at + insn.len()];
+        _ = writeln!(text, "{line}   ; {:?} {bytes:02x?}", insn.code());
+    }
+    let state = &case.state;
+    for (index, name) in GPR.iter().enumerate() {
+        _ = write!(text, "{}{name}={:#x}", if index % 4 == 0 { "  " } else { " " }, state.gpr[index]);
+        if index % 4 == 3 {
+            text.push('\n');
+        }
+    }
+    _ = writeln!(text, "  rflags={:#x} mxcsr={:#x} fx={:02x?}", state.rflags, state.mxcsr, &state.fx[..5]);
+    let vectors = |insn: &Instruction| {
+        let registers = (0..insn.op_count()).map(|op| insn.op_register(op)).chain([insn.memory_index()]);
+        registers.filter(|register| register.is_vector_register()).map(|r| r.number()).collect::<Vec<_>>()
+    };
+    let mut used: Vec<usize> = insns.iter().flat_map(vectors).collect();
+    used.sort_unstable();
+    used.dedup();
+    for number in used {
+        _ = writeln!(text, "  ymm{number}={:x?}", state.ymm[number]);
+    }
+    if state.fx[..5] != [0; 5] && insns.iter().any(|insn| format!("{:?}", insn.code()).starts_with('F')) {
+        for index in 0..8 {
+            _ = writeln!(text, "  st{index}={:02x?}", &state.fx[32 + 16 * index..42 + 16 * index]);
+        }
+    }
+    _ = writeln!(text, "  window at {:#x}: {:02x?}", DATA + case.window_at as u64, &case.window[..]);
+    text
+}

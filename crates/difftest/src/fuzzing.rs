@@ -1,0 +1,63 @@
+//! Arbitrary bytes as guest code: the engine must neither panic nor hang, whatever they are.
+
+use crate::case::{CODE, DATA, PAGE};
+use crate::guest::host_cpuid;
+use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
+
+/// Instructions executed of one input at most.
+const STEPS_MAX: usize = 200;
+
+/// Executes `data` as code: its first byte chooses the mode and seeds the registers, the rest is placed
+/// at the end of a page and repeated into the next.
+pub fn execute_bytes(data: &[u8]) {
+    let [selector, code @ ..] = data else { return };
+    let mode = [Mode::Long64, Mode::Compat32, Mode::Compat16, Mode::Real16][*selector as usize % 4];
+    let page = |linear, writable| Page { linear, writable };
+    let second = PAGE as u64;
+    // Code of 16 bits reaches the first 64 KiB only.
+    let code_at = if matches!(mode, Mode::Real16 | Mode::Compat16) { 0x8000 } else { CODE };
+    let pages = [
+        page(code_at, true),
+        page(code_at + second, true),
+        page(DATA, true),
+        page(DATA + second, false),
+        page(0, true),
+    ];
+    let mut machine = Machine::new(mode, host_cpuid(), &pages);
+    machine.prefer_native(selector & 4 != 0);
+    let code = &code[..code.len().min(64)];
+    let start = code_at + second - code.len().min(20) as u64;
+    for (at, byte) in (start..).zip(code) {
+        machine.write(at, &[*byte]);
+    }
+    let pointer = if code_at == CODE { DATA } else { 0 };
+    let seed =
+        code.iter().fold(*selector as u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(*byte as u64));
+    let state = UserState {
+        gpr: std::array::from_fn(|index| pointer + (seed >> index & 0xfff)),
+        rip: start,
+        rflags: 0x202,
+        mxcsr: 0x1f80 & !(seed as u32 & 0x1f80 & 0u32.wrapping_sub((*selector >> 7) as u32)),
+        ymm: [[seed; 4]; 16],
+        x87: initial_x87(),
+    };
+    machine.set_state(&state);
+    for _ in 0..STEPS_MAX {
+        match machine.step() {
+            Outcome::Completed => {}
+            Outcome::Exception { .. } => {
+                // As if a handler skipped a byte.
+                let mut state = machine.state();
+                state.rip = state.rip.wrapping_add(1);
+                machine.set_state(&state);
+            }
+            Outcome::Left(_) => break,
+        }
+    }
+}
+
+fn initial_x87() -> [u8; 160] {
+    let mut image = [0; 160];
+    image[..2].copy_from_slice(&0x037fu16.to_le_bytes());
+    image
+}

@@ -1,0 +1,118 @@
+//! Executes cases in the engine.
+
+use crate::case::{
+    CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, background,
+};
+use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
+use std::arch::x86_64::__cpuid_count;
+use x86::cpuid::Leaf;
+
+/// Most steps of one case: instructions, and iterations of repeated ones.
+const STEPS_MAX: usize = 20_000;
+
+/// The engine, set up as the host's child process is.
+pub(crate) struct Guest {
+    machine: Machine,
+    background: Vec<u8>,
+}
+
+impl Guest {
+    /// `natively`: prefer native execution where an instruction also has a handler.
+    pub(crate) fn new(natively: bool) -> Guest {
+        let page = |linear, writable| Page { linear, writable };
+        let pages =
+            [page(CODE, true), page(DATA, true), page(DATA + PAGE as u64, true), page(READ_ONLY, false)];
+        let mut machine = Machine::new(Mode::Long64, host_cpuid(), &pages);
+        machine.prefer_native(natively);
+        let background = background();
+        machine.write(READ_ONLY, &background[DATA_LEN..]);
+        Guest { machine, background }
+    }
+
+    /// Executes a case. An error says why the engine could not.
+    pub(crate) fn run(&mut self, case: &Case) -> Result<Box<Ending>, String> {
+        let machine = &mut self.machine;
+        let mut data = self.background[..DATA_LEN].to_vec();
+        let window = case.window_at as usize;
+        data[window..window + case.window.len()].copy_from_slice(&case.window);
+        machine.write(DATA, &data[..PAGE]);
+        machine.write(DATA + PAGE as u64, &data[PAGE..]);
+        let mut code = [0xcc; CODE_LEN_MAX + 16];
+        code[..CODE_LEN_MAX].copy_from_slice(&case.code);
+        code[case.code_len as usize..].fill(0xcc);
+        machine.write(CODE, &code);
+        machine.set_state(&to_user(&case.state));
+        let end = CODE + case.code_len as u64;
+        let mut trap = None;
+        let mut steps = 0;
+        while machine.state().rip != end {
+            match machine.step() {
+                Outcome::Completed => {}
+                Outcome::Exception { vector, code, address } => {
+                    let address = if vector == 14 { address } else { 0 };
+                    trap = Some(Trap { vector: vector as u32, code: code.unwrap_or(0) as u32, address });
+                    break;
+                }
+                Outcome::Left(why) => return Err(why),
+            }
+            steps += 1;
+            if steps > STEPS_MAX {
+                return Err(format!("no end after {STEPS_MAX} steps"));
+            }
+        }
+        let mut ending = Box::new(Ending {
+            state: from_user(&machine.state()),
+            trapped: trap.is_some(),
+            trap: trap.unwrap_or(Trap { vector: 0, code: 0, address: 0 }),
+            data: [0; DATA_LEN],
+        });
+        machine.read(DATA, &mut ending.data[..PAGE]);
+        machine.read(DATA + PAGE as u64, &mut ending.data[PAGE..]);
+        Ok(ending)
+    }
+}
+
+fn to_user(state: &State) -> UserState {
+    UserState {
+        gpr: state.gpr,
+        rip: state.rip,
+        rflags: state.rflags,
+        mxcsr: state.mxcsr,
+        ymm: state.ymm,
+        x87: state.fx[..160].try_into().expect("160 bytes"),
+    }
+}
+
+fn from_user(user: &UserState) -> State {
+    let mut state = State {
+        ymm: user.ymm,
+        fx: [0; 512],
+        gpr: user.gpr,
+        rip: user.rip,
+        rflags: user.rflags,
+        mxcsr: user.mxcsr,
+    };
+    state.fx[..160].copy_from_slice(&user.x87);
+    state
+}
+
+/// The CPUID of the host, so that the guest has what the host has.
+pub(crate) fn host_cpuid() -> Vec<Leaf> {
+    let mut leaves = Vec::new();
+    for base in [0u32, 0x8000_0000] {
+        let last = __cpuid_count(base, 0).eax;
+        for function in base..=last.min(base + 0x20) {
+            let indices = match function {
+                4 | 7 | 0xb | 0xd | 0x8000_001d => 0..3,
+                _ => 0..1,
+            };
+            for index in indices.clone() {
+                let result = __cpuid_count(function, index);
+                let index = (indices.len() > 1).then_some(index);
+                let (eax, ebx, ecx, edx) = (result.eax, result.ebx, result.ecx, result.edx);
+                leaves.push(Leaf { function, index, eax, ebx, ecx, edx });
+            }
+        }
+    }
+    leaves
+}

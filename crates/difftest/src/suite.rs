@@ -1,0 +1,165 @@
+//! Runs many cases and collects what differs.
+
+use crate::case::Case;
+use crate::compare::{Tolerance, describe, differences, instructions};
+use crate::guest::Guest;
+use crate::host::{self, HostEnding};
+use crate::random::Random;
+use crate::{forms, sequences};
+use iced_x86::{Code, Instruction, Mnemonic};
+use std::collections::BTreeMap;
+
+/// Most failing cases reported of one opcode.
+const REPORTED_MAX: usize = 2;
+/// Attempts to find operands that go together.
+const ATTEMPTS: usize = 20;
+
+/// What to test.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Cases of each opcode, or sequences in all.
+    pub cases: usize,
+    /// Execute natively what can be, even where the engine has a handler.
+    pub natively: bool,
+    /// Only opcodes whose name contains this.
+    pub filter: Option<String>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Cases compared.
+    pub compared: usize,
+    /// Opcodes compared at least once.
+    pub opcodes: usize,
+    /// Cases that ended with the same exception on both sides.
+    pub trapped: usize,
+    /// Opcodes of which a case failed, with descriptions of some.
+    pub failures: BTreeMap<String, Failure>,
+    /// Cases that the host did not survive: faults of the generator.
+    pub unusable: Vec<String>,
+}
+
+/// Failed cases of an opcode.
+#[derive(Debug, Default)]
+pub struct Failure {
+    /// How many.
+    pub count: usize,
+    /// Some of them.
+    pub examples: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing differs and the generator made no mistake.
+    pub fn is_clean(&self) -> bool {
+        self.failures.is_empty() && self.unusable.is_empty()
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, failure) in &self.failures {
+            writeln!(f, "== {name}: {} cases differ", failure.count)?;
+            for example in &failure.examples {
+                writeln!(f, "{example}")?;
+            }
+        }
+        for case in &self.unusable {
+            writeln!(f, "== the host did not survive:\n{case}")?;
+        }
+        write!(
+            f,
+            "{} cases of {} opcodes compared, {} of them exceptions; {} opcodes differ, {} cases unusable",
+            self.compared,
+            self.opcodes,
+            self.trapped,
+            self.failures.len(),
+            self.unusable.len()
+        )
+    }
+}
+
+impl Suite {
+    /// Compares every opcode, one instruction at a time.
+    pub fn single_instructions(&self) -> Report {
+        let mut report = Report::default();
+        let mut guest = Guest::new(self.natively);
+        let mut cases = Vec::new();
+        for code in forms::codes().filter(|code| self.selects(*code)) {
+            // Each opcode has its own stream, so that a filter does not change its cases.
+            let mut random = Random::new(self.seed ^ (code as u64) << 32);
+            let made =
+                (0..self.cases).filter_map(|_| (0..ATTEMPTS).find_map(|_| forms::case(code, &mut random)));
+            let before = cases.len();
+            cases.extend(made);
+            report.opcodes += (cases.len() > before) as usize;
+            if cases.len() >= 2048 {
+                compare_all(&mut guest, &cases, &mut report);
+                cases.clear();
+            }
+        }
+        compare_all(&mut guest, &cases, &mut report);
+        report
+    }
+
+    /// Compares sequences of instructions.
+    pub fn sequences(&self) -> Report {
+        let mut report = Report::default();
+        let mut guest = Guest::new(self.natively);
+        let mut random = Random::new(self.seed);
+        let codes: Vec<Code> = forms::codes().filter(|code| self.selects(*code)).collect();
+        report.opcodes = codes.len();
+        for chunk in (0..self.cases).collect::<Vec<_>>().chunks(1024) {
+            let cases: Vec<Case> = chunk.iter().map(|_| sequences::case(&codes, &mut random)).collect();
+            compare_all(&mut guest, &cases, &mut report);
+        }
+        report
+    }
+
+    fn selects(&self, code: Code) -> bool {
+        self.filter.as_ref().is_none_or(|filter| format!("{code:?}").contains(filter.as_str()))
+    }
+}
+
+fn compare_all(guest: &mut Guest, cases: &[Case], report: &mut Report) {
+    for (case, host) in cases.iter().zip(host::run(cases)) {
+        let host = match host {
+            HostEnding::Ended(ending) => ending,
+            HostEnding::Died(status) => {
+                report.unusable.push(format!("wait status {status:#x}\n{}", describe(case)));
+                continue;
+            }
+        };
+        report.compared += 1;
+        let insns = instructions(case);
+        if std::env::var_os("DIFFTEST_TRACE").is_some() {
+            eprintln!("{}", describe(case));
+        }
+        let text = match guest.run(case) {
+            Ok(engine) => {
+                report.trapped += (host.trapped && engine.trapped) as usize;
+                differences(&host, &engine, tolerance(&insns))
+            }
+            Err(why) => format!("  engine: {why}\n"),
+        };
+        if !text.is_empty() {
+            let name = match insns[..] {
+                [insn] => format!("{:?}", insn.code()),
+                _ => "sequence".into(),
+            };
+            let failure = report.failures.entry(name).or_default();
+            failure.count += 1;
+            if failure.examples.len() < REPORTED_MAX {
+                failure.examples.push(format!("{}{text}", describe(case)));
+            }
+        }
+    }
+}
+
+/// What may differ after these instructions.
+fn tolerance(insns: &[Instruction]) -> Tolerance {
+    _ = (insns, Mnemonic::Add);
+    Tolerance::default()
+}

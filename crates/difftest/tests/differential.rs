@@ -1,0 +1,60 @@
+//! The engine against the host processor. `DIFFTEST_FULL=1` tests more; `DIFFTEST_SEED`,
+//! `DIFFTEST_CASES` and `DIFFTEST_FILTER` choose what.
+
+use difftest::{Report, Suite};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn suite(cases: usize, full: usize) -> Suite {
+    let full_wanted = std::env::var_os("DIFFTEST_FULL").is_some();
+    Suite {
+        seed: number("DIFFTEST_SEED").unwrap_or(1),
+        cases: number("DIFFTEST_CASES").map_or(if full_wanted { full } else { cases }, |n| n as usize),
+        natively: false,
+        filter: std::env::var("DIFFTEST_FILTER").ok(),
+    }
+}
+
+fn check(report: &Report) {
+    assert!(report.is_clean(), "{report}");
+    println!("{report}");
+    assert!(std::env::var_os("DIFFTEST_FILTER").is_some() || report.compared > 0, "nothing was compared");
+}
+
+/// Each instruction form, by the engine's own handlers.
+#[test]
+fn single_instructions_agree() {
+    check(&suite(24, 1000).single_instructions());
+}
+
+/// Each instruction form, natively wherever that is possible.
+#[test]
+fn single_instructions_agree_natively() {
+    check(&Suite { natively: true, ..suite(24, 1000) }.single_instructions());
+}
+
+/// Sequences: state carries over from one instruction to the next.
+#[test]
+fn sequences_agree() {
+    check(&suite(1000, 50_000).sequences());
+}
+
+/// Arbitrary bytes in all modes.
+#[test]
+fn arbitrary_code_does_no_harm() {
+    let runs = suite(3000, 200_000);
+    let mut seed = runs.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for _ in 0..runs.cases {
+        let bytes: Vec<u8> = (0..65)
+            .map(|_| {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                (seed >> 32) as u8
+            })
+            .collect();
+        difftest::fuzzing::execute_bytes(&bytes);
+    }
+}
