@@ -5,6 +5,7 @@ use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory,
     InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
 };
+use x86::reg::rflags;
 
 /// The processor state that an instruction belongs to, and with it the checks before it executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,12 +123,15 @@ impl Plan {
             }
             _ => return None,
         }
-        let (read, modified) = (status(insn.rflags_read()), status(insn.rflags_modified()));
         // What the manual leaves undefined a processor may well leave unchanged; what depends on a count
         // of zero it does.
-        let unchanged = if is_shift(insn.mnemonic()) { modified } else { status(insn.rflags_undefined()) };
-        plan.flags_in = read | unchanged;
-        plan.flags_out = modified;
+        match is_shift(insn.mnemonic()) {
+            true => (plan.flags_in, plan.flags_out) = (rflags::STATUS, rflags::STATUS),
+            false => {
+                plan.flags_in = status(insn.rflags_read() | insn.rflags_undefined());
+                plan.flags_out = status(insn.rflags_modified());
+            }
+        }
         Some(plan)
     }
 }
@@ -135,7 +139,7 @@ impl Plan {
 /// RFLAGS bits of iced's flags.
 fn status(flags: u32) -> u64 {
     use iced_x86::RflagsBits as F;
-    use x86::reg::rflags::*;
+    use rflags::*;
     [(F::CF, CF), (F::PF, PF), (F::AF, AF), (F::ZF, ZF), (F::SF, SF), (F::OF, OF)]
         .into_iter()
         .filter(|(bit, _)| flags & bit != 0)
@@ -186,7 +190,8 @@ fn class_of(insn: &Instruction) -> Option<Class> {
     let registers = || {
         (0..insn.op_count()).filter(|op| insn.op_kind(*op) == OpKind::Register).map(|op| insn.op_register(op))
     };
-    let vector = registers().any(|register| register.is_vector_register());
+    // A conversion from memory to a general register names no vector register.
+    let vector = registers().any(|register| register.is_vector_register()) || uses_mxcsr(insn);
     let mmx = registers().any(Register::is_mm)
         || insn.mnemonic() == Mnemonic::Emms
         || is_mmx_conversion(insn.code());

@@ -97,6 +97,12 @@ pub(super) fn has(vm: &VmShared, feature: CpuidFeature) -> bool {
     }
 }
 
+/// Whether the guest's processor says that AMD made it.
+pub(super) fn is_amd(vm: &VmShared) -> bool {
+    // "Auth", of "AuthenticAMD".
+    vm.cpuid.iter().any(|leaf| leaf.function == 0 && leaf.ebx == u32::from_le_bytes(*b"Auth"))
+}
+
 /// Whether the guest's processor has an instruction.
 pub(super) fn has_instruction(vm: &VmShared, insn: &Instruction) -> bool {
     insn.cpuid_features().iter().all(|feature| has(vm, *feature))

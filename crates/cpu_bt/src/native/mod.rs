@@ -27,7 +27,7 @@ use crate::block::{Detail, Flow, Handler, Op};
 use crate::cpu::Cpu;
 use crate::regs::Regs;
 use classify::Plan;
-use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 
 /// A generated function: executes one instruction on `regs`, with its memory operand at `memory`.
 type Entry = unsafe extern "sysv64" fn(regs: *mut Regs, memory: *mut u8) -> u64;
@@ -64,6 +64,9 @@ impl Op {
 /// Chooses the handler of an instruction and completes `op`; false when it does not execute natively.
 pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     if is_hint(insn) {
+        if is_prefetch_of_register(insn) && features::is_amd(&cpu.vm) {
+            return false;
+        }
         op.run = |_, _| Ok(Flow::Next);
         return true;
     }
@@ -158,6 +161,13 @@ pub(crate) fn is_hint(insn: &Instruction) -> bool {
             | Bndstx
             | Reservednop
     )
+}
+
+/// PREFETCHW and its kin with a register operand: a hint to Intel's processors, undefined on AMD's.
+fn is_prefetch_of_register(insn: &Instruction) -> bool {
+    use Code::*;
+    matches!(insn.code(), Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D)
+        && insn.op0_kind() == OpKind::Register
 }
 
 /// What an instruction means to a processor that does not know the extension which gave its prefix a

@@ -62,10 +62,15 @@ fn execute<const CLASS: u8, const MEMORY: u8>(cpu: &mut Cpu, op: &Op) -> Result<
         invoke::<CLASS>(cpu, op, stub, std::ptr::null_mut())?;
         return Ok(Flow::Next);
     }
-    let linear = op.linear(cpu, stub.size as usize, MEMORY != READ)?;
-    if linear & stub.align_mask as u64 != 0 {
-        return Err(Fault::GP0);
+    let offset = op.address(cpu);
+    if stub.align_mask != 0 {
+        // Before the address is checked otherwise: #GP even in the stack segment.
+        let base = cpu.regs.seg[op.segment as usize].base;
+        if base.wrapping_add(offset) & stub.align_mask as u64 != 0 {
+            return Err(Fault::GP0);
+        }
     }
+    let linear = cpu.linear(op.segment, offset, stub.size as usize, MEMORY != READ)?;
     match MEMORY {
         READ => match cpu.host_for_read(linear, stub.size as usize)? {
             Some(ptr) => _ = invoke::<CLASS>(cpu, op, stub, ptr.cast_mut())?,

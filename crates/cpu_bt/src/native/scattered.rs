@@ -71,9 +71,6 @@ fn gather<const INDEX: usize, const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Resul
     let indices = vector(cpu, index);
     let mut mask = vector(cpu, mask_register);
     let mut result = vector(cpu, to);
-    // What is beyond the elements becomes zero, and so does the mask in the end.
-    mask[count * LEN..].fill(0);
-    result[count * LEN..].fill(0);
     let base = cpu.regs.r[op.base as usize].wrapping_add(op.disp);
     for element in 0..count {
         if selected::<LEN>(&mask, element) {
@@ -94,6 +91,8 @@ fn gather<const INDEX: usize, const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Resul
         }
         mask[element * LEN..(element + 1) * LEN].fill(0);
     }
+    // In the end what is beyond the elements becomes zero, and so does the mask.
+    result[count * LEN..].fill(0);
     set_vector(cpu, to, &result);
     set_vector(cpu, mask_register, &[0; 32]);
     Ok(Flow::Next)
