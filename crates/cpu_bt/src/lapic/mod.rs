@@ -14,7 +14,7 @@
 //! of its own that is held for a few instructions; it is taken before any lock of the timer thread.
 //!
 //! Version 0x14 with timer, thermal, performance, LINT0, LINT1 and error vectors; no CMCI, no
-//! suppression of end-of-interrupt broadcasts. System management interrupts are ignored: there is no
+//! suppression of end-of-interrupt broadcasts. RAM hides the page where a guest moves it into RAM. System management interrupts are ignored: there is no
 //! such mode.
 
 mod accept;

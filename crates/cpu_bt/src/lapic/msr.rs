@@ -106,7 +106,10 @@ impl Cpu {
     /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
     pub(crate) fn lapic_write_msr(&mut self, number: u32, value: u64) -> Result<()> {
         match number {
-            msr::APIC_BASE => self.lapic.write_base(value).then_some(()).ok_or(Fault::GP0),
+            msr::APIC_BASE => {
+                self.paravirt_end_of_interrupt();
+                self.lapic.write_base(value).then_some(()).ok_or(Fault::GP0)
+            }
             msr::TSC_DEADLINE => {
                 self.lapic.write_tsc_deadline(value);
                 Ok(())

@@ -241,7 +241,9 @@ impl Lapic {
     pub(crate) fn sleep_begins(&self) -> Option<u64> {
         let mut state = self.lock_timer();
         state.sleeping = true;
-        let deadline = state.deadline.filter(|_| self.clock.is_running())?;
+        // A masked timer changes nothing that a vCPU which sleeps could notice.
+        let masked = self.get(reg::LVT_TIMER) & LVT_MASKED != 0;
+        let deadline = state.deadline.filter(|_| self.clock.is_running() && !masked)?;
         Some(deadline.saturating_sub(self.clock.now()))
     }
 

@@ -55,8 +55,13 @@ impl Cpu {
         let flags = if adjust == 0 { TSC_STABLE } else { 0 };
         let ram = &self.ram;
         ram.store(at + time_info::VERSION, version);
-        ram.store(at + time_info::TSC_TIMESTAMP, adjust);
-        ram.store(at + time_info::SYSTEM_TIME, self.vm.clock.tsc_to_ns(0));
+        // The structure is aligned to four bytes only.
+        for (offset, value) in
+            [(time_info::TSC_TIMESTAMP, adjust), (time_info::SYSTEM_TIME, self.vm.clock.tsc_to_ns(0))]
+        {
+            ram.store(at + offset, value as u32);
+            ram.store(at + offset + 4, (value >> 32) as u32);
+        }
         ram.store(at + time_info::TSC_TO_SYSTEM_MUL, mul);
         ram.store(at + time_info::SHIFT_AND_FLAGS, shift as u8 as u32 | flags << 8);
         ram.store(at + time_info::VERSION, version.wrapping_add(1));

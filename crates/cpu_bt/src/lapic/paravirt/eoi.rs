@@ -25,6 +25,12 @@ impl Cpu {
         }
     }
 
+    /// The vCPU leaves guest execution: what is saved now knows of no offer.
+    pub(crate) fn paravirt_settle(&mut self) {
+        self.paravirt_end_of_interrupt();
+    }
+
+    #[cold]
     fn settle_paravirt_eoi(&mut self) {
         self.lapic.paravirt.eoi_offered.store(false, Relaxed);
         let Some(at) = self.paravirt_eoi_address() else { return };

@@ -7,6 +7,8 @@
 mod clock;
 mod eoi;
 mod steal;
+#[cfg(test)]
+mod tests;
 
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};

@@ -28,7 +28,7 @@ thread_local! {
 
 /// For how long this thread has waited for a processor, in nanoseconds; zero where the host does not
 /// say.
-fn withheld_ns() -> u64 {
+pub(super) fn withheld_ns() -> u64 {
     SCHEDSTAT.with_borrow_mut(|file| {
         let file = file.get_or_insert_with(|| File::open("/proc/thread-self/schedstat").ok());
         let mut text = [0; 64];
@@ -38,7 +38,7 @@ fn withheld_ns() -> u64 {
 }
 
 /// The second of three numbers: time on the CPU, time waiting for it, number of slices.
-fn parse_schedstat(text: &[u8]) -> Option<u64> {
+pub(super) fn parse_schedstat(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
