@@ -117,6 +117,8 @@ pub(crate) struct Guest {
     pub(crate) queues: Queues,
     /// To the guest, from the guest.
     pub(crate) harm: [Harm; 2],
+    /// Codes of "destination unreachable" that came, with the destinations.
+    pub(crate) unreachable: Vec<(u8, Ipv4Addr)>,
     frame: Vec<u8>,
     begun: Instant,
     next_port: u16,
@@ -143,6 +145,7 @@ impl Guest {
             iface,
             sockets: SocketSet::new(Vec::new()),
             queues,
+            unreachable: Vec::new(),
             harm: [Harm::new(1, 0), Harm::new(2, 0)],
             begun: Instant::now(),
             next_port: 40_000,
@@ -167,6 +170,12 @@ impl Guest {
         self.nat.poll();
         while let Some(length) = self.nat.receive(&mut self.frame) {
             moved = true;
+            let frame = &self.frame[..length];
+            // IPv4 with ICMP of type 3 in it: its code, and the destination in the header that it quotes.
+            if frame[12..14] == [8, 0] && frame[23] == 1 && frame[34] == 3 {
+                let quoted: [u8; 4] = frame[58..62].try_into().unwrap();
+                self.unreachable.push((frame[35], quoted.into()));
+            }
             self.harm[0].pass(self.frame[..length].to_vec(), &mut self.queues.to_guest);
             if self.queues.to_guest.len() >= 256 {
                 break;

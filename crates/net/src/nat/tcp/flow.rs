@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 
 use super::buffer::{CHUNK, ChunkPool, Pools, SLICES_MAX};
-use super::endpoint::{Endpoint, Segment, State};
+use super::endpoint::{End, Endpoint, Segment, State};
 use super::seq::Seq;
 use crate::MacAddress;
 use crate::nat::host;
@@ -160,7 +160,8 @@ impl Flow {
         }
         if endpoint.rx.is_empty() {
             endpoint.trim_rx(pools);
-            if endpoint.is_rx_closed() && !self.write_shut {
+            let broken = endpoint.end().is_some_and(|end| end != End::Finished);
+            if endpoint.is_rx_closed() && !self.write_shut && !broken {
                 self.write_shut = true;
                 // Fails when the connection is broken, which reading finds too.
                 let _ = rustix::net::shutdown(socket, Shutdown::Write);
@@ -214,7 +215,6 @@ impl Flow {
 
     /// Tells whether the flow still needs its socket.
     pub(super) fn socket_fate(&self) -> SocketFate {
-        use super::endpoint::End;
         let Phase::Spliced(endpoint) = &self.phase else { return SocketFate::Needed };
         match endpoint.end() {
             Some(End::Reset | End::Aborted) => SocketFate::Reset,
