@@ -175,7 +175,7 @@ pub(super) const FEATURES: &[Feature] = {
         feature("rdpid", 7, 0, Ecx, 22, Always),
         feature("fsrm", 7, 0, Edx, 4, Always),
         only(Intel, feature("spec_ctrl", 7, 0, Edx, 26, Always)),
-        feature("arch_capabilities", 7, 0, Edx, 29, Always),
+        only(Intel, feature("arch_capabilities", 7, 0, Edx, 29, Always)),
         feature("avx_vnni", 7, 1, Eax, 4, Host),
         // Leaf 0xd: only in models with XSAVE.
         feature("xsaveopt", 0xd, 1, Eax, 0, Optional(3)),

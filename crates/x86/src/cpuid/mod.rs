@@ -82,6 +82,16 @@ pub const ARCH_CAPABILITIES: u64 = {
         | 1 << 62
 };
 
+/// The microcode revision that an AMD processor of this signature (EAX of leaf 1) has in every model: of
+/// its own numbering (extended family, extended model, model and stepping, then the patch), and as new as
+/// can be, so that systems find no erratum to work around. From Zen on.
+pub const fn amd_microcode_revision(signature: u32) -> u32 {
+    let extended_family = signature >> 20 & 0xff;
+    let extended_model = signature >> 16 & 0xf;
+    let model_and_stepping = signature & 0xff;
+    extended_family << 24 | extended_model << 20 | model_and_stepping << 8 | 0xff
+}
+
 /// Features that KVM's paravirtual leaf 0x40000001 offers (EAX; Linux,
 /// Documentation/virt/kvm/x86/cpuid.rst): exactly those that engines provide.
 #[allow(missing_docs)]

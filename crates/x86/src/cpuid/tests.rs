@@ -194,6 +194,18 @@ fn weaknesses_and_costly_mitigations_are_absent() {
 }
 
 #[test]
+fn microcode_revisions_look_like_the_processors_own() {
+    // Milan, Genoa and Turin with the revisions that they were sold with.
+    for (signature, sold_with) in
+        [(0x00a0_0f11, 0x0a00_1143), (0x00a1_0f11, 0x0a10_1111), (0x00b0_0f21, 0x0b00_210d)]
+    {
+        let revision = amd_microcode_revision(signature);
+        assert_eq!(revision >> 8, sold_with >> 8);
+        assert!(revision > sold_with);
+    }
+}
+
+#[test]
 fn identity_is_the_hosts() {
     for vendor in [AMD, INTEL] {
         let described = host(vendor, &[]);
