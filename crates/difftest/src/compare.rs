@@ -1,6 +1,6 @@
 //! Finds differences between two endings of a case, and prints them for people.
 
-use crate::case::{CODE, Case, DATA, Ending, State};
+use crate::case::{CODE, Case, DATA, Ending, State, Trap};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use std::fmt::Write;
 
@@ -18,14 +18,23 @@ const X87_WORDS: [(&str, std::ops::Range<usize>); 3] = [("fcw", 0..2), ("fsw", 2
 pub(crate) struct Tolerance {
     /// Flags that the manual leaves undefined.
     pub(crate) flags: u64,
-    /// Bits of MXCSR.
-    pub(crate) mxcsr: u32,
+    /// Where in its page an access faulted.
+    pub(crate) fault_offset: bool,
+    /// Memory, if there was a fault: part of it may have been written.
+    pub(crate) memory_after_fault: bool,
+    /// Bits of MXCSR, if there was a fault.
+    pub(crate) mxcsr_after_fault: u32,
 }
 
 /// The differences as text, one line each; empty if there are none.
 pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -> String {
     let mut text = String::new();
-    if host.trap() != guest.trap() {
+    let trap = |ending: &Ending| {
+        let address = |address: u64| if tolerance.fault_offset { address & !0xfff } else { address };
+        ending.trap().map(|trap| Trap { address: address(trap.address), ..trap })
+    };
+    let trapped = host.trapped && guest.trapped;
+    if trap(host) != trap(guest) {
         _ = writeln!(text, "  trap: host {:x?}, engine {:x?}", host.trap(), guest.trap());
     }
     let (h, g) = (&host.state, &guest.state);
@@ -42,7 +51,8 @@ pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -
         let (host, engine) = (h.rflags & flags, g.rflags & flags);
         _ = writeln!(text, "  rflags: host {host:#x}, engine {engine:#x}: {}", flag_names(host ^ engine));
     }
-    if (h.mxcsr ^ g.mxcsr) & !tolerance.mxcsr != 0 {
+    let mxcsr = if trapped { tolerance.mxcsr_after_fault } else { 0 };
+    if (h.mxcsr ^ g.mxcsr) & !mxcsr != 0 {
         _ = writeln!(text, "  mxcsr: host {:#x}, engine {:#x}", h.mxcsr, g.mxcsr);
     }
     for index in 0..16 {
@@ -52,7 +62,8 @@ pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -
     }
     x87_differences(h, g, &mut text);
     let changed = host.data.iter().zip(&guest.data).enumerate().filter(|(_, (h, g))| h != g);
-    for (at, (host, engine)) in changed.take(16) {
+    let reported = if trapped && tolerance.memory_after_fault { 0 } else { 16 };
+    for (at, (host, engine)) in changed.take(reported) {
         _ = writeln!(text, "  [{:#x}]: host {host:#04x}, engine {engine:#04x}", DATA + at as u64);
     }
     text

@@ -346,10 +346,19 @@ fn alignment(insn: &Instruction, size: u16) -> u16 {
         (EncodingKind::VEX, Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa) => size,
         (EncodingKind::VEX, _) => 1,
         (_, Cmpxchg16b) => 16,
-        (_, Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm) => 1,
+        (
+            _,
+            Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri
+            | Pcmpistrm,
+        ) => 1,
         (_, _) if size == 16 => 16,
         _ => 1,
     }
+}
+
+/// Instructions that need alignment on Intel's processors and none on AMD's.
+pub(super) fn is_lenient(insn: &Instruction) -> bool {
+    insn.cpuid_features() == [CpuidFeature::SHA]
 }
 
 /// Instructions that round or raise SIMD floating-point exceptions.

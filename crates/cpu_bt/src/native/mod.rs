@@ -39,6 +39,8 @@ pub(crate) struct Stub {
     size: u16,
     /// Bits of the linear address that must be clear.
     align_mask: u16,
+    /// An operand that is not aligned is copied instead of refused.
+    lenient: bool,
     /// Uses MXCSR.
     mxcsr: bool,
     /// An x87 instruction that the instruction pointer of the unit is set by.
@@ -101,7 +103,11 @@ fn handler(insn: &Instruction) -> Option<Handler> {
 /// What executing an instruction takes, if it is one that executes natively and the guest's processor has.
 pub(crate) fn plan(cpu: &Cpu, insn: &Instruction) -> Option<Plan> {
     let meant = older_meaning(cpu, insn);
-    if meant.code() != insn.code() || handler(insn).is_some() || !features::has_instruction(&cpu.vm, insn) {
+    if insn.code() == Code::Movsxd_r16_rm16
+        || meant.code() != insn.code()
+        || handler(insn).is_some()
+        || !features::has_instruction(&cpu.vm, insn)
+    {
         return None;
     }
     Plan::of(&build::without_address(insn))
@@ -110,13 +116,18 @@ pub(crate) fn plan(cpu: &Cpu, insn: &Instruction) -> Option<Plan> {
 /// Chooses a handler that executes a host function.
 fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     let bare = build::without_address(insn);
-    let Some(plan) = Plan::of(&bare) else { return false };
+    let Some(mut plan) = Plan::of(&bare) else { return false };
+    if insn.code() == Code::Movsxd_r16_rm16 && plan.size != 0 && features::is_amd(&cpu.vm) {
+        // AMD's processors read all four bytes.
+        plan.size = 4;
+    }
     let Some(code) = build::build(&bare, &plan) else { return false };
     let stub = match cpu.stubs.install(&code) {
         Ok(entry) => Some(Stub {
             entry,
             size: plan.size,
             align_mask: plan.align - 1,
+            lenient: classify::is_lenient(insn) && features::is_amd(&cpu.vm),
             mxcsr: plan.mxcsr,
             sets_pointers: !is_x87_control(insn.mnemonic()),
         }),

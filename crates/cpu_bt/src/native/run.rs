@@ -67,7 +67,14 @@ fn execute<const CLASS: u8, const MEMORY: u8>(cpu: &mut Cpu, op: &Op) -> Result<
         // Before the address is checked otherwise: #GP even in the stack segment.
         let base = cpu.regs.seg[op.segment as usize].base;
         if base.wrapping_add(offset) & stub.align_mask as u64 != 0 {
-            return Err(Fault::GP0);
+            return match MEMORY {
+                READ if stub.lenient => {
+                    let linear = cpu.linear(op.segment, offset, stub.size as usize, false)?;
+                    read_elsewhere::<CLASS>(cpu, op, linear)?;
+                    Ok(Flow::Next)
+                }
+                _ => Err(Fault::GP0),
+            };
         }
     }
     let linear = cpu.linear(op.segment, offset, stub.size as usize, MEMORY != READ)?;

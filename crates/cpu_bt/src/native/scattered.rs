@@ -164,9 +164,9 @@ fn store_bytes_of_mmx(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     let insn = op.insn();
     let value = x87::mmx(&cpu.regs, insn.op1_register().number());
     let mask = x87::mmx(&cpu.regs, insn.op2_register().number());
-    let flow = store_bytes(cpu, insn, &value, &mask)?;
+    // Even if the store faults.
     x87::enter_mmx(&mut cpu.regs);
-    Ok(flow)
+    store_bytes(cpu, insn, &value, &mask)
 }
 
 /// Stores the bytes whose mask has the sign bit set at DS:rDI, or another segment if it is overridden.
@@ -180,17 +180,15 @@ fn store_bytes(cpu: &mut Cpu, insn: &Instruction, value: &[u8], mask: &[u8]) -> 
         OpKind::MemorySegEDI => 32,
         _ => 48,
     };
-    let address = |cpu: &mut Cpu, byte: usize| {
+    let address = |cpu: &mut Cpu, byte: usize, len: usize| {
         let offset = cpu.regs.r[RDI].wrapping_add(byte as u64) << cut >> cut;
-        cpu.linear(segment, offset, 1, true)
+        cpu.linear(segment, offset, len, true)
     };
-    let chosen = |byte: &usize| mask[*byte] & 0x80 != 0;
-    for byte in (0..mask.len()).filter(chosen) {
-        let linear = address(cpu, byte)?;
-        cpu.check_write(linear, 1)?;
-    }
-    for byte in (0..mask.len()).filter(chosen) {
-        let linear = address(cpu, byte)?;
+    // The whole operand has to be writable, whatever the mask says; the manuals leave that open.
+    let linear = address(cpu, 0, mask.len())?;
+    cpu.check_write(linear, mask.len())?;
+    for byte in (0..mask.len()).filter(|byte| mask[*byte] & 0x80 != 0) {
+        let linear = address(cpu, byte, 1)?;
         cpu.write::<u8>(linear, value[byte])?;
     }
     Ok(Flow::Next)

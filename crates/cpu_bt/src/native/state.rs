@@ -44,6 +44,11 @@ pub(super) fn handler(insn: &Instruction) -> Option<Handler> {
             x87::clear_exceptions(&mut cpu.regs);
             Ok(Flow::Next)
         },
+        // Without effect since the 387.
+        Fneni | Fndisi | Fnsetpm => |cpu, _| {
+            check_x87(cpu)?;
+            Ok(Flow::Next)
+        },
         Fnstsw => |cpu, op| store_word(cpu, op, image::STATUS),
         Fnstcw => |cpu, op| store_word(cpu, op, image::CONTROL),
         Fnstenv => store_environment,

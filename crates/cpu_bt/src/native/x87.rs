@@ -183,6 +183,11 @@ pub(super) fn invoke(cpu: &mut Cpu, op: &Op, stub: &Stub, memory: *mut u8, arith
     }
     // The host's own pointers lead to the host function.
     cpu.regs.fx[image::OPCODE..image::DATA + 8].copy_from_slice(&pointers);
+    let insn = op.insn();
+    if result.is_err() && (0..insn.op_count()).any(|operand| insn.op_register(operand).is_mm()) {
+        // The SIMD exception of a conversion comes after the unit has turned to MMX.
+        enter_mmx(&mut cpu.regs);
+    }
     result?;
     // A store with an unmasked exception does not happen, except that a rounded result is stored.
     Ok(!arithmetic || raised & !PRECISION == 0)
