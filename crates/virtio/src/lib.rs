@@ -32,6 +32,8 @@ pub mod blk;
 pub mod console;
 mod device;
 mod error;
+#[cfg(any(test, feature = "test"))]
+pub mod fuzzing;
 mod kick;
 pub mod net;
 pub mod queue;

@@ -457,7 +457,7 @@ mod tests {
             |saved| saved.status = 4,
             |saved| saved.accepted |= 2,
             |saved| saved.accepted = 0x30,
-            |saved| drop(saved.queues.pop()),
+            |saved| saved.queues.truncate(1),
             |saved| saved.queues[1].layout.size = 128,
             |saved| saved.queues[0].layout.size = 0,
             |saved| saved.queues[0].vector = 3,

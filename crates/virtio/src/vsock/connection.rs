@@ -113,7 +113,7 @@ impl Connection {
     }
 
     /// Takes a packet from the guest.
-    pub(crate) fn from_guest_packet(&mut self, header: &Header, payload: &[u8]) -> Outcome {
+    pub(crate) fn packet_from_guest(&mut self, header: &Header, payload: &[u8]) -> Outcome {
         self.credit.learn(header.buf_alloc, header.fwd_cnt);
         if self.credit.available() > 0 {
             self.credit_asked = false;

@@ -131,7 +131,7 @@ impl Muxer {
     }
 
     /// Takes a packet from the guest. Call only while [`Muxer::takes_packets`].
-    pub(crate) fn from_guest(&mut self, header: &Header, payload: &[u8]) {
+    pub(crate) fn take_packet(&mut self, header: &Header, payload: &[u8]) {
         let key = (header.src_port, header.dst_port);
         if header.src_cid != self.cid || header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
             return self.refuse(header);
@@ -141,7 +141,7 @@ impl Muxer {
             (None, _) => self.refuse(header),
             (Some(id), _) => {
                 let Some(connection) = self.connections.get_mut(&id) else { return };
-                let outcome = connection.from_guest_packet(header, payload);
+                let outcome = connection.packet_from_guest(header, payload);
                 self.settle(id, outcome);
             }
         }
@@ -228,7 +228,7 @@ impl Muxer {
     }
 
     /// The next packet for the guest: its header, with `len` bytes of data in `buffer`.
-    pub(crate) fn to_guest(&mut self, buffer: &mut [u8]) -> Option<Header> {
+    pub(crate) fn next_packet(&mut self, buffer: &mut [u8]) -> Option<Header> {
         loop {
             if let Some(answer) = self.answers.pop_front() {
                 return Some(answer);
@@ -271,11 +271,8 @@ impl Muxer {
     /// Looks after sockets and timeouts; whether there was anything.
     pub(crate) fn poll(&mut self) -> bool {
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: NO_DATA }; 64];
-        let count = match epoll::wait(&self.epoll, &mut events[..], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
-        {
-            Ok(count) => count,
-            Err(_) => 0,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let count = epoll::wait(&self.epoll, &mut events[..], Some(&now)).unwrap_or(0);
         for event in &events[..count] {
             // Copies: the structure is packed.
             let (flags, id) = (event.flags, event.data.u64());

@@ -73,7 +73,7 @@ impl VsockWork {
                 queue.fail(error);
                 break;
             }
-            self.muxer.from_guest(&header, data);
+            self.muxer.take_packet(&header, data);
             queue.push(self.chain.head(), 0);
         }
         queue.signal();
@@ -96,7 +96,7 @@ impl VsockWork {
             }
             let (head, data) = self.packet.split_at_mut(HEADER_LEN);
             let data_max = (room - HEADER_LEN).min(data.len());
-            let Some(header) = self.muxer.to_guest(&mut data[..data_max]) else {
+            let Some(header) = self.muxer.next_packet(&mut data[..data_max]) else {
                 queue.unpop();
                 break;
             };
