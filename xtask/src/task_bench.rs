@@ -10,12 +10,15 @@ use crate::{apt, host, task_test};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything if none is named
+    /// What to measure: boot, cpu; everything if none is named
     #[arg(value_name = "BENCH")]
     benches: Vec<String>,
     /// Runs of each subject; the middle one counts
     #[arg(long, default_value_t = 5, value_name = "N")]
     runs: u32,
+    /// Programs to measure, of bt, kvm and qemu
+    #[arg(long, default_value = "bt,qemu", value_name = "LIST")]
+    programs: String,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -25,10 +28,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     task_test::build_worker()?;
     let mut harness = host::cargo();
     harness.args(["run", "--quiet", "--package", "vm_test", "--", "bench"]);
-    harness
-        .args(["--runs", &args.runs.to_string(), "--output"])
-        .arg(workspace.root().join("benches/results"));
-    harness.args(&args.benches);
+    harness.args(["--runs", &args.runs.to_string(), "--programs", &args.programs, "--output"]);
+    harness.arg(workspace.root().join("benches/results")).args(&args.benches);
     let status = task_test::with_harness_paths(&mut harness, &workspace, &guests).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

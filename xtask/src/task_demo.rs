@@ -53,7 +53,7 @@ fn interactive(args: &Args, workspace: &Workspace, guests: &Guests) -> Result<Ex
     println!(
         "\nThe disk is {}.\n\
          To log in: user {}, password {} (or from another terminal: ssh -p {SSH_PORT} {}@127.0.0.1).\n\
-         To leave: `poweroff` in the guest, or press Ctrl-] here.\n",
+         To leave: `poweroff` in the guest, or here Ctrl-] and then x.\n",
         disk.display(),
         debian.user,
         debian.password,

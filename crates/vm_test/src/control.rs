@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use api::worker::control::{Counters, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status, VmState};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{Patience, Program};
@@ -31,7 +33,7 @@ pub struct Control {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
-    /// `{"cmd": …}` and one reply.
+    /// The types of the crate `api`.
     Worker,
     /// QEMU's: a greeting, negotiation, `{"execute": …}`, and events between the replies.
     Qmp,
@@ -50,14 +52,16 @@ impl Control {
     ///
     /// # Errors
     /// All calls here fail if the program does not answer in time, or refuses.
-    pub fn status(&self) -> Result<RunState> {
-        let (command, field) = match self.dialect {
-            Dialect::Worker => ("status", "state"),
-            Dialect::Qmp => ("query-status", "status"),
-        };
-        let reply = self.call(command)?;
-        let state = reply[field].as_str().with_context(|| format!("a status without state: {reply}"))?;
-        Ok(match state {
+    pub fn state(&self) -> Result<RunState> {
+        if self.dialect == Dialect::Worker {
+            return Ok(match self.status()?.state {
+                VmState::Running => RunState::Running,
+                VmState::Paused => RunState::Paused,
+                other => RunState::Other(format!("{other:?}")),
+            });
+        }
+        let reply = self.qmp("query-status")?;
+        Ok(match reply["status"].as_str().unwrap_or_default() {
             "running" => RunState::Running,
             "paused" => RunState::Paused,
             other => RunState::Other(other.to_owned()),
@@ -66,30 +70,43 @@ impl Control {
 
     /// Stops CPUs and clock.
     pub fn pause(&self) -> Result<()> {
-        self.call(self.word("pause", "stop")).map(drop)
+        self.order(Request::Pause {}, "stop")
     }
 
     /// Lets them run on.
     pub fn resume(&self) -> Result<()> {
-        self.call(self.word("resume", "cont")).map(drop)
+        self.order(Request::Resume {}, "cont")
     }
 
     /// Presses the power button.
     pub fn power(&self) -> Result<()> {
-        self.call(self.word("power", "system_powerdown")).map(drop)
+        self.order(Request::Power {}, "system_powerdown")
     }
 
     /// Ends the machine without asking it.
     pub fn stop(&self) -> Result<()> {
-        self.call(self.word("stop", "quit")).map(drop)
+        self.order(Request::Stop {}, "quit")
     }
 
-    /// The worker's counters.
-    pub fn counters(&self) -> Result<Value> {
-        if self.dialect == Dialect::Qmp {
-            bail!("QEMU has no counters");
+    /// Presses the reset button.
+    pub fn reset(&self) -> Result<()> {
+        self.order(Request::Reset {}, "system_reset")
+    }
+
+    /// All that the worker says of itself. Not under QEMU.
+    pub fn status(&self) -> Result<Status> {
+        match self.worker(Request::Status {})? {
+            Reply::Status(status) => Ok(status),
+            other => bail!("a request for the status was answered by {other:?}"),
         }
-        self.call("counters")
+    }
+
+    /// What the worker has counted. Not under QEMU.
+    pub fn counters(&self) -> Result<Counters> {
+        match self.worker(Request::Counters {})? {
+            Reply::Counters(counters) => Ok(counters),
+            other => bail!("a request for the counters was answered by {other:?}"),
+        }
     }
 
     /// Sends a line as it is to the worker and returns the line that comes back.
@@ -107,42 +124,39 @@ impl Control {
         let _ = std::fs::remove_file(&self.socket);
     }
 
-    fn word(&self, worker: &'static str, qmp: &'static str) -> &'static str {
+    fn order(&self, request: Request, qmp: &str) -> Result<()> {
         match self.dialect {
-            Dialect::Worker => worker,
-            Dialect::Qmp => qmp,
+            Dialect::Worker => self.worker(request).map(drop),
+            Dialect::Qmp => self.qmp(qmp).map(drop),
         }
     }
 
-    fn call(&self, command: &str) -> Result<Value> {
-        let reply = match self.dialect {
-            Dialect::Worker => self.raw(&json!({ "cmd": command }).to_string()),
-            Dialect::Qmp => self.qmp(command),
-        };
-        let reply = reply.with_context(|| format!("control command {command}"))?;
-        match reply.get("error") {
-            Some(error) if !error.is_null() => bail!("control command {command} was refused: {error}"),
-            _ => Ok(reply),
+    fn worker(&self, request: Request) -> Result<Reply> {
+        let line = serde_json::to_string(&RequestLine { id: None, version: None, request })?;
+        let reply = self.raw(&line).with_context(|| format!("control request {line}"))?;
+        let reply = ReplyLine::deserialize(&reply).with_context(|| format!("an unknown reply: {reply}"))?;
+        match reply.result {
+            ReplyResult::Ok(reply) => Ok(reply),
+            ReplyResult::Error(error) => bail!("control request {line} was refused: {}", error.message),
         }
     }
 
     fn qmp(&self, command: &str) -> Result<Value> {
         let mut connection = self.connect()?;
         read_line(&mut connection)?;
-        for execute in ["qmp_capabilities", command] {
-            writeln!(connection.get_mut(), "{}", json!({ "execute": execute }))?;
-            loop {
-                let reply = read_line(&mut connection)?;
-                if reply.get("event").is_some() {
-                    continue;
-                }
-                if execute == command {
-                    return Ok(reply.get("return").cloned().unwrap_or(reply));
-                }
-                break;
+        self.qmp_execute(&mut connection, "qmp_capabilities")?;
+        self.qmp_execute(&mut connection, command)
+    }
+
+    fn qmp_execute(&self, connection: &mut BufReader<UnixStream>, command: &str) -> Result<Value> {
+        writeln!(connection.get_mut(), "{}", json!({ "execute": command }))?;
+        loop {
+            let reply = read_line(connection)?;
+            if reply.get("event").is_none() {
+                let done = reply.get("return").cloned();
+                return done.with_context(|| format!("QEMU refused {command}: {reply}"));
             }
         }
-        unreachable!("the loop returns with the last command's reply")
     }
 
     /// Connects; the program may only just have been started.

@@ -33,6 +33,16 @@ pub struct Guest {
     vsock: Option<PathBuf>,
     cpus: u32,
     memory_mib: u32,
+    reset: OnReset,
+}
+
+/// What a reset does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnReset {
+    /// The program ends: a guest that panics is not to begin again.
+    End,
+    /// The machine starts again.
+    Reboot,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +83,7 @@ impl Guest {
             vsock: None,
             cpus: 1,
             memory_mib: 512,
+            reset: OnReset::End,
         }
     }
 
@@ -85,6 +96,12 @@ impl Guest {
     /// The size of its memory.
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Lets the machine start again when it is reset. Otherwise the program ends then.
+    pub fn reboots(mut self) -> Self {
+        self.reset = OnReset::Reboot;
         self
     }
 
@@ -209,12 +226,15 @@ impl Guest {
         if let Some(socket) = &self.vsock {
             option("--vsock", joined(&format!("cid={VSOCK_CID},socket="), socket, ""));
         }
+        if self.reset == OnReset::End {
+            arguments.push("--no-reboot".into());
+        }
         arguments
     }
 
     fn qemu_arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
-            ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"].map(OsString::from).to_vec();
+            ["-nodefaults", "-no-user-config", "-display", "none"].map(OsString::from).to_vec();
         let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
         option("-machine", "q35,memory-backend=ram".into());
         option("-object", format!("memory-backend-memfd,id=ram,size={}M", self.memory_mib).into());
@@ -240,13 +260,15 @@ impl Guest {
             option("-netdev", format!("user,id=net{}", forwards.collect::<String>()).into());
             option("-device", "virtio-net-pci,netdev=net".into());
         }
+        if self.reset == OnReset::End {
+            arguments.push("-no-reboot".into());
+        }
         arguments
     }
 }
 
+/// An option with a path in it. Both programs take two commas for one that belongs to the path.
 fn joined(before: &str, path: &Path, after: &str) -> OsString {
-    let mut text = OsString::from(before);
-    text.push(path);
-    text.push(after);
-    text
+    let path = path.to_string_lossy().replace(',', ",,");
+    format!("{before}{path}{after}").into()
 }

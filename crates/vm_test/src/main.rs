@@ -1,13 +1,12 @@
 //! What needs the harness but is no test: the scripted demo and the benchmarks. `cargo xtask`
 //! starts it with the environment that it needs.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use vm_test::bench::{self, Bench};
+use vm_test::bench;
 use vm_test::{Artifacts, Engine, Guest, Patience, Program, copy_sparse, debian};
 
 /// Scripted demo and benchmarks; started by `cargo xtask demo --check` and `cargo xtask bench`.
@@ -22,22 +21,13 @@ enum Command {
     /// Log in to the Debian guest, run commands, download something and shut down
     DemoCheck,
     /// Measure, and save what came out
-    Bench {
-        /// Runs of each subject; the middle one counts
-        #[arg(long)]
-        runs: u32,
-        /// Where to put the folder with the results
-        #[arg(long)]
-        output: PathBuf,
-        /// What to measure; everything if none is named
-        benches: Vec<Bench>,
-    },
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::DemoCheck => demo_check(),
-        Command::Bench { runs, output, benches } => bench::run(runs, &output, &benches),
+        Command::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

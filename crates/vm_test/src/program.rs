@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
@@ -46,6 +47,19 @@ impl fmt::Display for Program {
     }
 }
 
+impl FromStr for Program {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "bt" => Ok(Self::Worker(Engine::Bt)),
+            "kvm" => Ok(Self::Worker(Engine::Kvm)),
+            "qemu" => Ok(Self::Qemu),
+            _ => bail!("no program is called {word}; use bt, kvm or qemu"),
+        }
+    }
+}
+
 /// The worker that is tested: `ARNIA_VMM`.
 ///
 /// # Errors
@@ -67,13 +81,8 @@ impl Program {
     /// If the list has another word.
     pub fn list_from_env() -> Result<Vec<Self>> {
         let list = std::env::var("ARNIA_TEST_PROGRAMS").unwrap_or_else(|_| "bt,kvm".to_owned());
-        let program = |word: &str| match word {
-            "bt" => Ok(Self::Worker(Engine::Bt)),
-            "kvm" => Ok(Self::Worker(Engine::Kvm)),
-            "qemu" => Ok(Self::Qemu),
-            _ => bail!("ARNIA_TEST_PROGRAMS: no program is called {word}; use bt, kvm or qemu"),
-        };
-        list.split(',').map(str::trim).map(program).collect()
+        let programs: Result<_> = list.split(',').map(|word| word.trim().parse()).collect();
+        programs.context("ARNIA_TEST_PROGRAMS")
     }
 
     /// Why the program cannot run guests on this host at all, if that is so.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::process;
 use super::report::Report;
-use crate::{After, Artifacts, Engine, Guest, Patience, Program};
+use super::{Bed, process};
+use crate::{After, Guest, Patience, Program};
 
 const CPUS: u32 = 2;
 const MEMORY_MIB: u32 = 512;
@@ -21,12 +21,13 @@ const IDLE: Duration = Duration::from_secs(20);
 /// Idle figures hardly differ from run to run, and take long.
 const IDLE_RUNS: u32 = 3;
 
-pub(super) fn measure(artifacts: &Artifacts, runs: u32, scratch: &Path, report: &mut Report) -> Result<()> {
-    let guest = Guest::busybox(artifacts).cpus(CPUS).memory_mib(MEMORY_MIB).after(After::Idle);
+pub(super) fn measure(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
+    let runs = bed.options.runs;
+    let guest = Guest::busybox(bed.artifacts).cpus(CPUS).memory_mib(MEMORY_MIB).after(After::Idle);
     for run in 0..runs {
-        for program in [Program::Worker(Engine::Bt), Program::Qemu] {
+        for &program in &bed.options.programs {
             println!("boot: {program}, run {} of {runs}", run + 1);
-            one_boot(&guest, program, run < IDLE_RUNS, scratch, report)
+            one_boot(&guest, program, run < IDLE_RUNS, bed.scratch, report)
                 .with_context(|| format!("cannot measure the boot under {program}"))?;
         }
     }
@@ -41,9 +42,9 @@ fn one_boot(guest: &Guest, program: Program, idle: bool, scratch: &Path, report:
 
     if let Program::Worker(_) = program {
         let counters = vm.control().counters()?;
-        let start = counters["start_to_first_instruction_us"].as_f64();
-        let start = start.with_context(|| format!("no start_to_first_instruction_us in {counters}"))?;
-        report.add("start to first guest instruction", "ms", &subject, start / 1000.0);
+        let start = counters.start_to_first_instruction_us;
+        let start = start.context("the worker does not say when the guest's first instruction was")?;
+        report.add("start to first guest instruction", "ms", &subject, start as f64 / 1000.0);
     }
     if idle {
         thread::sleep(SETTLE);

@@ -4,14 +4,14 @@
 //! be what is wrong.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::Bed;
 use super::report::Report;
-use crate::{After, Artifacts, Engine, Guest, Patience, Program};
+use crate::{After, Artifacts, Guest, Patience, Program};
 
 /// What the script prints before each job and, with an empty name, after the last.
 const MARK: &str = "ARNIA-JOB ";
@@ -21,7 +21,7 @@ const MARK: &str = "ARNIA-JOB ";
 const JOBS: &[(&str, &str)] = &[
     ("integer (sha256sum)", "head -c 33554432 /dev/zero | sha256sum"),
     ("branches (sort)", "seq 1 100000 | sort -r | tail -n 1"),
-    ("floating point (awk)", "awk 'BEGIN { for (i = 1; i < 500000; i++) s += sin(i) / i; print s }'"),
+    ("floating point (awk)", "awk 'BEGIN { for (i = 1; i < 500000; i++) s += 1 / (i * i); print s }'"),
     ("compression (bzip2)", "seq 1 200000 | bzip2 | wc -c"),
     ("system calls (dd)", "dd if=/dev/zero of=/dev/null bs=1 count=300000 2>&1 | tail -n 1 | cut -c 1-6"),
     ("processes (fork, exec)", "i=0; while [ $i -lt 300 ]; do /bin/busybox true; i=$((i + 1)); done"),
@@ -32,23 +32,27 @@ const JOBS: &[(&str, &str)] = &[
     ("pipes (context switches)", "yes | head -c 3000000 | cat | cat | wc -c"),
 ];
 
-pub(super) fn measure(artifacts: &Artifacts, runs: u32, scratch: &Path, report: &mut Report) -> Result<()> {
+pub(super) fn measure(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
+    let runs = bed.options.runs;
     for run in 0..runs {
         println!("cpu: native, run {} of {runs}", run + 1);
-        native(artifacts, report)?;
-        for program in [Program::Worker(Engine::Bt), Program::Qemu] {
+        native(bed.artifacts, report)?;
+        for &program in &bed.options.programs {
             println!("cpu: {program}, run {} of {runs}", run + 1);
-            guest(artifacts, program, scratch, report)
-                .with_context(|| format!("cannot measure {program}"))?;
+            guest(bed, program, report).with_context(|| format!("cannot measure {program}"))?;
         }
     }
     Ok(())
 }
 
 fn script(busybox: &str) -> String {
-    let jobs = JOBS.iter().map(|(name, command)| format!("echo '{MARK}{name}'; {command}; "));
-    // The host's shell must not find other programs of the same names.
-    jobs.collect::<String>().replace("/bin/busybox", busybox) + &format!("echo '{MARK}'")
+    // Each in a shell of its own: in the one on the console, output would go line by line even into
+    // pipes, because busybox's own commands share its buffers.
+    let jobs = JOBS.iter().map(|(name, command)| {
+        let command = command.replace("/bin/busybox", busybox).replace('\'', r"'\''");
+        format!("echo '{MARK}{name}'; sh -c '{command}'; ")
+    });
+    jobs.collect::<String>() + &format!("echo '{MARK}'")
 }
 
 fn native(artifacts: &Artifacts, report: &mut Report) -> Result<()> {
@@ -78,9 +82,9 @@ fn native(artifacts: &Artifacts, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn guest(artifacts: &Artifacts, program: Program, scratch: &Path, report: &mut Report) -> Result<()> {
-    let guest = Guest::busybox(artifacts).cpus(1).memory_mib(512).after(After::Shell);
-    let mut vm = guest.start(&program, scratch)?;
+fn guest(bed: &Bed<'_>, program: Program, report: &mut Report) -> Result<()> {
+    let guest = Guest::busybox(bed.artifacts).cpus(1).memory_mib(512).after(After::Shell);
+    let mut vm = guest.start(&program, bed.scratch)?;
     let console = vm.console();
     console.expect("ARNIA-SHELL", Patience::Boot)?;
     let mut shell = crate::Shell::take_over(console)?;

@@ -6,13 +6,13 @@ mod cpu;
 mod process;
 mod report;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::Artifacts;
+use crate::{Artifacts, Program};
 use report::Report;
 
 /// A benchmark.
@@ -24,26 +24,50 @@ pub enum Bench {
     Cpu,
 }
 
-/// Runs benchmarks (all, if none is named) and saves `<output>/<date>-<host>/`.
+/// What is measured, and how often.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// What to measure; everything if none is named
+    benches: Vec<Bench>,
+    /// Runs of each subject; the middle one counts
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    runs: u32,
+    /// Programs to measure, of bt, kvm and qemu
+    #[arg(long, value_delimiter = ',', default_value = "bt,qemu", value_name = "LIST")]
+    programs: Vec<Program>,
+    /// Folder for the folder with the results
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+}
+
+/// What every benchmark needs.
+struct Bed<'a> {
+    artifacts: &'a Artifacts,
+    options: &'a Options,
+    /// Folder for consoles and messages.
+    scratch: &'a Path,
+}
+
+/// Runs benchmarks and saves `<output>/<date>-<host>/`.
 ///
 /// # Errors
 /// If a guest does not do what it is measured for.
-pub fn run(runs: u32, output: &Path, benches: &[Bench]) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let artifacts = Artifacts::from_env()?;
-    let benches = if benches.is_empty() { Bench::value_variants() } else { benches };
+    let benches = if options.benches.is_empty() { Bench::value_variants() } else { &options.benches };
     let scratch = std::env::temp_dir().join(format!("arnia-bench-{}", std::process::id()));
+    let bed = Bed { artifacts: &artifacts, options, scratch: &scratch };
     let mut report = Report::default();
     for bench in benches {
         match bench {
-            Bench::Boot => boot::measure(&artifacts, runs, &scratch, &mut report)?,
-            Bench::Cpu => cpu::measure(&artifacts, runs, &scratch, &mut report)?,
+            Bench::Boot => boot::measure(&bed, &mut report)?,
+            Bench::Cpu => cpu::measure(&bed, &mut report)?,
         }
     }
     let _ = std::fs::remove_dir_all(&scratch);
-    let machine = machine(&artifacts)?;
     print!("\n{}", report.summary());
-    let folder = output.join(format!("{}-{}", told("date", &["+%F"])?, host_name()?));
-    report.save(&folder, &machine)?;
+    let folder = options.output.join(format!("{}-{}", told("date", &["+%F"])?, host_name()?));
+    report.save(&folder, &machine(&artifacts)?)?;
     println!("\nsaved in {}", folder.display());
     Ok(())
 }

@@ -82,7 +82,7 @@ fn bad_input(case: &Case) -> Result<()> {
             &["directory", "folder", "file"],
             &[&"--kernel", kernel, &"--disk", &folder],
         ),
-        bad("a disk without path", &["disk"], &[&"--kernel", kernel, &"--disk", &"ro"]),
+        bad("a disk without path", &["missing"], &[&"--kernel", kernel, &"--disk", &"serial=S"]),
         bad(
             "a disk with an unknown option",
             &["colour"],

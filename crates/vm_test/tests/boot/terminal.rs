@@ -6,10 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use api::worker::exit;
 use vm_test::{After, Case, Console, Guest, KillOnDrop, Patience, Suite, worker_path};
 
-/// Ctrl-].
-const ESCAPE: &str = "\x1d";
+/// Ctrl-] and x: end the machine.
+const ESCAPE: &str = "\x1dx";
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("terminal::raw_mode_and_escape_key", raw_mode_and_escape_key);
@@ -21,7 +22,7 @@ fn raw_mode_and_escape_key(case: &Case) -> Result<()> {
     let quoted = words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''")));
     // Afterwards the terminal must be as it was before.
     let line = format!(
-        "stty -a > before; {} --engine bt --serial stdio; stty -a > after; echo AFTERWARDS",
+        "stty -a > before; {} --engine bt --serial stdio; echo AFTERWARDS $?; stty -a > after",
         quoted.collect::<Vec<_>>().join(" ")
     );
     // `script` gives what it runs a terminal of its own.
@@ -49,7 +50,8 @@ fn raw_mode_and_escape_key(case: &Case) -> Result<()> {
     console.expect("still-here", Patience::Command)?;
 
     console.send(ESCAPE)?;
-    console.expect("AFTERWARDS", Patience::Host)?;
+    console.expect(&format!("AFTERWARDS {}", exit::STOPPED), Patience::Host)?;
+    child.0.wait()?;
     let [before, after] = ["before", "after"].map(|name| std::fs::read_to_string(case.path(name)));
     ensure!(before? == after?, "the terminal's settings were not restored");
     Ok(())
