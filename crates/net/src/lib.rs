@@ -3,6 +3,7 @@
 mod backend;
 mod checksum;
 mod error;
+pub mod fuzzing;
 mod mac;
 mod nat;
 mod random;

@@ -3,8 +3,10 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use dhcproto::v4::{DhcpOption, DhcpOptions, HType, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable, Decoder, Encodable, Encoder, Name};
+use dhcproto::v4::{
+    DhcpOption, DhcpOptions, Flags, HType, Message, MessageType, Opcode, OptionCode, borrowed,
+};
+use dhcproto::{Encodable, Encoder, Name};
 
 use super::config::NatSpec;
 use crate::MacAddress;
@@ -59,34 +61,17 @@ impl DhcpServer {
         bytes: &[u8],
         now: Instant,
     ) -> Option<Reply> {
-        let request = Message::decode(&mut Decoder::new(bytes)).ok()?;
-        // The length is checked before `chaddr` is asked for, which would slice by it.
-        if request.opcode() != Opcode::BootRequest || request.htype() != HType::Eth || request.hlen() != 6 {
-            return None;
-        }
-        // We are on the link: a relay's message cannot be.
-        if !request.giaddr().is_unspecified() {
-            return None;
-        }
-        let mac = MacAddress(request.chaddr().try_into().ok()?);
+        let request = Request::parse(bytes)?;
+        let mac = request.mac;
         if mac != frame_source {
             return None;
         }
-        let options = request.opts();
-        let wanted = match options.get(OptionCode::RequestedIpAddress) {
-            Some(DhcpOption::RequestedIpAddress(address)) => Some(*address),
-            _ => None,
-        };
-        let server = match options.get(OptionCode::ServerIdentifier) {
-            Some(DhcpOption::ServerIdentifier(address)) => Some(*address),
-            _ => None,
-        };
-        let Some(DhcpOption::MessageType(kind)) = options.get(OptionCode::MessageType) else { return None };
-        match kind {
+        let wanted = request.wanted;
+        match request.kind {
             MessageType::Discover => {
                 let address = self.choose(spec, mac, wanted, now)?;
                 // RFC 4039: two messages instead of four.
-                if options.contains(OptionCode::RapidCommit) {
+                if request.rapid_commit {
                     self.give(spec, address, mac, now + spec.lease);
                     let mut reply = self.reply(spec, &request, MessageType::Ack, address)?;
                     reply.0.opts_mut().insert(DhcpOption::RapidCommit);
@@ -97,13 +82,13 @@ impl DhcpServer {
                 encode(spec, &request, mac, reply)
             }
             MessageType::Request => {
-                if server.is_some_and(|server| server != spec.gateway) {
+                if request.server.is_some_and(|server| server != spec.gateway) {
                     // It took another server's offer (RFC 2131 §3.1, step 4).
                     self.release(spec, mac, None);
                     return None;
                 }
                 // Selecting and rebooting clients name the address in an option, renewing ones have it.
-                let address = wanted.unwrap_or(request.ciaddr());
+                let address = wanted.unwrap_or(request.ciaddr);
                 if self.is_available(spec, address, mac, now) {
                     self.release(spec, mac, Some(address));
                     self.give(spec, address, mac, now + spec.lease);
@@ -185,7 +170,7 @@ impl DhcpServer {
     fn reply(
         &self,
         spec: &NatSpec,
-        request: &Message,
+        request: &Request,
         kind: MessageType,
         address: Ipv4Addr,
     ) -> Option<(Message, MessageType)> {
@@ -193,9 +178,9 @@ impl DhcpServer {
         message
             .set_opcode(Opcode::BootReply)
             .set_htype(HType::Eth)
-            .set_xid(request.xid())
-            .set_flags(request.flags())
-            .set_chaddr(request.chaddr())
+            .set_xid(request.xid)
+            .set_flags(request.flags)
+            .set_chaddr(&request.mac.0)
             .set_yiaddr(address);
         let options = message.opts_mut();
         options.insert(DhcpOption::MessageType(kind));
@@ -212,7 +197,7 @@ impl DhcpServer {
         }
         self.insert_network(spec, options)?;
         if kind == MessageType::Ack {
-            message.set_ciaddr(request.ciaddr());
+            message.set_ciaddr(request.ciaddr);
         }
         Some((message, kind))
     }
@@ -235,9 +220,62 @@ impl DhcpServer {
     }
 }
 
+/// What a client's message says, as far as it matters.
+#[derive(Debug)]
+struct Request {
+    kind: MessageType,
+    xid: u32,
+    flags: Flags,
+    ciaddr: Ipv4Addr,
+    mac: MacAddress,
+    /// The address that it asks for.
+    wanted: Option<Ipv4Addr>,
+    /// The server that it answers.
+    server: Option<Ipv4Addr>,
+    rapid_commit: bool,
+}
+
+impl Request {
+    /// Takes a message apart. Options are looked at one by one and only those that matter: the decoder of all
+    /// of them fails by panic on some that are malformed.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let message = borrowed::Message::new(bytes).ok()?;
+        // The length is checked before `chaddr` is asked for, which slices by it.
+        if message.opcode() != Opcode::BootRequest || message.htype() != HType::Eth || message.hlen() != 6 {
+            return None;
+        }
+        // We are on the link: a relay's message cannot be.
+        if !message.giaddr().is_unspecified() {
+            return None;
+        }
+        let mac = MacAddress(message.chaddr().try_into().ok()?);
+        let (mut kind, mut wanted, mut server, mut rapid_commit) = (None, None, None, false);
+        let address = |data: &[u8]| <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from);
+        for option in message.opts() {
+            match option.code() {
+                OptionCode::MessageType => kind = option.data().first().map(|&byte| MessageType::from(byte)),
+                OptionCode::RequestedIpAddress => wanted = address(option.data()),
+                OptionCode::ServerIdentifier => server = address(option.data()),
+                OptionCode::RapidCommit => rapid_commit = true,
+                _ => {}
+            }
+        }
+        Some(Self {
+            kind: kind?,
+            xid: message.xid(),
+            flags: message.flags(),
+            ciaddr: message.ciaddr(),
+            mac,
+            wanted,
+            server,
+            rapid_commit,
+        })
+    }
+}
+
 fn encode(
     spec: &NatSpec,
-    request: &Message,
+    request: &Request,
     mac: MacAddress,
     (message, kind): (Message, MessageType),
 ) -> Option<Reply> {
@@ -253,9 +291,9 @@ fn encode(
     // that yet or is refused.
     let (destination, mac) = if kind == MessageType::Nak {
         (Ipv4Addr::BROADCAST, MacAddress::BROADCAST)
-    } else if !request.ciaddr().is_unspecified() && spec.is_guest(request.ciaddr()) {
-        (request.ciaddr(), mac)
-    } else if request.flags().broadcast() || message.yiaddr().is_unspecified() {
+    } else if !request.ciaddr.is_unspecified() && spec.is_guest(request.ciaddr) {
+        (request.ciaddr, mac)
+    } else if request.flags.broadcast() || message.yiaddr().is_unspecified() {
         (Ipv4Addr::BROADCAST, MacAddress::BROADCAST)
     } else {
         (message.yiaddr(), mac)
@@ -265,6 +303,8 @@ fn encode(
 
 #[cfg(test)]
 mod tests {
+    use dhcproto::{Decodable, Decoder};
+
     use super::super::config::NatConfig;
     use super::*;
 
@@ -409,6 +449,14 @@ mod tests {
             let mut changed = bytes.clone();
             changed[place] = value;
             assert!(client.server.on_message(&client.spec, mac(1), &changed, now).is_none(), "byte {place}");
+        }
+        // Options that the decoder of whole messages panics on.
+        for option in [&[94, 1, 0][..], &[121, 5, 200, 1, 2, 3, 4], &[116, 0], &[53, 0], &[50, 3, 1, 2, 3]] {
+            let mut changed = bytes.clone();
+            changed.pop();
+            changed.extend_from_slice(option);
+            changed.push(255);
+            client.server.on_message(&client.spec, mac(1), &changed, now);
         }
         for length in 0..240 {
             assert!(client.server.on_message(&client.spec, mac(1), &bytes[..length], now).is_none());
