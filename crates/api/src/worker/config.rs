@@ -7,14 +7,13 @@
 //!   "kernel": "vmlinuz", "initrd": "initrd.img", "append": "console=ttyS0 root=/dev/vda1",
 //!   "cpus": 2, "memory": "1G",
 //!   "disks": [{"path": "debian.img"}],
-//!   "nets": [{"user": {"forward": [{"host_port": 2222, "guest_port": 22}]}}],
+//!   "nets": [{"user": {"forward": ["2222:22"]}}],
 //!   "control": "vm.sock"
 //! }
 //! ```
 
 use crate::ByteSize;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// A virtual machine as its user describes it. Only the kernel is needed.
@@ -189,46 +188,27 @@ pub enum NetConfig {
     User(UserNetConfig),
 }
 
-/// The worker's own network.
+/// The worker's own network: what QEMU calls user networking. The default is 10.0.2.0/24 with the gateway
+/// at .2, the name server at .3 and the guest at .15.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserNetConfig {
     /// The card's MAC address, as text. Default: a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// Ports of the host that lead into the guest.
-    #[serde(default)]
-    pub forward: Vec<ForwardConfig>,
-    /// Whether the guest is kept from connecting to anything but this network itself.
+    /// Ports of the host that lead into the guest, each `[ADDRESS:]PORT:[GUEST:]PORT[/tcp|/udp]`. Without
+    /// an address the host listens on 127.0.0.1 only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<String>,
+    /// Whether the guest is kept from opening connections. Forwarded ports still lead in.
     #[serde(default)]
     pub restrict: bool,
-}
-
-/// A port of the host that leads into the guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ForwardConfig {
-    /// TCP or UDP.
-    #[serde(default)]
-    pub protocol: Protocol,
-    /// The host's address to listen on. Default: 127.0.0.1.
+    /// The guest's network, like `10.0.2.0/24`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_address: Option<IpAddr>,
-    /// The host's port.
-    pub host_port: u16,
-    /// The guest's port.
-    pub guest_port: u16,
-}
-
-/// A transport protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
+    pub subnet: Option<String>,
+    /// The name that DHCP gives the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
 }
 
 /// Sockets between host and guest.
@@ -270,13 +250,13 @@ mod tests {
         let config: VmConfig = serde_json::from_str(
             r#"{"kernel": "vmlinuz", "initrd": "initrd.img", "append": "console=ttyS0 root=/dev/vda1",
                 "cpus": 2, "memory": "1G", "disks": [{"path": "debian.img"}],
-                "nets": [{"user": {"forward": [{"host_port": 2222, "guest_port": 22}]}}],
+                "nets": [{"user": {"forward": ["2222:22"]}}],
                 "control": "vm.sock"}"#,
         )
         .unwrap();
         assert_eq!(config.memory, ByteSize(1 << 30));
         let NetConfig::User(user) = &config.nets[0];
-        assert_eq!((user.forward[0].protocol, user.forward[0].host_port), (Protocol::Tcp, 2222));
+        assert_eq!(user.forward, ["2222:22"]);
         let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
         assert_eq!(again, config);
     }

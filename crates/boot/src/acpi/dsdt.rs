@@ -42,7 +42,13 @@ fn processors(machine: &Machine, out: &mut Vec<u8>) {
 }
 
 fn pci_root(machine: &Machine, out: &mut Vec<u8>) -> Result<(), Error> {
-    let (low, high) = (machine.pci_mmio32, machine.pci_mmio64);
+    let (io, low, high) = (machine.pci_io, machine.pci_mmio32, machine.pci_mmio64);
+    if io.len == 0 || io.end() > 1 << 16 || low.len == 0 || low.end() > 1 << 32 || high.len == 0 {
+        return Err(Error::new(
+            ErrorKind::BadMachine,
+            "the windows for PCI devices are not where they can be",
+        ));
+    }
     let mmio32 = AddressSpace::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
@@ -54,10 +60,9 @@ fn pci_root(machine: &Machine, out: &mut Vec<u8>) -> Result<(), Error> {
         AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, high.start, high.end() - 1, None);
     let resources = ResourceTemplate::new(vec![
         &AddressSpace::new_bus_number(0u16, last_bus(machine) as u16),
-        // The configuration ports lie inside the port space and are the bridge's own.
+        // The configuration ports are the bridge's own.
         &IO::new(0xcf8, 0xcf8, 1, 8),
-        &AddressSpace::new_io(0u16, 0xcf7u16, None),
-        &AddressSpace::new_io(0xd00u16, 0xffffu16, None),
+        &AddressSpace::new_io(io.start as u16, (io.end() - 1) as u16, None),
         &mmio32,
         &mmio64,
     ])

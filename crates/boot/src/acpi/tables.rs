@@ -17,8 +17,9 @@ pub(super) fn facs() -> Vec<u8> {
 
 pub(super) fn fadt(machine: &Machine, facs: u64, dsdt: u64) -> Vec<u8> {
     let power = &machine.power;
-    let port =
-        |port: u16, bytes: u8, access| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, access, port.into());
+    let port = |port: u16, bytes: u8, access| {
+        GAS::new(AddressSpace::SystemIo, bytes.saturating_mul(8), 0, access, port.into())
+    };
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .firmware_ctrl_32(facs as u32)
         .dsdt_64(dsdt)

@@ -1,0 +1,308 @@
+//! The command line of `arnia-vmm`. Parsing is pure: text becomes a
+//! [`VmConfig`](api::worker::config::VmConfig), nothing is opened but the file of `--config`.
+
+mod options;
+
+use crate::Error;
+use api::ByteSize;
+use api::worker::config::{
+    BootMethod, CharDevice, DiskConfig, EngineChoice, NetConfig, OnReset, VmConfig, VsockConfig,
+};
+use clap::{Parser, ValueEnum};
+use log::LevelFilter;
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "\
+Examples:
+  A kernel and an initial RAM disk, on this terminal:
+    arnia-vmm --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+
+  A Debian disk with network; ssh -p 2222 root@127.0.0.1 leads into it:
+    arnia-vmm --kernel vmlinuz --initrd initrd.img --append \"console=ttyS0 root=/dev/vda1\" \\
+      --cpus 2 --memory 1G --disk debian.img --net user,forward=2222:22
+
+  In the background, controlled over a socket:
+    arnia-vmm --config vm.json --serial file=vm.log --control vm.sock &
+    echo '{\"op\":\"power\"}' | socat - unix-connect:vm.sock
+
+On a terminal, Ctrl-] is the escape key: Ctrl-] x ends the machine at once, Ctrl-] p presses its power
+button, Ctrl-] Ctrl-] sends a Ctrl-]. The first SIGTERM, SIGINT or SIGHUP presses the power button, another
+one a second or more later ends the machine at once, as SIGQUIT does.
+
+Exit status: 0 the guest powered off; 1 the host or this program failed; 2 bad input, nothing was changed;
+3 ended from outside; 4 the guest crashed and --no-reboot was given; 6 the guest asked for a reset and
+--no-reboot was given; with --debug-exit, (value << 1) | 1 for a value that the guest wrote to port 0xf4.";
+
+/// Runs one virtual machine.
+#[derive(Debug, Parser)]
+#[command(name = "arnia-vmm", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// Read the machine from a JSON file. Other options add to it and take precedence
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A name for people, shown in status and to the guest
+    #[arg(long)]
+    name: Option<String>,
+    /// The machine's UUID [default: a new one]
+    #[arg(long)]
+    uuid: Option<String>,
+
+    /// The kernel: a Linux bzImage or an ELF executable for x86-64
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    kernel: Option<PathBuf>,
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// How the kernel is entered [default: auto]
+    #[arg(long, value_enum, value_name = "METHOD")]
+    boot: Option<Boot>,
+
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Guest memory, with a unit: K, M, G, T [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// What executes guest code [default: auto]
+    #[arg(long, value_enum)]
+    engine: Option<Engine>,
+    /// What the processors can do: x86-64-v2, x86-64-v3, host [default: the newest that the engine gives]
+    #[arg(long, value_name = "NAME")]
+    cpu_model: Option<String>,
+
+    /// A disk: FILE[,ro][,serial=TEXT] or path=FILE[,ro][,serial=TEXT]. A comma in a path is written twice.
+    /// May be repeated
+    #[arg(long, value_name = "DISK", value_parser = options::disk)]
+    disk: Vec<DiskConfig>,
+    /// A network card: none, or user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]
+    /// [,subnet=NETWORK][,hostname=NAME]. May be repeated
+    #[arg(long, value_name = "NET", value_parser = options::net)]
+    net: Vec<Net>,
+    /// Sockets between host and guest: cid=N,socket=PATH
+    #[arg(long, value_name = "VSOCK", value_parser = options::vsock)]
+    vsock: Option<VsockConfig>,
+    /// Where the serial port COM1 (ttyS0) leads: stdio, file=PATH or none [default: stdio]
+    #[arg(long, value_name = "WHERE", value_parser = options::char_device)]
+    serial: Option<CharDevice>,
+    /// Where the virtio console (hvc0) leads: stdio, file=PATH or none [default: none]
+    #[arg(long, value_name = "WHERE", value_parser = options::char_device)]
+    console: Option<CharDevice>,
+
+    /// Listen for control requests on a Unix socket, which must not exist
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// End instead of starting again when the guest resets the machine
+    #[arg(long)]
+    no_reboot: bool,
+    /// Let the guest end the machine with a status of its choice, by a write to port 0xf4
+    #[arg(long)]
+    debug_exit: bool,
+    /// Keep all rights that the program was started with
+    #[arg(long)]
+    no_sandbox: bool,
+    /// How much to tell on standard error
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "warn")]
+    log: LogLevel,
+}
+
+/// What `--net` says: a card, or that there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Net(Option<NetConfig>);
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Boot {
+    /// What suits the file
+    Auto,
+    /// Decompressed on the host, by the 64-bit Linux protocol
+    Direct,
+    /// The bzImage decompresses itself: slower, keeps kernel address randomisation
+    SelfDecompressing,
+    /// By the PVH entry point
+    Pvh,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Engine {
+    /// The fastest that works here
+    Auto,
+    /// Hardware virtualization
+    Kvm,
+    /// Binary translation: works everywhere
+    Bt,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Cli {
+    /// The level of the log.
+    pub fn log_level(&self) -> LevelFilter {
+        match self.log {
+            LogLevel::Off => LevelFilter::Off,
+            LogLevel::Error => LevelFilter::Error,
+            LogLevel::Warn => LevelFilter::Warn,
+            LogLevel::Info => LevelFilter::Info,
+            LogLevel::Debug => LevelFilter::Debug,
+            LogLevel::Trace => LevelFilter::Trace,
+        }
+    }
+
+    /// The machine that the options describe, on top of the file of `--config` if one is named.
+    ///
+    /// # Errors
+    /// When that file cannot be read or is not a configuration.
+    pub fn into_config(self) -> Result<VmConfig, Error> {
+        let mut config = match (&self.config, &self.kernel) {
+            (Some(path), _) => read_config(path)?,
+            (None, Some(kernel)) => VmConfig::new(kernel),
+            (None, None) => {
+                return Err(Error::bad_input("no kernel is named").with_advice("add --kernel FILE"));
+            }
+        };
+        fn set<T>(field: &mut T, given: Option<T>) {
+            if let Some(value) = given {
+                *field = value;
+            }
+        }
+        fn set_option<T>(field: &mut Option<T>, given: Option<T>) {
+            if given.is_some() {
+                *field = given;
+            }
+        }
+        set(&mut config.kernel, self.kernel);
+        set_option(&mut config.name, self.name);
+        set_option(&mut config.uuid, self.uuid);
+        set_option(&mut config.initrd, self.initrd);
+        set(&mut config.append, self.append);
+        set(&mut config.cpus, self.cpus);
+        set(&mut config.memory, self.memory);
+        set_option(&mut config.cpu_model, self.cpu_model);
+        set_option(&mut config.vsock, self.vsock);
+        set(&mut config.serial, self.serial);
+        set(&mut config.console, self.console);
+        set_option(&mut config.control, self.control);
+        let boot = self.boot.map(|method| match method {
+            Boot::Auto => BootMethod::Auto,
+            Boot::Direct => BootMethod::Direct,
+            Boot::SelfDecompressing => BootMethod::SelfDecompressing,
+            Boot::Pvh => BootMethod::Pvh,
+        });
+        set(&mut config.boot, boot);
+        let engine = self.engine.map(|engine| match engine {
+            Engine::Auto => EngineChoice::Auto,
+            Engine::Kvm => EngineChoice::Kvm,
+            Engine::Bt => EngineChoice::Bt,
+        });
+        set(&mut config.engine, engine);
+        config.disks.extend(self.disk);
+        if self.net.contains(&Net(None)) {
+            if self.net.len() > 1 {
+                return Err(Error::bad_input("--net none stands beside another --net")
+                    .with_advice("leave out one of them"));
+            }
+            config.nets.clear();
+        }
+        config.nets.extend(self.net.into_iter().filter_map(|net| net.0));
+        if self.no_reboot {
+            config.on_reset = OnReset::Exit;
+        }
+        config.debug_exit |= self.debug_exit;
+        config.sandbox &= !self.no_sandbox;
+        Ok(config)
+    }
+}
+
+fn read_config(path: &Path) -> Result<VmConfig, Error> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::bad_input(format!("the configuration {path:?} cannot be read"))
+            .with_source(e)
+            .with_advice("check --config")
+    })?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::bad_input(format!("{path:?} is not a configuration"))
+            .with_source(e)
+            .with_advice("see docs/reference/arnia-vmm.md for the fields")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &str) -> Result<VmConfig, String> {
+        let args = ["arnia-vmm"].into_iter().chain(args.split_whitespace());
+        let cli = Cli::try_parse_from(args).map_err(|e| e.to_string())?;
+        cli.into_config().map_err(|e| e.report())
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_of_the_documentation_are_read() {
+        let config = parse(
+            "--kernel vmlinuz --initrd initrd.img --append console=ttyS0 --disk debian.img \
+             --net user,forward=2222:22 --cpus 2 --memory 1G --engine bt --vsock cid=3,socket=v.sock \
+             --control vm.sock --no-reboot --debug-exit --serial file=log --boot self-decompressing",
+        )
+        .unwrap();
+        assert_eq!((config.cpus, config.memory), (2, ByteSize(1 << 30)));
+        assert_eq!(config.disks, [DiskConfig { path: "debian.img".into(), read_only: false, serial: None }]);
+        assert_eq!(config.engine, EngineChoice::Bt);
+        assert_eq!(config.on_reset, OnReset::Exit);
+        assert_eq!(config.serial, CharDevice::File("log".into()));
+        assert_eq!(config.boot, BootMethod::SelfDecompressing);
+        assert!(config.debug_exit && config.sandbox);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (args, word) in [
+            ("", "--kernel"),
+            ("--kernel k --cpus many", "--cpus"),
+            ("--kernel k --memory 1.5G", "not a size"),
+            ("--kernel k --engine tcg", "--engine"),
+            ("--kernel k --disk a,b=c", "b=c"),
+            ("--kernel k --net tap", "tap"),
+            ("--kernel k --net none --net user", "none"),
+            ("--kernel k --vsock socket=x", "cid"),
+            ("--kernel k --serial tcp", "tcp"),
+            ("--config /nonexistent", "cannot be read"),
+            ("--kernel k --unknown", "--unknown"),
+        ] {
+            let text = parse(args).expect_err(args);
+            assert!(text.contains(word), "{args}: {text}");
+        }
+    }
+
+    #[test]
+    fn options_add_to_a_file_and_take_precedence() {
+        let path = std::env::temp_dir().join(format!("arnia-vmm-config-{}.json", std::process::id()));
+        let text = r#"{"kernel": "a", "cpus": 4, "disks": [{"path": "x"}], "nets": [{"user": {}}]}"#;
+        std::fs::write(&path, text).unwrap();
+        let config = parse(&format!("--config {} --kernel b --disk y,ro", path.display())).unwrap();
+        assert_eq!((config.kernel, config.cpus), ("b".into(), 4));
+        assert_eq!(config.disks.len(), 2);
+        assert!(config.disks[1].read_only);
+        assert_eq!(config.nets.len(), 1);
+        let config = parse(&format!("--config {} --net none", path.display())).unwrap();
+        assert!(config.nets.is_empty());
+        std::fs::write(&path, "{\"kernel\": 1}").unwrap();
+        let text = parse(&format!("--config {}", path.display())).unwrap_err();
+        assert!(text.contains("not a configuration") && text.contains("line 1"), "{text}");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

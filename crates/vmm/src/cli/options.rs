@@ -1,0 +1,167 @@
+//! Options with parts: `--disk`, `--net`, `--vsock`, `--serial`.
+
+use super::Net;
+use api::worker::config::{CharDevice, DiskConfig, NetConfig, UserNetConfig, VsockConfig};
+use std::path::PathBuf;
+
+/// Splits at commas; two commas stand for one that belongs to the text.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let last = parts.last_mut().expect("there is always a part");
+        match c {
+            ',' if chars.peek() == Some(&',') => {
+                chars.next();
+                last.push(',');
+            }
+            ',' => parts.push(String::new()),
+            c => last.push(c),
+        }
+    }
+    parts
+}
+
+/// Takes a value that may be given once.
+fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("`{name}` is given twice")),
+    }
+}
+
+fn not_empty(name: &str, value: &str) -> Result<String, String> {
+    if value.is_empty() { Err(format!("`{name}` has no value")) } else { Ok(value.to_owned()) }
+}
+
+pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
+    let (mut path, mut read_only, mut serial) = (None, false, None);
+    for (index, part) in parts(text).iter().enumerate() {
+        match part.split_once('=') {
+            Some(("path", value)) => once(&mut path, "path", not_empty("path", value)?)?,
+            Some(("serial", value)) => once(&mut serial, "serial", value.to_owned())?,
+            None if part == "ro" && index > 0 => read_only = true,
+            // The plain form: a file name first. One that looks like an option is written path=….
+            _ if index == 0 => path = Some(not_empty("path", part)?),
+            _ => return Err(format!("{part:?} is not known: write FILE[,ro][,serial=TEXT]")),
+        }
+    }
+    let path = path.ok_or("the file is missing: write FILE[,ro][,serial=TEXT]")?;
+    Ok(DiskConfig { path: path.into(), read_only, serial })
+}
+
+pub(super) fn net(text: &str) -> Result<Net, String> {
+    const FORM: &str = "user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]\
+                        [,subnet=NETWORK][,hostname=NAME]";
+    let parts = parts(text);
+    match (parts[0].as_str(), parts.len()) {
+        ("none", 1) => return Ok(Net(None)),
+        ("user", _) => {}
+        (other, _) => return Err(format!("{other:?} is not a network: write none or {FORM}")),
+    }
+    let mut user = UserNetConfig::default();
+    for part in &parts[1..] {
+        match part.split_once('=') {
+            Some(("forward", rule)) => {
+                rule.parse::<net::Forward>().map_err(|e| e.to_string())?;
+                user.forward.push(rule.to_owned());
+            }
+            Some(("mac", value)) => once(&mut user.mac, "mac", value.to_owned())?,
+            Some(("subnet", value)) => once(&mut user.subnet, "subnet", value.to_owned())?,
+            Some(("hostname", value)) => once(&mut user.hostname, "hostname", value.to_owned())?,
+            None if part == "restrict" => user.restrict = true,
+            _ => return Err(format!("{part:?} is not known: write {FORM}")),
+        }
+    }
+    Ok(Net(Some(NetConfig::User(user))))
+}
+
+pub(super) fn vsock(text: &str) -> Result<VsockConfig, String> {
+    let (mut cid, mut socket) = (None, None);
+    for part in parts(text) {
+        match part.split_once('=') {
+            Some(("cid", value)) => {
+                let number =
+                    value.parse().map_err(|_| format!("{value:?} is not a context ID: write a number"))?;
+                once(&mut cid, "cid", number)?;
+            }
+            Some(("socket", value)) => once(&mut socket, "socket", not_empty("socket", value)?)?,
+            _ => return Err(format!("{part:?} is not known: write cid=N,socket=PATH")),
+        }
+    }
+    let cid = cid.ok_or("`cid` is missing: write cid=N,socket=PATH")?;
+    let socket = socket.ok_or("`socket` is missing: write cid=N,socket=PATH")?;
+    Ok(VsockConfig { cid, socket: socket.into() })
+}
+
+pub(super) fn char_device(text: &str) -> Result<CharDevice, String> {
+    match text.split_once('=') {
+        None if text == "stdio" => Ok(CharDevice::Stdio),
+        None if text == "none" => Ok(CharDevice::None),
+        Some(("file", path)) => Ok(CharDevice::File(PathBuf::from(not_empty("file", path)?))),
+        _ => Err(format!("{text:?} is not known: write stdio, file=PATH or none")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks() {
+        let config = |path: &str, read_only, serial: Option<&str>| DiskConfig {
+            path: path.into(),
+            read_only,
+            serial: serial.map(str::to_owned),
+        };
+        for (text, expected) in [
+            ("a.img", Ok(config("a.img", false, None))),
+            ("a.img,ro", Ok(config("a.img", true, None))),
+            ("ro", Ok(config("ro", false, None))),
+            ("/d/a,,b.img,serial=S1", Ok(config("/d/a,b.img", false, Some("S1")))),
+            ("path=a=b.img,ro,serial=S", Ok(config("a=b.img", true, Some("S")))),
+            ("serial=S,path=x", Ok(config("x", false, Some("S")))),
+            ("a=b.img", Ok(config("a=b.img", false, None))),
+            ("", Err("path")),
+            ("path=", Err("path")),
+            ("a,path=b", Err("twice")),
+            ("a,rw", Err("rw")),
+            ("serial=S", Err("missing")),
+        ] {
+            match (disk(text), expected) {
+                (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{text}"),
+                (Err(got), Err(word)) => assert!(got.contains(word), "{text}: {got}"),
+                (got, _) => panic!("{text}: {got:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nets() {
+        assert_eq!(net("none"), Ok(Net(None)));
+        assert_eq!(net("user"), Ok(Net(Some(NetConfig::User(UserNetConfig::default())))));
+        let full =
+            net("user,forward=2222:22,forward=[::1]:53:53/udp,mac=a6:41:72:00:00:01,restrict").unwrap();
+        let Net(Some(NetConfig::User(user))) = full else { panic!() };
+        assert_eq!(user.forward, ["2222:22", "[::1]:53:53/udp"]);
+        assert!(user.restrict);
+        for text in ["", "tap", "none,mac=1", "user,forward=22", "user,mac", "user,mac=1,mac=2", "user,mtu=1"]
+        {
+            assert!(net(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn vsocks_and_character_devices() {
+        assert_eq!(vsock("cid=3,socket=/run/v"), Ok(VsockConfig { cid: 3, socket: "/run/v".into() }));
+        for text in ["", "cid=3", "socket=x", "cid=x,socket=y", "cid=3,cid=4,socket=y", "cid=3,socket="] {
+            assert!(vsock(text).is_err(), "{text}");
+        }
+        assert_eq!(char_device("stdio"), Ok(CharDevice::Stdio));
+        assert_eq!(char_device("none"), Ok(CharDevice::None));
+        assert_eq!(char_device("file=a=b"), Ok(CharDevice::File("a=b".into())));
+        for text in ["", "file=", "file", "pty", "stdio=1"] {
+            assert!(char_device(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The controller: one loop over everything that can happen to a machine.
+//!
+//! ```text
+//! guest (S5, reset, debug exit) ─┐
+//! vCPU threads (triple fault) ───┤
+//! signals, escape key ───────────┼──> Event ──> Controller::run ──> Ended
+//! control socket ────────────────┘
+//! ```
+//!
+//! It alone changes the machine's state; nobody else pauses, resets or ends anything.
+
+use crate::Error;
+use crate::control::ReplyTo;
+use crate::machine::{GuestEvents, IoCounters, Machine};
+use crate::signals::Signal;
+use crate::spec::VmSpec;
+use crate::state::{VmState, valid_transition};
+use crate::terminal::Command;
+use crate::vcpu::{Gate, VcpuContext, VcpuEvent, VcpuHandle};
+use api::worker::config::OnReset;
+use api::worker::control::{ControlErrorKind, Counters, Reply, Request, Status, VERSION};
+use api::worker::exit;
+use cpu::Vcpu;
+use platform::PlatformEvent;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use x86::CpuState;
+
+/// Something that happens to a machine.
+#[derive(Debug)]
+pub enum Event {
+    /// The guest asks for something.
+    Guest(PlatformEvent),
+    /// A vCPU stopped by itself.
+    Vcpu(VcpuEvent),
+    /// A signal asks the program to end.
+    Signal(Signal),
+    /// A person typed a command.
+    Typed(Command),
+    /// Another program asks for something.
+    Control(Request, ReplyTo),
+}
+
+/// Why a machine ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset, and the machine does not start again.
+    Reset,
+    /// The guest ran into a triple fault, and the machine does not start again.
+    Crashed(String),
+    /// Somebody outside ended it.
+    Stopped(&'static str),
+    /// The guest wrote this to the debug exit port.
+    DebugExit(u8),
+    /// The host or the program failed.
+    Failed(Error),
+}
+
+impl Ended {
+    /// The program's exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Ended::PoweredOff => exit::POWERED_OFF,
+            Ended::Reset => exit::RESET,
+            Ended::Crashed(_) => exit::CRASHED,
+            Ended::Stopped(_) => exit::STOPPED,
+            Ended::DebugExit(value) => exit::debug_exit(*value),
+            Ended::Failed(_) => exit::FAILED,
+        }
+    }
+
+    /// What to tell the person who started the machine, if it is worth telling.
+    pub fn message(&self) -> Option<String> {
+        match self {
+            Ended::PoweredOff | Ended::DebugExit(_) => None,
+            Ended::Reset => Some("the guest asked for a reset; ended because of --no-reboot".into()),
+            Ended::Crashed(why) => Some(format!("the guest crashed: {why}")),
+            Ended::Stopped(by) => Some(format!("the machine was ended by {by}")),
+            Ended::Failed(error) => Some(error.report()),
+        }
+    }
+}
+
+/// A second signal sooner than this after the first is taken for an echo of it: shells and supervisors
+/// often send one to a whole group and to the process itself.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
+
+/// What a controller is made of.
+pub struct Parts {
+    /// The machine.
+    pub machine: Machine,
+    /// Its vCPUs, in their state after reset.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// Holds the vCPUs back when the guest has asked for an end.
+    pub gate: Arc<Gate>,
+    /// Where the guest's requests come from.
+    pub guest_events: Arc<GuestEvents>,
+    /// Where all events come from.
+    pub events: Receiver<Event>,
+    /// Where vCPUs report to.
+    pub reports: Sender<Event>,
+    /// The engine's name.
+    pub engine: &'static str,
+    /// When the program started.
+    pub started: Instant,
+}
+
+/// A machine with its vCPU threads, and what happens to it.
+pub struct Controller {
+    machine: Machine,
+    vcpus: Vec<VcpuHandle>,
+    /// The state of each vCPU after reset.
+    after_reset: Vec<CpuState>,
+    guest_events: Arc<GuestEvents>,
+    events: Receiver<Event>,
+    /// Events that were taken from the channel too early.
+    backlog: VecDeque<Event>,
+    state: VmState,
+    on_reset: OnReset,
+    status: Status,
+    io_counters: Vec<Arc<IoCounters>>,
+    first_instruction: Arc<OnceLock<Duration>>,
+    first_signal: Option<Instant>,
+}
+
+impl Controller {
+    /// Starts the vCPU threads, paused, with the kernel loaded.
+    ///
+    /// # Errors
+    /// When the host refuses threads, the files cannot be read any more, or the engine refuses the state.
+    pub fn new(spec: &VmSpec, parts: Parts) -> Result<Controller, Error> {
+        let Parts { machine, vcpus, gate, guest_events, events, reports, engine, started } = parts;
+        let first_instruction: Arc<OnceLock<Duration>> = Arc::default();
+        let (mut handles, mut io_counters) = (Vec::new(), Vec::new());
+        for vcpu in vcpus {
+            let io = machine.vcpu_io();
+            io_counters.push(io.counters());
+            let (reports, first) = (reports.clone(), first_instruction.clone());
+            let context = VcpuContext {
+                io: Box::new(io),
+                gate: gate.clone(),
+                on_event: Box::new(move |event| drop(reports.send(Event::Vcpu(event)))),
+                on_first_run: Box::new(move || {
+                    let _ = first.set(started.elapsed());
+                }),
+            };
+            let handle = VcpuHandle::start(vcpu, context);
+            handles
+                .push(handle.map_err(|e| Error::host("a vCPU's thread cannot be started").with_source(e))?);
+        }
+        gate.guard(&handles);
+        let after_reset = handles
+            .iter()
+            .map(|vcpu| vcpu.with(|vcpu| vcpu.state()).ok_or_else(vcpu_gone)?.map_err(engine_failed))
+            .collect::<Result<Vec<_>, _>>()?;
+        let status = Status {
+            version: VERSION,
+            program: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            name: spec.name.clone(),
+            uuid: spec.uuid.to_string(),
+            state: VmState::Starting,
+            engine: engine.into(),
+            cpu_model: machine.cpu_model().into(),
+            cpus: spec.cpus,
+            memory_bytes: machine.memory_bytes(),
+            guest_time_ms: 0,
+            resets: 0,
+        };
+        let mut controller = Controller {
+            machine,
+            vcpus: handles,
+            after_reset,
+            guest_events,
+            events,
+            backlog: VecDeque::new(),
+            state: VmState::Starting,
+            on_reset: spec.on_reset,
+            status,
+            io_counters,
+            first_instruction,
+            first_signal: None,
+        };
+        controller.load()?;
+        Ok(controller)
+    }
+
+    /// COM1, for whoever feeds it.
+    pub fn serial_port(&self) -> Arc<platform::serial::SerialPort> {
+        self.machine.serial_port()
+    }
+
+    /// Runs the machine to its end.
+    pub fn run(mut self) -> Ended {
+        self.enter(VmState::Running);
+        self.run_vcpus();
+        let ended = loop {
+            let event = match self.backlog.pop_front() {
+                Some(event) => event,
+                // The vCPU threads hold senders as long as the machine lives.
+                None => self.events.recv().expect("the vCPUs can report"),
+            };
+            if let Some(ended) = self.handle(event) {
+                break ended;
+            }
+        };
+        self.finish(ended)
+    }
+
+    fn finish(mut self, ended: Ended) -> Ended {
+        self.enter(VmState::Stopped);
+        self.stand_still();
+        // Ends the threads, so that nothing of the machine moves while devices are taken down.
+        self.vcpus.clear();
+        match self.machine.finish() {
+            Ok(()) => ended,
+            // The first failure is the one to tell.
+            Err(error) => match ended {
+                Ended::Failed(first) => {
+                    log::error!("{}", error.report());
+                    Ended::Failed(first)
+                }
+                _ => Ended::Failed(error),
+            },
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Option<Ended> {
+        match event {
+            Event::Guest(PlatformEvent::PowerOff) => Some(Ended::PoweredOff),
+            Event::Guest(PlatformEvent::DebugExit(value)) => Some(Ended::DebugExit(value)),
+            Event::Guest(PlatformEvent::Reset) => match self.on_reset {
+                OnReset::Exit => Some(Ended::Reset),
+                OnReset::Reboot => {
+                    log::info!("the guest resets the machine");
+                    self.reset().err().map(Ended::Failed)
+                }
+            },
+            Event::Vcpu(VcpuEvent::Shutdown(vcpu, why)) => match self.on_reset {
+                OnReset::Exit => Some(Ended::Crashed(format!("triple fault on vCPU {vcpu}: {why}"))),
+                OnReset::Reboot => {
+                    log::warn!("triple fault on vCPU {vcpu}: {why}; the machine is reset");
+                    self.reset().err().map(Ended::Failed)
+                }
+            },
+            Event::Vcpu(VcpuEvent::Failed(vcpu, error)) => {
+                let error = Error::host(format!("vCPU {vcpu} cannot go on")).with_source(error);
+                Some(Ended::Failed(error))
+            }
+            Event::Signal(signal) => self.signal(signal),
+            Event::Typed(Command::Stop) => Some(Ended::Stopped("the escape key")),
+            Event::Typed(Command::Power) => {
+                self.machine.press_power_button();
+                None
+            }
+            Event::Typed(Command::Help) => {
+                eprintln!(
+                    "\narnia-vmm: Ctrl-] x ends the machine, Ctrl-] p presses its power button, \
+                     Ctrl-] Ctrl-] sends a Ctrl-]"
+                );
+                None
+            }
+            Event::Control(request, reply) => self.control(request, reply),
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) -> Option<Ended> {
+        match (signal, self.first_signal) {
+            (Signal::Quit, _) => Some(Ended::Stopped("a signal")),
+            (Signal::Terminate, None) => {
+                self.first_signal = Some(Instant::now());
+                // A guest that stands still cannot power off.
+                self.resume();
+                self.machine.press_power_button();
+                log::warn!("pressed the power button; another signal ends the machine at once");
+                None
+            }
+            (Signal::Terminate, Some(first)) => {
+                (first.elapsed() >= SECOND_SIGNAL_AFTER).then_some(Ended::Stopped("repeated signals"))
+            }
+        }
+    }
+
+    fn control(&mut self, request: Request, reply: ReplyTo) -> Option<Ended> {
+        match request {
+            Request::Status {} => reply.send(Ok(Reply::Status(self.status()))),
+            Request::Counters {} => reply.send(Ok(Reply::Counters(self.counters()))),
+            Request::Pause {} => {
+                self.pause();
+                reply.send(Ok(Reply::Done));
+            }
+            Request::Resume {} => {
+                self.resume();
+                reply.send(Ok(Reply::Done));
+            }
+            Request::Power {} => {
+                self.machine.press_power_button();
+                reply.send(Ok(Reply::Done));
+            }
+            Request::Reset {} => match self.reset() {
+                Ok(()) => reply.send(Ok(Reply::Done)),
+                Err(error) => {
+                    reply.refuse(ControlErrorKind::Failed, error.report());
+                    return Some(Ended::Failed(error));
+                }
+            },
+            Request::Stop {} => {
+                reply.send(Ok(Reply::Done));
+                return Some(Ended::Stopped("a stop request"));
+            }
+            _ => reply.refuse(ControlErrorKind::UnknownOperation, "this worker does not know the operation"),
+        }
+        None
+    }
+
+    fn status(&self) -> Status {
+        let guest_time_ms = self.machine.guest_time_ns() / 1_000_000;
+        Status { state: self.state, guest_time_ms, ..self.status.clone() }
+    }
+
+    fn counters(&self) -> Counters {
+        let mut io = BTreeMap::new();
+        for counters in &self.io_counters {
+            for (name, value) in counters.read() {
+                *io.entry(name.to_owned()).or_insert(0) += value;
+            }
+        }
+        Counters {
+            start_to_first_instruction_us: self.first_instruction.get().map(|time| time.as_micros() as u64),
+            engine: self.machine.engine_counters().into_iter().collect(),
+            io,
+        }
+    }
+
+    /// Pauses the machine; nothing happens when it is paused already.
+    fn pause(&mut self) {
+        if self.state == VmState::Running {
+            self.stand_still();
+            self.machine.pause();
+            self.enter(VmState::Paused);
+        }
+    }
+
+    /// Lets a paused machine go on; nothing happens when it runs.
+    fn resume(&mut self) {
+        if self.state == VmState::Paused {
+            self.enter(VmState::Running);
+            self.machine.resume();
+            self.run_vcpus();
+        }
+    }
+
+    /// Starts the machine from the beginning. A paused one stays paused.
+    fn reset(&mut self) -> Result<(), Error> {
+        let before = self.state;
+        self.enter(VmState::Resetting);
+        self.stand_still();
+        self.forget_guest_events();
+        self.machine.reset()?;
+        self.load()?;
+        self.status.resets += 1;
+        self.guest_events.rearm();
+        self.enter(before);
+        if before == VmState::Running {
+            self.run_vcpus();
+        }
+        Ok(())
+    }
+
+    /// Puts the kernel into the empty memory and the vCPUs before it.
+    fn load(&mut self) -> Result<(), Error> {
+        let states = self.machine.boot(&self.after_reset)?;
+        for (vcpu, state) in self.vcpus.iter().zip(states) {
+            vcpu.with(move |vcpu| vcpu.set_state(&state)).ok_or_else(vcpu_gone)?.map_err(engine_failed)?;
+        }
+        Ok(())
+    }
+
+    /// Drops what the guest did before a reset and nobody has looked at: it is of the past. No vCPU runs,
+    /// so nothing new comes.
+    fn forget_guest_events(&mut self) {
+        let is_past = |event: &Event| matches!(event, Event::Guest(_) | Event::Vcpu(VcpuEvent::Shutdown(..)));
+        self.backlog.retain(|event| !is_past(event));
+        while let Ok(event) = self.events.try_recv() {
+            if !is_past(&event) {
+                self.backlog.push_back(event);
+            }
+        }
+    }
+
+    fn run_vcpus(&self) {
+        self.vcpus.iter().for_each(VcpuHandle::run);
+    }
+
+    /// Makes all vCPUs stand still.
+    fn stand_still(&self) {
+        let pausing: Vec<_> = self.vcpus.iter().map(VcpuHandle::pause).collect();
+        pausing.into_iter().for_each(|vcpu| vcpu.wait());
+    }
+
+    fn enter(&mut self, state: VmState) {
+        assert!(valid_transition(self.state, state), "from {:?} to {state:?}", self.state);
+        self.state = state;
+    }
+}
+
+fn vcpu_gone() -> Error {
+    Error::new(crate::ErrorKind::Internal, "a vCPU's thread has ended unexpectedly")
+}
+
+fn engine_failed(e: cpu::Error) -> Error {
+    Error::host("the engine does not take the initial state").with_source(e)
+}

@@ -1,0 +1,60 @@
+//! The virtio devices and their places on the PCI bus.
+
+use crate::Error;
+use crate::inputs::Devices;
+use device::MsiSink;
+use device::pci::Bdf;
+use memory::Ram;
+use platform::Platform;
+use std::sync::Arc;
+use virtio::blk::{Blk, BlkConfig};
+use virtio::net::Net;
+use virtio::rng::Rng;
+use virtio::{VirtioDevice, VirtioPci};
+
+/// More queues than this do not make a disk faster.
+const DISK_QUEUES_MAX: u32 = 8;
+
+/// What a device on the bus is connected to.
+pub(super) struct PciBus<'a> {
+    pub(super) platform: &'a Platform,
+    pub(super) ram: &'a Arc<Ram>,
+    pub(super) msi: &'a Arc<dyn MsiSink>,
+}
+
+impl PciBus<'_> {
+    /// Places all devices. Network cards come first: guests name them by their place, which so does not
+    /// change when a disk is added.
+    pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Vec<Arc<VirtioPci>>, Error> {
+        let mut functions = Vec::new();
+        for (index, card) in devices.nets.into_iter().enumerate() {
+            functions.push(self.add(format!("net{index}"), Box::new(Net::new(card.mac.0, card.backend)))?);
+        }
+        for (index, disk) in devices.disks.into_iter().enumerate() {
+            let queues = cpus.min(DISK_QUEUES_MAX) as u16;
+            let config = BlkConfig { serial: disk.serial, queues, ..BlkConfig::default() };
+            functions.push(self.add(format!("disk{index}"), Box::new(Blk::new(disk.disk, config)))?);
+        }
+        if let Some(vsock) = devices.vsock {
+            functions.push(self.add("vsock".into(), Box::new(vsock))?);
+        }
+        if let Some(console) = devices.console {
+            functions.push(self.add("console".into(), Box::new(console))?);
+        }
+        functions.push(self.add("rng".into(), Box::new(Rng::new()))?);
+        Ok(functions)
+    }
+
+    fn add(&self, name: String, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPci>, Error> {
+        let refused = |name: &str| Error::host(format!("the device {name} cannot be made"));
+        let slot = self.platform.pci.free_device().map_err(|e| refused(&name).with_source(e))?;
+        let line = self.platform.irqs.pci_line(slot);
+        let function = VirtioPci::new(name.clone(), device, self.ram.clone(), self.msi.clone(), line)
+            .map_err(|e| refused(&name).with_source(e))?;
+        self.platform
+            .pci
+            .add(Bdf::on_bus_0(slot, 0), function.clone())
+            .map_err(|e| refused(&name).with_source(e))?;
+        Ok(function)
+    }
+}

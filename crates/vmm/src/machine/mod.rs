@@ -1,0 +1,292 @@
+//! The machine: memory, clock, engine, devices, and what is booted on it.
+//!
+//! ```text
+//!   vCPU (engine) ── CpuIo ──> VcpuIo ──> buses ──> devices
+//!        ^                                             │
+//!        └───────────── MSI, PIC line ─────────────────┘
+//! ```
+//!
+//! Devices and engine meet only here. [`Machine`] has no thread and no state of its own: the controller
+//! says when to reset, pause and finish, while no vCPU runs.
+
+mod description;
+mod devices;
+mod io;
+mod memory;
+
+pub use io::{IoCounters, VcpuIo};
+
+use crate::Error;
+use crate::inputs::{BootSource, Inputs};
+use crate::spec::{VmSpec, random_bytes};
+use crate::vcpu::Gate;
+use ::disk::Disk;
+use ::memory::Ram;
+use clock::{Clock, Timers};
+use cpu::{Engine, Vcpu};
+use device::{Bus, Msi, MsiSink};
+use platform::pci::Windows;
+use platform::{Platform, PlatformConfig, PlatformEvent};
+use std::sync::Arc;
+use virtio::VirtioPci;
+use x86::CpuState;
+
+/// Addresses for PCI devices above RAM.
+const PCI_WINDOW_SIZE: u64 = 1 << 40;
+
+/// One machine, without its vCPU threads.
+pub struct Machine {
+    ram: Arc<Ram>,
+    clock: Arc<Clock>,
+    timers: Timers,
+    vm: Arc<dyn cpu::Vm>,
+    platform: Arc<Platform>,
+    functions: Vec<Arc<VirtioPci>>,
+    disks: Vec<Arc<dyn Disk>>,
+    pio: Arc<Bus>,
+    mmio: Arc<Bus>,
+    description: boot::Machine,
+    source: BootSource,
+    cpu_model: String,
+}
+
+/// The local APICs, as devices see them.
+struct EngineMsi(Arc<dyn cpu::Vm>);
+
+impl MsiSink for EngineMsi {
+    fn send_msi(&self, msi: Msi) {
+        self.0.signal_msi(msi.address, msi.data);
+    }
+}
+
+impl Machine {
+    /// Builds a machine. Returns it with its vCPUs, in their state after reset.
+    ///
+    /// `on_event` is called on the thread of the vCPU that causes the event.
+    ///
+    /// # Errors
+    /// When the engine or the host refuses something, or the CPU model cannot be had.
+    pub fn build(
+        spec: &VmSpec,
+        engine: &dyn Engine,
+        inputs: Inputs,
+        on_event: Arc<dyn Fn(PlatformEvent) + Send + Sync>,
+    ) -> Result<(Machine, Vec<Box<dyn Vcpu>>), Error> {
+        let host = |what: &str, e: std::io::Error| Error::host(what).with_source(e);
+        let engine_error = |e: cpu::Error| {
+            Error::host(format!("the engine {} cannot make this machine", engine.name())).with_source(e)
+        };
+        let ram = inputs.ram;
+        let clock = Arc::new(Clock::new());
+        let timers = Timers::new(clock.clone()).map_err(|e| host("the timer thread cannot be started", e))?;
+        let (cpu_model, cpuid) = cpu_model(spec, &clock)?;
+        let vm = engine
+            .create_vm(cpu::VmConfig {
+                ram: ram.clone(),
+                clock: clock.clone(),
+                timers: timers.clone(),
+                vcpus: spec.cpus,
+                cpuid,
+            })
+            .map_err(engine_error)?;
+
+        let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let msi: Arc<dyn MsiSink> = Arc::new(EngineMsi(vm.clone()));
+        let for_intr = vm.clone();
+        let ram_end = ram.ranges().map(|range| range.end()).max().unwrap_or(0);
+        let windows = Windows::above_ram(ram_end, PCI_WINDOW_SIZE);
+        let platform = Platform::new(PlatformConfig {
+            timers: timers.clone(),
+            pio: pio.clone(),
+            mmio: mmio.clone(),
+            memory: ram.guest().clone(),
+            msi: msi.clone(),
+            intr: Box::new(move |level| for_intr.set_pic_line(level)),
+            events: on_event,
+            serial: vec![inputs.serial_output],
+            debug_console: None,
+            debug_exit: spec.debug_exit,
+            windows,
+        })
+        .map_err(|e| {
+            Error::new(crate::ErrorKind::Internal, "the devices do not fit together").with_source(e)
+        })?;
+
+        let bus = devices::PciBus { platform: &platform, ram: &ram, msi: &msi };
+        let functions = bus.populate(inputs.devices, spec.cpus)?;
+        platform
+            .pci
+            .assign_bars()
+            .map_err(|e| Error::host("the devices do not fit into the machine").with_source(e))?;
+
+        let vcpus = (0..spec.cpus)
+            .map(|id| vm.create_vcpu(id))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(engine_error)?;
+        let description = description::describe(spec, &cpu_model, windows);
+        let machine = Machine {
+            ram,
+            clock,
+            timers,
+            vm,
+            platform: Arc::new(platform),
+            functions,
+            disks: inputs.disks,
+            pio,
+            mmio,
+            description,
+            source: inputs.boot,
+            cpu_model,
+        };
+        Ok((machine, vcpus))
+    }
+
+    /// Where the accesses of one vCPU go.
+    pub fn vcpu_io(&self) -> VcpuIo {
+        VcpuIo::new(self.pio.clone(), self.mmio.clone(), self.platform.clone())
+    }
+
+    /// Puts kernel and tables into memory, which is all zero, and returns the state of each vCPU at the
+    /// first instruction, made from its state after reset.
+    ///
+    /// # Errors
+    /// When the files cannot be read any more.
+    pub fn boot(&mut self, after_reset: &[CpuState]) -> Result<Vec<CpuState>, Error> {
+        let entry = self.source.load(&self.ram, &self.description, random_bytes()?)?;
+        let mut states = after_reset.to_vec();
+        states.iter_mut().for_each(boot::firmware_setup);
+        entry.apply(&mut states[0]);
+        Ok(states)
+    }
+
+    /// Puts memory and devices into their state after power-on. No vCPU runs.
+    ///
+    /// # Errors
+    /// When the host does not take the memory back.
+    pub fn reset(&self) -> Result<(), Error> {
+        // The functions first: their workers write to memory.
+        self.functions.iter().for_each(|function| function.reset());
+        self.platform.reset();
+        memory::clear(&self.ram)?;
+        self.vm.resynchronise();
+        self.platform
+            .pci
+            .assign_bars()
+            .map_err(|e| Error::host("the devices do not fit into the machine").with_source(e))
+    }
+
+    /// Makes devices and guest time stand still. No vCPU runs.
+    pub fn pause(&self) {
+        self.functions.iter().for_each(|function| function.pause());
+        self.clock.pause();
+        self.vm.resynchronise();
+    }
+
+    /// Undoes [`Machine::pause`].
+    pub fn resume(&self) {
+        self.clock.resume();
+        self.timers.clock_changed();
+        self.vm.resynchronise();
+        self.functions.iter().for_each(|function| function.resume());
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.platform.pm.press_power_button();
+    }
+
+    /// Ends the work of all devices and makes what was written to disks safe. No vCPU runs, nor will.
+    ///
+    /// # Errors
+    /// When a disk cannot be flushed.
+    pub fn finish(&self) -> Result<(), Error> {
+        self.functions.iter().for_each(|function| function.reset());
+        for disk in &self.disks {
+            disk.flush().map_err(|e| {
+                Error::host("what the guest wrote may not be safe on the disk").with_source(e)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// COM1.
+    pub fn serial_port(&self) -> Arc<platform::serial::SerialPort> {
+        self.platform.serial[0].clone()
+    }
+
+    /// Guest time in nanoseconds.
+    pub fn guest_time_ns(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// Guest memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.ram.size()
+    }
+
+    /// The CPU model.
+    pub fn cpu_model(&self) -> &str {
+        &self.cpu_model
+    }
+
+    /// The engine's counters.
+    pub fn engine_counters(&self) -> Vec<(String, u64)> {
+        self.vm.counters()
+    }
+}
+
+/// Holds back vCPUs and passes on what the guest asks of the machine: once, until it is reset.
+pub struct GuestEvents {
+    gate: Arc<Gate>,
+    latched: std::sync::atomic::AtomicBool,
+    on_event: Box<dyn Fn(PlatformEvent) + Send + Sync>,
+}
+
+impl GuestEvents {
+    /// Creates a filter in front of `on_event`.
+    pub fn new(gate: Arc<Gate>, on_event: impl Fn(PlatformEvent) + Send + Sync + 'static) -> GuestEvents {
+        GuestEvents { gate, latched: false.into(), on_event: Box::new(on_event) }
+    }
+
+    /// Takes an event from a device. The first one stops all vCPUs; more are not passed on, so that a
+    /// guest that repeats itself fills no queue.
+    pub fn event(&self, event: PlatformEvent) {
+        use std::sync::atomic::Ordering;
+        if !self.latched.swap(true, Ordering::SeqCst) {
+            self.gate.close();
+            (self.on_event)(event);
+        }
+    }
+
+    /// Lets events through again, and vCPUs run.
+    pub fn rearm(&self) {
+        self.gate.open();
+        self.latched.store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Finds the CPU model: the named one, or the newest of which this host can give all.
+fn cpu_model(spec: &VmSpec, clock: &Clock) -> Result<(String, Vec<x86::cpuid::Leaf>), Error> {
+    const NEWEST_FIRST: [&str; 2] = ["x86-64-v3", "x86-64-v2"];
+    let build = |name: &str| x86::cpuid::build(name, spec.cpus, clock.tsc_hz());
+    if let Some(name) = &spec.cpu_model {
+        let leaves = build(name).map_err(|e| {
+            Error::bad_input(format!("the CPU model {name:?} cannot be had"))
+                .with_source(e)
+                .with_advice("leave out --cpu-model")
+        })?;
+        return Ok((name.clone(), leaves));
+    }
+    let mut last = None;
+    for name in NEWEST_FIRST {
+        match build(name) {
+            Ok(leaves) => return Ok((name.to_owned(), leaves)),
+            Err(e) => last = Some(e),
+        }
+    }
+    let error = Error::host("this host's processor is too old");
+    Err(match last {
+        Some(e) => error.with_source(e),
+        None => error,
+    })
+}

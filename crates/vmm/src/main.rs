@@ -1,0 +1,5 @@
+//! `arnia-vmm`: runs one virtual machine.
+
+fn main() -> std::process::ExitCode {
+    vmm::program::main()
+}

@@ -1,0 +1,147 @@
+//! The program `arnia-vmm`: from the command line to the exit status.
+
+use crate::cli::Cli;
+use crate::control::{Handler, Listener, Server};
+use crate::controller::{Controller, Ended, Event, Parts};
+use crate::inputs::{self, Lines};
+use crate::machine::{GuestEvents, Machine};
+use crate::spec::VmSpec;
+use crate::terminal::{CharSink, Input, RawMode, Wake};
+use crate::vcpu::Gate;
+use crate::{Error, ErrorKind, engines, signals};
+use api::worker::config::CharDevice;
+use api::worker::exit;
+use clap::Parser;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
+use virtio::console::ConsoleInput;
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let started = Instant::now();
+    // Ends by itself, with status 2, when the command line is wrong.
+    let cli = Cli::parse();
+    crate::log::start(cli.log_level());
+    let status = match run(cli, started) {
+        Ok(ended) => {
+            if let Some(message) = ended.message() {
+                eprintln!("arnia-vmm: {message}");
+            }
+            ended.exit_status()
+        }
+        Err(error) => {
+            eprintln!("arnia-vmm: {}", error.report());
+            match error.kind() {
+                ErrorKind::BadInput => exit::BAD_INPUT,
+                ErrorKind::Host | ErrorKind::Internal => exit::FAILED,
+            }
+        }
+    };
+    ExitCode::from(status)
+}
+
+fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
+    let signals =
+        signals::take_over().map_err(|e| Error::host("signals cannot be taken over").with_source(e))?;
+    let spec = VmSpec::try_from(cli.into_config()?)?;
+    let engine = engines::choose(spec.engine, engines::all())?;
+    let (inputs, mut lines) = inputs::open(&spec)?;
+    let control = spec.control.as_deref().map(Listener::bind).transpose()?;
+
+    let (sender, events) = channel();
+    let gate = Arc::new(Gate::default());
+    let to_controller = sender.clone();
+    let guest_events = Arc::new(GuestEvents::new(gate.clone(), move |event| {
+        let _ = to_controller.send(Event::Guest(event));
+    }));
+    let for_devices = guest_events.clone();
+    let (machine, vcpus) =
+        Machine::build(&spec, &*engine, inputs, Arc::new(move |event| for_devices.event(event)))?;
+    let controller = Controller::new(
+        &spec,
+        Parts {
+            machine,
+            vcpus,
+            gate,
+            guest_events,
+            events,
+            reports: sender.clone(),
+            engine: engine.name(),
+            started,
+        },
+    )?;
+    let thread = |e: io::Error| Error::host("a thread cannot be started").with_source(e);
+    let on_signal = sender.clone();
+    signals.start(move |signal| drop(on_signal.send(Event::Signal(signal)))).map_err(thread)?;
+    let server = control.map(|control| serve(control, sender.clone())).transpose().map_err(thread)?;
+    let raw_mode = connect_terminal(&spec, &controller, &lines, sender)?;
+    lines.keep_files();
+
+    let ended = controller.run();
+
+    drop(server);
+    // The guest's last words come before ours, on a terminal as it was.
+    lines.finish();
+    drop(raw_mode);
+    Ok(ended)
+}
+
+fn serve(control: Listener, sender: Sender<Event>) -> io::Result<Server> {
+    let handler: Handler = Arc::new(move |request, reply| {
+        // When the machine has ended, the event is dropped, and the reply with it.
+        let _ = sender.send(Event::Control(request, reply));
+    });
+    control.serve(handler)
+}
+
+/// Connects standard input to the guest, if one of its lines leads to the terminal.
+fn connect_terminal(
+    spec: &VmSpec,
+    controller: &Controller,
+    lines: &Lines,
+    sender: Sender<Event>,
+) -> Result<Option<RawMode>, Error> {
+    let refused = |e: io::Error| Error::host("the terminal cannot be used").with_source(e);
+    let wake = Wake::new().map_err(refused)?;
+    let sink: Arc<dyn CharSink> = if spec.serial == CharDevice::Stdio {
+        let port = controller.serial_port();
+        let wake = wake.clone();
+        port.on_room(move || wake.wake());
+        Arc::new(SerialSink(port))
+    } else if let Some(console) = &lines.console_input {
+        Arc::new(ConsoleSink(console.clone()))
+    } else {
+        return Ok(None);
+    };
+    let raw_mode = RawMode::enter().map_err(refused)?;
+    if raw_mode.is_none() && rustix::termios::isatty(io::stdin()) {
+        // In the background: reading would stop the program.
+        return Ok(None);
+    }
+    let stdin = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(refused)?);
+    Input::new(stdin, sink, wake, move |command| drop(sender.send(Event::Typed(command))))
+        .start("input")
+        .map_err(refused)?;
+    Ok(raw_mode)
+}
+
+struct SerialSink(Arc<platform::serial::SerialPort>);
+
+impl CharSink for SerialSink {
+    fn receive(&self, bytes: &[u8]) -> usize {
+        self.0.receive(bytes)
+    }
+}
+
+struct ConsoleSink(ConsoleInput);
+
+impl CharSink for ConsoleSink {
+    fn receive(&self, bytes: &[u8]) -> usize {
+        self.0.receive(bytes)
+    }
+}

@@ -1,0 +1,370 @@
+//! What a machine shall be, checked and complete: no options left, every number in its range.
+//!
+//! [`VmSpec`] is made from the wire type `api::worker::config::VmConfig` without opening a file or asking
+//! anything of the host but random numbers.
+
+use crate::Error;
+use api::worker::config::{
+    BootMethod, CharDevice, DiskConfig, EngineChoice, NetConfig, OnReset, UserNetConfig, VmConfig,
+};
+use net::{MacAddress, NatConfig};
+use std::path::{Path, PathBuf};
+
+/// Highest number of vCPUs: their APIC IDs fit into the 8 bits that I/O APIC messages have.
+pub const CPUS_MAX: u32 = 255;
+/// Less memory than this holds no kernel.
+pub const MEMORY_MIN: u64 = 2 << 20;
+/// More memory than this does not leave room for PCI devices below the 46 bits of physical addresses.
+pub const MEMORY_MAX: u64 = 1 << 45;
+/// Slots of PCI bus 0 that are left beside the root.
+pub const PCI_DEVICES_MAX: usize = 31;
+/// What virtio and guests keep of a disk's serial number.
+const DISK_SERIAL_LEN_MAX: usize = 20;
+/// Longest path that fits into a Unix socket's address, without the NUL.
+const SOCKET_PATH_LEN_MAX: usize = 107;
+/// The serial number that SMBIOS has room for.
+const NAME_LEN_MAX: usize = 64;
+
+/// A machine, checked.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// A name for people.
+    pub name: Option<String>,
+    /// The machine's identity.
+    pub uuid: Uuid,
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// How to enter it.
+    pub boot: boot::Method,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Number of vCPUs, 1 to [`CPUS_MAX`].
+    pub cpus: u32,
+    /// CPU model; `None` for the newest that the engine gives.
+    pub cpu_model: Option<String>,
+    /// Guest memory in bytes, a multiple of 4 KiB.
+    pub memory: u64,
+    /// What executes guest code.
+    pub engine: EngineChoice,
+    /// Disks.
+    pub disks: Vec<DiskSpec>,
+    /// Network cards.
+    pub nets: Vec<NetSpec>,
+    /// Sockets between host and guest.
+    pub vsock: Option<VsockSpec>,
+    /// Where COM1 leads.
+    pub serial: CharDevice,
+    /// Where the virtio console leads; there is none when nowhere.
+    pub console: CharDevice,
+    /// The control socket.
+    pub control: Option<PathBuf>,
+    /// What a reset does.
+    pub on_reset: OnReset,
+    /// Whether there is a debug exit port.
+    pub debug_exit: bool,
+    /// Whether rights are given up before guest code runs.
+    pub sandbox: bool,
+}
+
+/// A disk, checked.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    /// File or block device.
+    pub path: PathBuf,
+    /// Whether the guest may write.
+    pub access: disk::Access,
+    /// Serial number, at most 20 bytes; may be empty.
+    pub serial: String,
+}
+
+/// A network card, checked.
+#[derive(Clone, Debug)]
+pub struct NetSpec {
+    /// Its address.
+    pub mac: MacAddress,
+    /// The network it is plugged into.
+    pub network: NatConfig,
+}
+
+/// Sockets between host and guest, checked.
+#[derive(Clone, Debug)]
+pub struct VsockSpec {
+    /// The guest's context ID.
+    pub cid: u64,
+    /// The socket that stands for the guest on the host.
+    pub socket: PathBuf,
+}
+
+/// A UUID, in the byte order of its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uuid(pub [u8; 16]);
+
+impl Uuid {
+    /// Makes a random one (RFC 9562, version 4).
+    ///
+    /// # Errors
+    /// When the host gives no random numbers.
+    pub fn random() -> Result<Uuid, Error> {
+        let mut bytes = random_bytes::<16>()?;
+        bytes[6] = bytes[6] & 0x0f | 0x40;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        Ok(Uuid(bytes))
+    }
+
+    fn parse(text: &str) -> Option<Uuid> {
+        let groups: Vec<&str> = text.split('-').collect();
+        if groups.iter().map(|group| group.len()).ne([8, 4, 4, 4, 12]) {
+            return None;
+        }
+        let digits = groups.concat();
+        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        Some(Uuid(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes()))
+    }
+}
+
+impl std::fmt::Display for Uuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = format!("{:032x}", u128::from_be_bytes(self.0));
+        let (a, b, c, d, e) = (&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]);
+        write!(f, "{a}-{b}-{c}-{d}-{e}")
+    }
+}
+
+/// Random bytes from the host.
+///
+/// # Errors
+/// When the host gives none.
+pub fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => {
+                let error = std::io::Error::from(e);
+                return Err(Error::host("the host gives no random numbers").with_source(error));
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+impl TryFrom<VmConfig> for VmSpec {
+    type Error = Error;
+
+    fn try_from(config: VmConfig) -> Result<VmSpec, Error> {
+        let memory = config.memory.0;
+        if !(1..=CPUS_MAX).contains(&config.cpus) {
+            return Err(Error::bad_input(format!("{} vCPUs cannot be had", config.cpus))
+                .with_advice(format!("choose 1 to {CPUS_MAX}")));
+        }
+        if memory < MEMORY_MIN {
+            return Err(Error::bad_input(format!(
+                "{} of memory are too little for any kernel",
+                config.memory
+            ))
+            .with_advice("give at least 64M"));
+        }
+        if memory > MEMORY_MAX || !memory.is_multiple_of(memory::PAGE_SIZE) {
+            return Err(Error::bad_input(format!("{} of memory cannot be had", config.memory))
+                .with_advice("give a multiple of 4K, at most 32T"));
+        }
+        if config.name.as_deref().is_some_and(|name| name.is_empty() || !is_printable(name, NAME_LEN_MAX)) {
+            return Err(Error::bad_input("the machine's name is unsuitable")
+                .with_advice(format!("use 1 to {NAME_LEN_MAX} printable ASCII characters")));
+        }
+        let uuid = match &config.uuid {
+            None => Uuid::random()?,
+            Some(text) => Uuid::parse(text).ok_or_else(|| {
+                Error::bad_input(format!("{text:?} is not a UUID"))
+                    .with_advice("write it like 123e4567-e89b-42d3-a456-426614174000")
+            })?,
+        };
+        if config.serial == CharDevice::Stdio && config.console == CharDevice::Stdio {
+            return Err(Error::bad_input("serial port and console both want the terminal")
+                .with_advice("add --serial none or --console none"));
+        }
+        let disks = config.disks.into_iter().map(disk_spec).collect::<Result<Vec<_>, _>>()?;
+        let nets = config.nets.into_iter().map(net_spec).collect::<Result<Vec<_>, _>>()?;
+        let vsock = match config.vsock {
+            None => None,
+            Some(vsock) => {
+                check_socket_path(&vsock.socket, "--vsock")?;
+                // Virtio 1.2, §5.10.4: 0 to 2 and the 32-bit all-ones are reserved, upper bits are zero.
+                if !(3..u64::from(u32::MAX)).contains(&vsock.cid) {
+                    return Err(Error::bad_input(format!("the vsock context ID {} is reserved", vsock.cid))
+                        .with_advice("choose one from 3 to 4294967294"));
+                }
+                Some(VsockSpec { cid: vsock.cid, socket: vsock.socket })
+            }
+        };
+        if let Some(path) = &config.control {
+            check_socket_path(path, "--control")?;
+        }
+        // Entropy device and console take a slot each.
+        let devices = disks.len() + nets.len() + 2 + vsock.is_some() as usize;
+        if devices > PCI_DEVICES_MAX {
+            return Err(Error::bad_input(format!("{devices} devices do not fit on the PCI bus"))
+                .with_advice(format!(
+                    "use fewer disks and network cards: there are {PCI_DEVICES_MAX} slots"
+                )));
+        }
+        Ok(VmSpec {
+            name: config.name,
+            uuid,
+            kernel: config.kernel,
+            boot: match config.boot {
+                BootMethod::Auto => boot::Method::Auto,
+                BootMethod::Direct => boot::Method::Direct,
+                BootMethod::SelfDecompressing => boot::Method::SelfDecompressing,
+                BootMethod::Pvh => boot::Method::Pvh,
+            },
+            initrd: config.initrd,
+            command_line: config.append,
+            cpus: config.cpus,
+            cpu_model: config.cpu_model,
+            memory,
+            engine: config.engine,
+            disks,
+            nets,
+            vsock,
+            serial: config.serial,
+            console: config.console,
+            control: config.control,
+            on_reset: config.on_reset,
+            debug_exit: config.debug_exit,
+            sandbox: config.sandbox,
+        })
+    }
+}
+
+fn is_printable(text: &str, len_max: usize) -> bool {
+    text.len() <= len_max && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
+    let serial = config.serial.unwrap_or_default();
+    if !is_printable(&serial, DISK_SERIAL_LEN_MAX) {
+        return Err(Error::bad_input(format!("the serial number of disk {:?} is unsuitable", config.path))
+            .with_advice(format!("use at most {DISK_SERIAL_LEN_MAX} printable ASCII characters")));
+    }
+    let access = if config.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite };
+    Ok(DiskSpec { path: config.path, access, serial })
+}
+
+fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {
+    let NetConfig::User(UserNetConfig { mac, forward, restrict, subnet, hostname }) = config;
+    let bad = |e: net::NetError| Error::bad_input("the network is not as it should be").with_source(e);
+    let mac = match mac {
+        None => {
+            MacAddress::random().map_err(|e| Error::host("a MAC address is not to be had").with_source(e))?
+        }
+        Some(text) => text.parse::<MacAddress>().map_err(bad)?,
+    };
+    if !mac.is_station() {
+        return Err(Error::bad_input(format!("{mac} is no address for a network card"))
+            .with_advice("choose one whose first byte is even, like a6:41:72:00:00:01"));
+    }
+    let mut network = NatConfig { hostname, ..NatConfig::default() };
+    if let Some(subnet) = subnet {
+        network.subnet = subnet.parse().map_err(bad)?;
+    }
+    if restrict {
+        network.outside = net::Outside::Restricted;
+    }
+    for rule in forward {
+        network.forwards.push(rule.parse().map_err(bad)?);
+    }
+    Ok(NetSpec { mac, network })
+}
+
+fn check_socket_path(path: &Path, option: &str) -> Result<(), Error> {
+    let len = path.as_os_str().len();
+    if len == 0 || len > SOCKET_PATH_LEN_MAX {
+        return Err(Error::bad_input(format!("the socket path of {option} is {len} bytes long"))
+            .with_advice(format!("use a path of at most {SOCKET_PATH_LEN_MAX} bytes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::ByteSize;
+    use api::worker::config::VsockConfig;
+
+    fn refused(change: impl FnOnce(&mut VmConfig)) -> String {
+        let mut config = VmConfig::new("vmlinuz");
+        change(&mut config);
+        let error = VmSpec::try_from(config).expect_err("a bad configuration");
+        assert_eq!(error.kind(), crate::ErrorKind::BadInput);
+        error.report()
+    }
+
+    #[test]
+    fn defaults_make_a_machine_with_an_identity_of_its_own() {
+        let spec = |_| VmSpec::try_from(VmConfig::new("vmlinuz")).unwrap();
+        let (a, b) = (spec(1), spec(2));
+        assert_ne!(a.uuid, b.uuid);
+        assert_eq!((a.cpus, a.memory), (1, 1 << 30));
+        assert_eq!(a.uuid.0[6] >> 4, 4);
+        assert_eq!(Uuid::parse(&a.uuid.to_string()), Some(a.uuid));
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_advice() {
+        let disk =
+            |serial: &str| DiskConfig { path: "d".into(), read_only: false, serial: Some(serial.into()) };
+        let net = |user: UserNetConfig| vec![NetConfig::User(user)];
+        for text in [
+            refused(|c| c.cpus = 0),
+            refused(|c| c.cpus = 256),
+            refused(|c| c.memory = ByteSize(0)),
+            refused(|c| c.memory = ByteSize((64 << 20) + 1)),
+            refused(|c| c.memory = ByteSize(u64::MAX - 4095)),
+            refused(|c| c.uuid = Some("123".into())),
+            refused(|c| c.uuid = Some("123e4567-e89b-42d3-a456-42661417400g".into())),
+            refused(|c| c.name = Some(String::new())),
+            refused(|c| c.console = CharDevice::Stdio),
+            refused(|c| c.disks = vec![disk("123456789012345678901")]),
+            refused(|c| c.disks = vec![disk("ä")]),
+            refused(|c| c.disks = vec![disk("x"); 30]),
+            refused(|c| {
+                c.nets = net(UserNetConfig { mac: Some("01:00:00:00:00:00".into()), ..Default::default() })
+            }),
+            refused(|c| c.nets = net(UserNetConfig { mac: Some("a6".into()), ..Default::default() })),
+            refused(|c| c.nets = net(UserNetConfig { forward: vec!["22".into()], ..Default::default() })),
+            refused(|c| {
+                c.nets = net(UserNetConfig { subnet: Some("10.0.2.1/24".into()), ..Default::default() })
+            }),
+            refused(|c| c.vsock = Some(VsockConfig { cid: 2, socket: "s".into() })),
+            refused(|c| c.vsock = Some(VsockConfig { cid: u64::MAX, socket: "s".into() })),
+            refused(|c| c.control = Some("x".repeat(108).into())),
+            refused(|c| c.control = Some("".into())),
+        ] {
+            assert!(text.contains("; ") || text.contains("write "), "no advice: {text}");
+        }
+    }
+
+    #[test]
+    fn networks_are_read() {
+        let mut config = VmConfig::new("vmlinuz");
+        config.nets = vec![NetConfig::User(UserNetConfig {
+            mac: Some("a6:41:72:01:02:03".into()),
+            forward: vec!["2222:22".into(), "0.0.0.0:53:53/udp".into()],
+            restrict: true,
+            subnet: Some("192.168.9.0/24".into()),
+            hostname: Some("box".into()),
+        })];
+        let spec = VmSpec::try_from(config).unwrap();
+        let net = &spec.nets[0];
+        assert_eq!(net.mac, MacAddress([0xa6, 0x41, 0x72, 1, 2, 3]));
+        assert_eq!((net.network.forwards.len(), net.network.outside), (2, net::Outside::Restricted));
+        assert_eq!(net.network.subnet.to_string(), "192.168.9.0/24");
+    }
+}

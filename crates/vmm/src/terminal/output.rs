@@ -1,0 +1,229 @@
+//! What a guest writes to a serial line, on its way to a file or terminal.
+//!
+//! A vCPU must not wait for a terminal that somebody has stopped, nor should a guest that prints faster
+//! than the terminal shows lose text. So a buffer stands between them: when it is full, the writer waits
+//! a while for room; when none comes, the reader counts as stuck, and until it reads again what does not
+//! fit is dropped at once.
+
+use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How much text may wait.
+const BUFFER_SIZE: usize = 256 * 1024;
+/// How long a writer waits for room before the reader counts as stuck.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The output side of a serial line: a buffer and the thread that empties it.
+#[derive(Debug)]
+pub struct Output {
+    shared: Arc<Shared>,
+}
+
+/// Where a device writes to.
+#[derive(Clone, Debug)]
+pub struct OutputWriter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something to write has come, or the end.
+    work: Condvar,
+    /// There is room again, or everything is written.
+    room: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<u8>,
+    /// The thread is writing bytes that are no longer in `waiting`.
+    busy: bool,
+    stuck: bool,
+    /// The reader is gone for good.
+    broken: bool,
+    closed: bool,
+    dropped: u64,
+}
+
+impl Output {
+    /// Starts the thread that writes to `file`.
+    ///
+    /// # Errors
+    /// When the host refuses another thread.
+    pub fn start(name: &str, file: File) -> io::Result<Output> {
+        let shared = Arc::new(Shared::default());
+        let for_thread = shared.clone();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || for_thread.run(file))?;
+        Ok(Output { shared })
+    }
+
+    /// A writer for a device.
+    pub fn writer(&self) -> OutputWriter {
+        OutputWriter { shared: self.shared.clone() }
+    }
+
+    /// Bytes lost because nobody read.
+    pub fn dropped(&self) -> u64 {
+        self.shared.lock().dropped
+    }
+
+    /// Waits until everything is written, but not longer than `patience`, and ends the thread. What is
+    /// written later is dropped.
+    pub fn finish(self, patience: Duration) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.work.notify_all();
+        let unwritten = |state: &mut State| (state.busy || !state.waiting.is_empty()) && !state.broken;
+        let _ = self.shared.room.wait_timeout_while(state, patience, unwritten);
+    }
+}
+
+impl Write for OutputWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let shared = &*self.shared;
+        let mut state = shared.lock();
+        let mut rest = bytes;
+        loop {
+            let (taken, left) = rest.split_at(rest.len().min(state.room()));
+            state.waiting.extend(taken);
+            shared.work.notify_all();
+            rest = left;
+            if rest.is_empty() || state.stuck || state.broken || state.closed {
+                break;
+            }
+            let full = |state: &mut State| state.room() == 0 && !state.broken && !state.closed;
+            let (after, timeout) =
+                shared.room.wait_timeout_while(state, PATIENCE, full).unwrap_or_else(PoisonError::into_inner);
+            state = after;
+            state.stuck = timeout.timed_out();
+        }
+        state.dropped += rest.len() as u64;
+        // What was dropped is gone: a device that tried again would only wait.
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl State {
+    /// How much can be taken now.
+    fn room(&self) -> usize {
+        if self.broken || self.closed { 0 } else { BUFFER_SIZE - self.waiting.len() }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, mut file: File) {
+        let mut state = self.lock();
+        loop {
+            if state.waiting.is_empty() {
+                self.room.notify_all();
+                if state.closed {
+                    return;
+                }
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let bytes: Vec<u8> = std::mem::take(&mut state.waiting).into();
+            state.busy = true;
+            state.stuck = false;
+            self.room.notify_all();
+            drop(state);
+            let result = write_patiently(&mut file, &bytes);
+            state = self.lock();
+            state.busy = false;
+            if result.is_err() {
+                // A closed pipe, a full disk: nothing will come of the rest either.
+                state.broken = true;
+                state.dropped += state.waiting.len() as u64;
+                state.waiting.clear();
+                self.room.notify_all();
+                return;
+            }
+        }
+    }
+}
+
+/// Writes everything, also to a descriptor that somebody has set non-blocking.
+fn write_patiently(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let _ = poll(&mut [PollFd::new(file, PollFlags::OUT)], None);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn pipe() -> (File, File) {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        (File::from(reader), File::from(writer))
+    }
+
+    #[test]
+    fn everything_arrives_in_order_even_when_more_than_the_buffer() {
+        let (mut reader, writer) = pipe();
+        let output = Output::start("test", writer).unwrap();
+        let text: Vec<u8> = (0..BUFFER_SIZE * 3).map(|i| (i % 251) as u8).collect();
+        let expected = text.clone();
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            reader.read_to_end(&mut got).unwrap();
+            got
+        });
+        let mut to = output.writer();
+        for chunk in text.chunks(1000) {
+            to.write_all(chunk).unwrap();
+        }
+        assert_eq!(output.dropped(), 0);
+        output.finish(Duration::from_secs(60));
+        assert!(reading.join().unwrap() == expected);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_a_wait_and_then_only_text() {
+        let (reader, writer) = pipe();
+        let output = Output::start("test", writer).unwrap();
+        let mut to = output.writer();
+        // Pipe, thread and buffer hold a part; all else is dropped after one wait.
+        for _ in 0..64 {
+            assert_eq!(to.write(&[0; BUFFER_SIZE]).unwrap(), BUFFER_SIZE);
+        }
+        assert!(output.dropped() > 0);
+        drop(reader);
+        output.finish(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_no_error() {
+        let (reader, writer) = pipe();
+        drop(reader);
+        let output = Output::start("test", writer).unwrap();
+        let mut to = output.writer();
+        for _ in 0..10 {
+            to.write_all(&[1; BUFFER_SIZE]).unwrap();
+        }
+        output.finish(Duration::from_secs(60));
+    }
+}
