@@ -1,5 +1,6 @@
 //! The local APIC as guests, devices and other vCPUs meet it.
 
+mod guest;
 mod hostile;
 mod legacy;
 mod messages;
