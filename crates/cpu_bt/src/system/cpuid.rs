@@ -89,7 +89,7 @@ impl Cpu {
             0x8000_001e if leaf != empty(function) => {
                 let threads = (leaf.ebx >> 8 & 0xff) + 1;
                 leaf.eax = self.id;
-                leaf.ebx = leaf.ebx & !0xff | self.id / threads & 0xff;
+                leaf.ebx = leaf.ebx & !0xff | (self.id / threads) & 0xff;
             }
             _ => {}
         }

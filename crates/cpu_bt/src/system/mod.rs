@@ -21,6 +21,8 @@ mod state;
 mod syscall;
 mod tables;
 mod task;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod xsave_image;
 
