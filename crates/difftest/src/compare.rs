@@ -13,8 +13,9 @@ const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15",
 ];
-/// The x87 part of the FXSAVE image that is compared: control, status, tags; then the registers.
-const X87_WORDS: [(&str, std::ops::Range<usize>); 3] = [("fcw", 0..2), ("fsw", 2..4), ("ftw", 4..5)];
+/// The x87 part of the FXSAVE image that is compared; then the registers.
+const X87_WORDS: [(&str, std::ops::Range<usize>); 6] =
+    [("fcw", 0..2), ("fsw", 2..4), ("ftw", 4..5), ("fop", 6..8), ("fip", 8..16), ("fdp", 16..24)];
 
 /// What may differ.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +81,9 @@ pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -
 }
 
 fn x87_differences(h: &State, g: &State, text: &mut String) {
-    for (name, range) in X87_WORDS {
+    // AMD's processors save these only while an exception is pending.
+    let pointers = h.fx[2] & 0x80 != 0;
+    for (name, range) in X87_WORDS.into_iter().filter(|(_, range)| pointers || range.start < 6) {
         let (host, engine) = (&h.fx[range.clone()], &g.fx[range]);
         if host != engine {
             _ = writeln!(text, "  {name}: host {host:02x?}, engine {engine:02x?}");

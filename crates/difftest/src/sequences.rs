@@ -63,10 +63,11 @@ fn instruction(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
     Some(encoder.take_buffer())
 }
 
-/// Instructions that nearly always fault or whose address is not of our choice.
+/// Instructions that nearly always fault, whose address is not of our choice, or that store the selectors
+/// of the last x87 instruction, which the engine does not keep.
 fn is_unsuitable(insn: &Instruction) -> bool {
     use Mnemonic::*;
     (0..insn.op_count())
         .any(|op| matches!(insn.op_kind(op), OpKind::MemorySegRDI) || insn.memory_displ_size() == 8)
-        || matches!(insn.mnemonic(), Div | Idiv | Xlatb | Bt | Bts | Btr | Btc | Std)
+        || matches!(insn.mnemonic(), Div | Idiv | Xlatb | Bt | Bts | Btr | Btc | Std | Fnstenv | Fnsave)
 }

@@ -43,8 +43,9 @@ pub(crate) struct Stub {
     lenient: bool,
     /// Uses MXCSR.
     mxcsr: bool,
-    /// An x87 instruction that the instruction pointer of the unit is set by.
-    sets_pointers: bool,
+    /// For an x87 instruction that the unit remembers: its opcode, the lower three bits of its first byte
+    /// and the second.
+    opcode: Option<u16>,
 }
 
 impl Stub {
@@ -129,7 +130,7 @@ fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
             align_mask: plan.align - 1,
             lenient: classify::is_lenient(insn) && features::is_amd(&cpu.vm),
             mxcsr: plan.mxcsr,
-            sets_pointers: !is_x87_control(insn.mnemonic()),
+            opcode: x87::remembered_opcode(insn),
         }),
         Err(_) => None,
     };
@@ -198,10 +199,4 @@ fn older_meaning(cpu: &Cpu, insn: &Instruction) -> Instruction {
         older.set_code(code);
     }
     older
-}
-
-/// x87 instructions that leave the unit's record of the last instruction alone.
-fn is_x87_control(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(mnemonic, Fincstp | Fdecstp | Ffree | Ffreep | Fnop | Fldcw)
 }

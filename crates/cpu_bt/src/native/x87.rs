@@ -10,6 +10,7 @@ use crate::block::Op;
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::regs::{RIP, Regs};
+use iced_x86::{CodeSize, CpuidFeature, Encoder, Instruction, Mnemonic};
 use x86::Vector;
 use x86::reg::cr0;
 
@@ -150,11 +151,34 @@ pub(super) fn check_pending(cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
+/// What the unit remembers of the opcode of an instruction (SDM vol. 1, §8.1.9); nothing of those that
+/// control it.
+pub(super) fn remembered_opcode(insn: &Instruction) -> Option<u16> {
+    use CpuidFeature::{FPU, FPU287, FPU387};
+    use Mnemonic::{Fdecstp, Ffree, Ffreep, Fincstp, Fldcw, Fnop};
+    if !insn.cpuid_features().iter().any(|feature| matches!(feature, FPU | FPU287 | FPU387))
+        || matches!(insn.mnemonic(), Fincstp | Fdecstp | Ffree | Ffreep | Fnop | Fldcw)
+    {
+        return None;
+    }
+    // As an assembler would have encoded it.
+    let mut encoder = Encoder::new(match insn.code_size() {
+        CodeSize::Code16 => 16,
+        CodeSize::Code32 => 32,
+        _ => 64,
+    });
+    encoder.encode(insn, insn.ip()).ok()?;
+    let bytes = encoder.take_buffer();
+    let escape = bytes.iter().position(|byte| (0xd8..=0xdf).contains(byte))?;
+    Some((bytes[escape] as u16 & 7) << 8 | *bytes.get(escape + 1)? as u16)
+}
+
 /// Calls a host function of an x87 or MMX instruction; whether a memory destination was written.
 pub(super) fn invoke(cpu: &mut Cpu, op: &Op, stub: &Stub, memory: *mut u8, arithmetic: bool) -> Result<bool> {
     let mut pointers = [0; 18];
     pointers.copy_from_slice(&cpu.regs.fx[image::OPCODE..image::DATA + 8]);
-    if arithmetic && stub.sets_pointers {
+    if let Some(opcode) = stub.opcode {
+        pointers[..2].copy_from_slice(&opcode.to_le_bytes());
         let instruction = cpu.regs.r[RIP].wrapping_sub(op.len as u64);
         let at = image::INSTRUCTION - image::OPCODE;
         pointers[at..at + 8].copy_from_slice(&instruction.to_le_bytes());
