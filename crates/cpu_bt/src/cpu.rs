@@ -2,6 +2,8 @@
 
 use crate::block::cache::BlockCache;
 use crate::fault::Fault;
+use crate::jit::runtime;
+use crate::jit::state::JitState;
 use crate::lapic::Lapic;
 use crate::mmu::tlb::{MmuIndex, Tlb};
 use crate::native::Stubs;
@@ -21,6 +23,7 @@ use x86::state::{TableRegister, seg};
 pub(crate) struct Cpu {
     pub(crate) regs: Regs,
     pub(crate) tlb: Tlb,
+    pub(crate) jit: JitState,
     pub(crate) sys: SystemRegs,
     pub(crate) mode: Mode,
     /// Linear address of the page fault being raised; becomes CR2 at delivery.
@@ -190,21 +193,31 @@ impl SystemRegs {
 impl Cpu {
     /// Creates a vCPU in its state after reset.
     pub(crate) fn new(vm: Arc<VmShared>, id: u32, lapic: Arc<Lapic>, signals: Arc<Signals>) -> Box<Cpu> {
-        let mut cpu = Box::new(Cpu {
+        let mut boxed = Box::<Cpu>::new_zeroed();
+        let at: *mut Cpu = boxed.as_mut_ptr();
+        /// Initialises fields in place: the tables of translated code are too large for a stack.
+        macro_rules! init {
+            ($($field:ident: $value:expr),* $(,)?) => {
+                // SAFETY: `at` is a fresh allocation of the right layout; each field is written once.
+                unsafe { $((&raw mut (*at).$field).write($value);)* }
+            };
+        }
+        let mode = Mode {
+            cpl: 0,
+            protected: false,
+            v86: false,
+            long: false,
+            code_bits: 16,
+            stack_bits: 16,
+            paging: Paging::None,
+            data: MmuIndex::Kernel,
+            key: BlockKey::default(),
+        };
+        init! {
             regs: Regs::new(),
             tlb: Tlb::new(),
             sys: SystemRegs::new(),
-            mode: Mode {
-                cpl: 0,
-                protected: false,
-                v86: false,
-                long: false,
-                code_bits: 16,
-                stack_bits: 16,
-                paging: Paging::None,
-                data: MmuIndex::Kernel,
-                key: BlockKey::default(),
-            },
+            mode: mode,
             fault_address: 0,
             code_modified: false,
             shadow: false,
@@ -213,15 +226,21 @@ impl Cpu {
             wait_for_sipi: id != 0,
             pending_exception: None,
             exit: None,
-            id,
+            id: id,
             ram: vm.ram.clone(),
-            vm,
-            lapic,
-            signals,
+            vm: vm,
+            lapic: lapic,
             blocks: BlockCache::new(),
             stubs: Stubs::new(),
             io: None,
-        });
+        }
+        // SAFETY: as above; all that is left of `jit` are integers and raw pointers, for which zero is a
+        // value, and what `initialise` writes.
+        let mut cpu = unsafe {
+            runtime::initialise(&raw mut (*at).jit, signals.word(), at);
+            (&raw mut (*at).signals).write(signals);
+            boxed.assume_init()
+        };
         cpu.reset();
         cpu
     }

@@ -10,19 +10,30 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// How the engine is to work.
-#[derive(Clone, Debug, Default)]
-pub struct Options {}
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether hot code is translated; otherwise everything is interpreted.
+    pub translate: bool,
+    /// Most memory for translated code, in bytes.
+    pub code_cache_size_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { translate: std::env::var_os("ARNIA_JIT").is_some(), code_cache_size_max: 128 << 20 }
+    }
+}
 
 /// The software engine.
 #[derive(Clone, Debug)]
 pub struct BtEngine {
-    _options: Options,
+    options: Options,
 }
 
 impl BtEngine {
     /// Creates the engine.
     pub fn new(options: Options) -> BtEngine {
-        BtEngine { _options: options }
+        BtEngine { options }
     }
 }
 
@@ -39,7 +50,7 @@ impl Engine for BtEngine {
     fn probe(&self) -> Support {
         Support {
             usable: true,
-            speed: Speed::Interpreted,
+            speed: if self.options.translate { Speed::Translated } else { Speed::Interpreted },
             findings: vec!["software CPU engine: needs nothing of the host but an x86-64 processor".into()],
             remedies: vec![],
         }
@@ -51,16 +62,16 @@ impl Engine for BtEngine {
             return Err(Error::new(ErrorKind::BadConfig, context));
         }
         let vcpus = config.vcpus as usize;
-        let shared = share(config);
+        let shared = share(config, &self.options);
         Ok(Arc::new(BtVm { shared, created: Mutex::new(vec![false; vcpus]) }))
     }
 }
 
 /// What the vCPUs of a machine share.
-pub(crate) fn share(config: VmConfig) -> Arc<VmShared> {
-    let code = Arc::new(CodePages::new(config.ram.clone()));
-    config.ram.set_code_watcher(code.clone());
+pub(crate) fn share(config: VmConfig, options: &Options) -> Arc<VmShared> {
     let signals: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Signals::new())).collect();
+    let code = Arc::new(CodePages::new(config.ram.clone(), signals.clone(), options.code_cache_size_max));
+    config.ram.set_code_watcher(code.clone());
     let lapics =
         (0..config.vcpus).map(|id| Lapic::new(id, signals[id as usize].clone(), &config.timers)).collect();
     Arc::new(VmShared {
@@ -72,6 +83,7 @@ pub(crate) fn share(config: VmConfig) -> Arc<VmShared> {
         signals,
         code,
         counters: Counters::default(),
+        translate: options.translate,
         pic_line: AtomicBool::new(false),
     })
 }

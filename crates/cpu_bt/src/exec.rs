@@ -21,8 +21,9 @@ impl Cpu {
                 self.handle_events();
                 continue;
             }
-            self.step();
+            self.advance();
         };
+        self.paravirt_settle();
         self.signals.leave_guest();
         exit
     }
@@ -35,6 +36,19 @@ impl Cpu {
             || self.halted
             || self.wait_for_sipi
             || self.pending_exception.is_some()
+    }
+
+    /// Executes some code: translated if there is any, interpreted otherwise.
+    #[inline(always)]
+    fn advance(&mut self) {
+        if self.vm.translate && self.mode.is_64() && !self.shadow && !self.regs.flag(rflags::TF) {
+            match self.run_translated() {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(fault) => return self.raise(fault),
+            }
+        }
+        self.step();
     }
 
     /// Executes one block, or one instruction where that matters, and raises the exception it ends with.
@@ -128,9 +142,8 @@ impl Cpu {
     /// Everything that happens between instructions.
     #[cold]
     fn handle_events(&mut self) {
-        if self.signals.take(signal::FLUSH_WRITES) != 0 {
-            self.tlb.flush_writes();
-        }
+        self.heed_requests();
+        self.signals.take(signal::CODE_VOIDED);
         if self.signals.take(signal::FLUSH_ALL) != 0 {
             self.flush_tlb_all();
         }

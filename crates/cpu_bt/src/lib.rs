@@ -18,6 +18,7 @@ mod exec;
 mod fault;
 mod int;
 mod interp;
+mod jit;
 mod lapic;
 mod mmu;
 mod native;

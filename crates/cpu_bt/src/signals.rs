@@ -26,8 +26,12 @@ pub(crate) mod signal {
     pub(crate) const KICK: u32 = 1 << 4;
     /// Forget which pages may be written without report.
     pub(crate) const FLUSH_WRITES: u32 = 1 << 5;
-    /// Forget all translations.
+    /// Forget all translations of addresses.
     pub(crate) const FLUSH_ALL: u32 = 1 << 6;
+    /// Forget all addresses of translated code.
+    pub(crate) const DROP_CODE: u32 = 1 << 7;
+    /// Translated code was voided: leave it and look it up again.
+    pub(crate) const CODE_VOIDED: u32 = 1 << 8;
     /// End a halt, if the local APIC says so.
     pub(crate) const UNHALT: u32 = 1 << 7;
 }
@@ -39,6 +43,11 @@ impl Signals {
             in_guest: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
         }
+    }
+
+    /// The request word, for translated code.
+    pub(crate) fn word(&self) -> *const u32 {
+        self.word.as_ptr()
     }
 
     /// The pending requests: what translated code polls.

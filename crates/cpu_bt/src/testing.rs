@@ -115,7 +115,7 @@ impl Machine {
         let ram = Arc::new(Ram::new(RAM_SIZE).expect("8 MiB of guest memory"));
         let clock = Arc::new(Clock::new());
         let timers = Timers::new(clock.clone()).expect("a timer thread");
-        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 1, cpuid });
+        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 1, cpuid }, &engine::Options::default());
         let cpu = Cpu::new(vm.clone(), 0, vm.lapics[0].clone(), vm.signals[0].clone());
         let mut machine = Machine { cpu, mode, pages: Vec::new(), natively: false };
         machine.map(pages);

@@ -23,6 +23,7 @@ impl Vcpu for BtVcpu {
     }
 
     fn run(&mut self, io: &dyn CpuIo) -> Result<VmExit, Error> {
+        crate::jit::runtime::use_vcpu(&raw mut *self.0);
         Ok(self.0.with_io(io, Cpu::execute))
     }
 

@@ -1,11 +1,12 @@
 //! What the vCPUs of one machine share.
 
+use crate::jit::cache::CodeCache;
 use crate::lapic::Lapic;
 use crate::signals::{Signals, signal};
 use clock::{Clock, Timers};
 use memory::{CodeWatcher, PAGE_SIZE, Ram, RamRange};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use x86::cpuid::Leaf;
 
 /// Shared by the vCPUs and the threads of devices.
@@ -20,6 +21,8 @@ pub(crate) struct VmShared {
     pub(crate) signals: Vec<Arc<Signals>>,
     pub(crate) code: Arc<CodePages>,
     pub(crate) counters: Counters,
+    /// Whether hot code is translated.
+    pub(crate) translate: bool,
     /// Level of the legacy interrupt controller's output.
     pub(crate) pic_line: std::sync::atomic::AtomicBool,
 }
@@ -32,8 +35,9 @@ pub(crate) struct CodePages {
     versions: Vec<AtomicU32>,
     /// For each page the 64-byte lines that code was decoded from.
     lines: Vec<AtomicU64>,
-    /// Held while a page becomes watched or its blocks become void.
-    changing: Mutex<()>,
+    /// The translations. Held while a page becomes watched or its code void.
+    cache: Mutex<CodeCache>,
+    signals: Vec<Arc<Signals>>,
 }
 
 /// Event counts.
@@ -46,6 +50,11 @@ pub(crate) struct Counters {
     pub(crate) pio: Counter,
     pub(crate) mmio: Counter,
     pub(crate) halts: Counter,
+    pub(crate) translations: Counter,
+    pub(crate) translated_instructions: Counter,
+    pub(crate) slow_accesses: Counter,
+    pub(crate) callouts: Counter,
+    pub(crate) code_cache_emptied: Counter,
 }
 
 /// One count. Exact from one thread, good enough from several.
@@ -55,7 +64,12 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     #[inline]
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add_many(1);
+    }
+
+    #[inline]
+    pub(crate) fn add_many(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 }
 
@@ -69,6 +83,11 @@ impl Counters {
             ("pio", &self.pio),
             ("mmio", &self.mmio),
             ("halts", &self.halts),
+            ("translations", &self.translations),
+            ("translated_instructions", &self.translated_instructions),
+            ("slow_accesses", &self.slow_accesses),
+            ("callouts", &self.callouts),
+            ("code_cache_emptied", &self.code_cache_emptied),
         ]
         .map(|(name, counter)| (name.to_owned(), counter.0.load(Ordering::Relaxed)))
         .into()
@@ -76,7 +95,7 @@ impl Counters {
 }
 
 impl CodePages {
-    pub(crate) fn new(ram: Arc<Ram>) -> CodePages {
+    pub(crate) fn new(ram: Arc<Ram>, signals: Vec<Arc<Signals>>, cache_size_max: usize) -> CodePages {
         let mut pages = 0;
         let mut ranges = Vec::new();
         for range in ram.ranges() {
@@ -88,7 +107,8 @@ impl CodePages {
             ranges,
             versions: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             lines: (0..pages).map(|_| AtomicU64::new(0)).collect(),
-            changing: Mutex::new(()),
+            cache: Mutex::new(CodeCache::new(cache_size_max)),
+            signals,
         }
     }
 
@@ -109,6 +129,13 @@ impl CodePages {
         self.page(gpa).map_or(0, |page| self.versions[page].load(Ordering::Acquire))
     }
 
+    /// Marks lines of the page of `gpa` as code.
+    pub(crate) fn add_lines(&self, gpa: u64, lines: u64) {
+        if let Some(page) = self.page(gpa) {
+            self.lines[page].fetch_or(lines, Ordering::SeqCst);
+        }
+    }
+
     /// Marks the lines of `[gpa, gpa + len)`, inside one page, as code.
     pub(crate) fn note_lines(&self, gpa: u64, len: u64) {
         let Some(page) = self.page(gpa) else { return };
@@ -116,8 +143,34 @@ impl CodePages {
     }
 }
 
+impl CodePages {
+    /// The translations.
+    pub(crate) fn cache(&self) -> MutexGuard<'_, CodeCache> {
+        // A panic while it was held has ended the process or a test; what it guards stays consistent.
+        self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Voids the decoded blocks of a page and the translations made from the given lines of it.
+    fn void(&self, page: usize, gpa: u64, lines: u64) {
+        let mut cache = self.cache();
+        self.versions[page].fetch_add(1, Ordering::SeqCst);
+        let invalid = cache.invalidate(gpa / PAGE_SIZE, lines);
+        self.lines[page].store(invalid.remaining, Ordering::SeqCst);
+        if invalid.remaining == 0 {
+            self.ram.unwatch_code(gpa);
+        }
+        drop(cache);
+        if invalid.any {
+            // A trace that loops in itself looks only for requests.
+            for signals in &self.signals {
+                signals.raise(signal::CODE_VOIDED);
+            }
+        }
+    }
+}
+
 /// Bits of the 64-byte lines that `[offset, offset + len)` of a page touches.
-fn line_mask(offset: u64, len: u64) -> u64 {
+pub(crate) fn line_mask(offset: u64, len: u64) -> u64 {
     if len == 0 {
         return 0;
     }
@@ -133,10 +186,7 @@ impl CodeWatcher for CodePages {
             if let Some(page) = self.page(at)
                 && self.lines[page].load(Ordering::SeqCst) & line_mask(at % PAGE_SIZE, here) != 0
             {
-                let _changing = self.changing.lock().unwrap();
-                self.versions[page].fetch_add(1, Ordering::SeqCst);
-                self.lines[page].store(0, Ordering::SeqCst);
-                self.ram.unwatch_code(at);
+                self.void(page, at, line_mask(at % PAGE_SIZE, here));
             }
             at += here;
         }
@@ -162,10 +212,10 @@ impl crate::cpu::Cpu {
     /// lines are known.
     pub(crate) fn watch_code_page(&mut self, gpa: u64) -> u32 {
         let code = self.vm.code.clone();
-        let changing = code.changing.lock().unwrap();
+        let cache = code.cache();
         let version = code.version(gpa);
         let newly = self.ram.watch_code(gpa);
-        drop(changing);
+        drop(cache);
         if newly {
             self.tlb.flush_writes();
             self.revoke_writes_of_others();
@@ -173,22 +223,61 @@ impl crate::cpu::Cpu {
         version
     }
 
+    /// Makes sure that there is room for a trace; false when there is none now.
+    pub(crate) fn prepare_code_cache(&mut self) -> bool {
+        let code = self.vm.code.clone();
+        let mut cache = code.cache();
+        if cache.emptying || !cache.prepare() {
+            return false;
+        }
+        if !self.jit.ready {
+            self.jit.ready = true;
+            (self.jit.enter, self.jit.leave) = (cache.stubs.enter, cache.stubs.leave);
+            self.jit.forget_targets();
+        }
+        if !cache.is_full() {
+            return true;
+        }
+        cache.emptying = true;
+        drop(cache);
+        self.ask_others(signal::DROP_CODE);
+        self.forget_translations();
+        code.cache().empty();
+        self.vm.counters.code_cache_emptied.add();
+        true
+    }
+
     /// Makes every other vCPU drop its permissions to write without report, and waits until those that
     /// execute guest code have done so.
     fn revoke_writes_of_others(&mut self) {
+        self.ask_others(signal::FLUSH_WRITES);
+    }
+
+    /// Makes a request to every other vCPU, and waits until those that execute guest code have seen to
+    /// it. Holds no lock, and no host pointer of its own.
+    fn ask_others(&mut self, request: u32) {
         let vm = self.vm.clone();
-        let others = || vm.signals.iter().enumerate().filter(|(id, _)| *id != self.id as usize);
+        let id = self.id as usize;
+        let others = || vm.signals.iter().enumerate().filter(|(other, _)| *other != id);
         for (_, signals) in others() {
-            signals.raise(signal::FLUSH_WRITES);
+            signals.raise(request);
         }
         for (_, signals) in others() {
-            while signals.must_wait_for(signal::FLUSH_WRITES) {
+            while signals.must_wait_for(request) {
                 // The other may be waiting for this one.
-                if self.signals.take(signal::FLUSH_WRITES) != 0 {
-                    self.tlb.flush_writes();
-                }
+                self.heed_requests();
                 std::hint::spin_loop();
             }
+        }
+    }
+
+    /// Sees to what other vCPUs may be waiting for.
+    pub(crate) fn heed_requests(&mut self) {
+        if self.signals.take(signal::FLUSH_WRITES) != 0 {
+            self.tlb.flush_writes();
+        }
+        if self.signals.take(signal::DROP_CODE) != 0 {
+            self.forget_translations();
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::Block;
 use crate::cpu::{BlockKey, Cpu};
 use crate::fault::Result;
+use crate::jit::cache::Key;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
@@ -25,6 +26,9 @@ struct FrontEntry {
     generation: u32,
     key: BlockKey,
     block: Option<Rc<Block>>,
+    /// Address of the translation for [`FrontEntry::code_key`]; 0 when there is none.
+    code: u64,
+    code_key: Key,
 }
 
 /// Physical addresses are spread well enough by one multiplication.
@@ -62,6 +66,38 @@ impl BlockCache {
         self.generation = self.generation.wrapping_add(1);
         if self.generation == 0 {
             self.clear();
+        }
+    }
+
+    /// Counts the times that addresses were forgotten.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The translated code of a linear address, if that was noted and holds still.
+    #[inline(always)]
+    pub(crate) fn translated(&self, linear: u64, key: BlockKey, code_key: Key) -> Option<u64> {
+        let entry = &self.front[BlockCache::slot(linear)];
+        let holds = entry.linear == linear
+            && entry.generation == self.generation
+            && entry.key == key
+            && entry.code_key == code_key
+            && entry.code != 0;
+        holds.then_some(entry.code)
+    }
+
+    /// Notes the translated code of a linear address whose block was just found.
+    pub(crate) fn note_translated(&mut self, linear: u64, key: BlockKey, code_key: Key, code: u64) {
+        let entry = &mut self.front[BlockCache::slot(linear)];
+        if entry.linear == linear && entry.generation == self.generation && entry.key == key {
+            (entry.code, entry.code_key) = (code, code_key);
+        }
+    }
+
+    /// Forgets all addresses of translated code.
+    pub(crate) fn forget_translated(&mut self) {
+        for entry in &mut self.front {
+            entry.code = 0;
         }
     }
 
@@ -123,6 +159,8 @@ impl Cpu {
                 generation: self.blocks.generation,
                 key: self.mode.key,
                 block: Some(block.clone()),
+                code: 0,
+                code_key: Key(0),
             };
         }
     }

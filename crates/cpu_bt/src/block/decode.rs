@@ -8,6 +8,7 @@ use crate::regs::{FLAT, HIGH, RIP, ZERO};
 use crate::{interp, native, system};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use memory::PAGE_SIZE;
+use std::cell::Cell;
 use x86::state::seg;
 
 /// Longest instruction in bytes (SDM vol. 2A, §2.3.11).
@@ -72,7 +73,7 @@ impl Cpu {
         if again != bytes[..again.len()] {
             return self.decode_block(linear, gpa);
         }
-        Ok(Block { key, gpa, second_page: None, versions: [version, 0], ops: ops.into() })
+        Ok(Block { key, gpa, second_page: None, versions: [version, 0], ops: ops.into(), hits: Cell::new(0) })
     }
 
     /// Decodes the single instruction at `linear` that continues on the next page.
@@ -91,7 +92,7 @@ impl Cpu {
         self.vm.note_code_lines(gpa, here as u64);
         self.vm.note_code_lines(second, INSTRUCTION_LEN_MAX as u64);
         let versions = [version, second_version];
-        Ok(Block { key: self.mode.key, gpa, second_page: Some(second), versions, ops: [op].into() })
+        Ok(Block { key: self.mode.key, gpa, second_page: Some(second), versions, ops: [op].into(), hits: Cell::new(0) })
     }
 
     /// Reads code bytes of one page. Code outside RAM does not execute.
@@ -105,6 +106,18 @@ impl Cpu {
         // version changes and what was decoded is not used again.
         unsafe { std::ptr::copy(page.ptr.add((gpa % PAGE_SIZE) as usize), bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
+    }
+
+    /// Who executes an instruction.
+    pub(crate) fn classify(&mut self, insn: &Instruction) -> Class {
+        let mut op = Op::shell(insn, 0, self.mode.key);
+        if interp::select(self, insn, &mut op) {
+            Class::Interpreted
+        } else if system::select(self, insn, &mut op) {
+            Class::System
+        } else {
+            Class::Other
+        }
     }
 
     /// Turns an instruction, decoded as if it stood at its offset in the block, into an op.
@@ -123,6 +136,17 @@ impl Cpu {
         }
         op
     }
+}
+
+/// Who executes an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A handler of its own.
+    Interpreted,
+    /// A handler of a system instruction.
+    System,
+    /// The host, or nobody.
+    Other,
 }
 
 impl Op {

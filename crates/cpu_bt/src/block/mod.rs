@@ -12,6 +12,7 @@ use crate::cpu::{BlockKey, Cpu};
 use crate::fault::Result;
 use crate::native::Stub;
 use iced_x86::Instruction;
+use std::cell::Cell;
 
 /// Executes one instruction. Before it is called [`RIP`](crate::regs::RIP) is the address of the next
 /// instruction. An exception must leave everything as it was before (RIP is put back by the caller).
@@ -102,4 +103,9 @@ pub(crate) struct Block {
     /// Versions of the page (and second page) when it was decoded: it is valid while they stay.
     pub(crate) versions: [u32; 2],
     pub(crate) ops: Box<[Op]>,
+    /// How often it was looked up for translation; [`UNTRANSLATABLE`] when that failed.
+    pub(crate) hits: Cell<u32>,
 }
+
+/// Value of [`Block::hits`] for blocks whose first instruction is not translated.
+pub(crate) const UNTRANSLATABLE: u32 = u32::MAX;

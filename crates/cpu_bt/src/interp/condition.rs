@@ -5,7 +5,7 @@ use crate::fault::Result;
 use iced_x86::ConditionCode;
 
 /// The condition's number in encodings (SDM vol. 1, appendix B).
-pub(super) fn number(insn: &Instruction) -> u8 {
+pub(crate) fn number(insn: &Instruction) -> u8 {
     match insn.condition_code() {
         ConditionCode::o => 0,
         ConditionCode::no => 1,

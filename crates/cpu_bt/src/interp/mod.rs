@@ -6,7 +6,7 @@
 
 mod alu;
 mod branch;
-mod condition;
+pub(crate) mod condition;
 mod legacy;
 mod moves;
 mod muldiv;
@@ -66,7 +66,9 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         M::Idiv => muldiv::select_wide::<{ muldiv::IDIV }>(insn, op),
         M::Mov => moves::select_mov(insn, op),
         M::Movzx => moves::select_extend::<false>(insn, op),
-        M::Movsx | M::Movsxd => moves::select_extend::<true>(insn, op),
+        M::Movsx => moves::select_extend::<true>(insn, op),
+        // To 16 bits, how much is read depends on the processor: it executes natively.
+        M::Movsxd if insn.op0_register().size() > 2 => moves::select_extend::<true>(insn, op),
         M::Lea => moves::select_lea(insn, op),
         M::Xchg => moves::select_xchg(insn, op),
         M::Bswap => moves::select_bswap(insn, op),
@@ -102,7 +104,7 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         M::Cmc => set(op, |cpu, _| flags(cpu, |f| f ^ rflags::CF)),
         M::Cld => set(op, |cpu, _| flags(cpu, |f| f & !rflags::DF)),
         M::Std => set(op, |cpu, _| flags(cpu, |f| f | rflags::DF)),
-        M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop => set(op, |_, _| Ok(Flow::Next)),
+        M::Nop | M::Endbr32 | M::Endbr64 => set(op, |_, _| Ok(Flow::Next)),
         _ if insn.is_jcc_short_or_near() => branch::select_jcc(insn, op),
         _ if is_setcc(insn) => condition::select_setcc(insn, op),
         _ if is_cmovcc(insn) => condition::select_cmovcc(insn, op),

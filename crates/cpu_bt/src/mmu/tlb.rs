@@ -25,13 +25,12 @@ pub(crate) enum MmuIndex {
     KernelAc = 2,
 }
 
-/// One page: its linear address (or [`EMPTY`], which is none) and what to add to a linear address in
-/// it to get the host address.
+/// One page: its linear address (or [`EMPTY`], which is none) and its host address.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Entry {
     pub(crate) page: u64,
-    pub(crate) addend: u64,
+    pub(crate) host: u64,
 }
 
 /// A page that code was fetched from.
@@ -43,7 +42,7 @@ pub(crate) struct FetchEntry {
     pub(crate) gpa: u64,
 }
 
-const NONE: Entry = Entry { page: EMPTY, addend: 0 };
+const NONE: Entry = Entry { page: EMPTY, host: 0 };
 const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
 
 /// The arrays of one vCPU.
@@ -83,7 +82,7 @@ impl Tlb {
         let entry = &self.read[mmu as usize][Tlb::index(linear)];
         // The page of the last byte is compared, so an access across pages misses.
         let page = linear.wrapping_add(len as u64 - 1) & !0xfff;
-        (entry.page == page).then(|| linear.wrapping_add(entry.addend) as *const u8)
+        (entry.page == page).then(|| (entry.host | linear & 0xfff) as *const u8)
     }
 
     /// Host address for writing `len` bytes, if they lie in one cached page.
@@ -91,13 +90,13 @@ impl Tlb {
     pub(crate) fn lookup_write(&self, mmu: MmuIndex, linear: u64, len: usize) -> Option<*mut u8> {
         let entry = &self.write[mmu as usize][Tlb::index(linear)];
         let page = linear.wrapping_add(len as u64 - 1) & !0xfff;
-        (entry.page == page).then(|| linear.wrapping_add(entry.addend) as *mut u8)
+        (entry.page == page).then(|| (entry.host | linear & 0xfff) as *mut u8)
     }
 
     /// Enters a page.
     pub(crate) fn insert(&mut self, mmu: MmuIndex, linear: u64, host: *mut u8, writable: bool, global: bool) {
         let page = linear & !0xfff;
-        let entry = Entry { page, addend: (host as u64).wrapping_sub(page) };
+        let entry = Entry { page, host: host as u64 };
         self.read[mmu as usize][Tlb::index(linear)] = entry;
         if writable {
             self.write[mmu as usize][Tlb::index(linear)] = entry;
@@ -178,17 +177,20 @@ impl Cpu {
     pub(crate) fn flush_tlb_all(&mut self) {
         self.tlb.flush_all();
         self.blocks.forget_addresses();
+        self.jit.forget_pages();
     }
 
     /// Forgets the translations of pages that are not global: what a move to CR3 does.
     pub(crate) fn flush_tlb_local(&mut self) {
         self.tlb.flush_local();
         self.blocks.forget_addresses();
+        self.jit.forget_pages();
     }
 
     /// Forgets the translation of the page of `linear`.
     pub(crate) fn flush_tlb_page(&mut self, linear: u64) {
         self.tlb.flush_page(linear);
         self.blocks.forget_addresses();
+        self.jit.forget_pages();
     }
 }

@@ -1,0 +1,198 @@
+//! The translations of one machine, shared by its vCPUs: found by physical address and mode, linked to
+//! each other, and unmade line by line when their bytes change.
+
+use super::arena::Arena;
+use super::emit::Emit;
+use super::stubs::{self, Stubs};
+use std::collections::HashMap;
+
+/// What, besides its bytes, a translation depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Key(pub(crate) u8);
+
+/// One trace of translated code.
+pub(crate) struct Translation {
+    /// Guest-physical address of its first instruction.
+    pub(crate) gpa: u64,
+    pub(crate) key: Key,
+    /// Entry from code in the same page.
+    pub(crate) direct: u64,
+    /// Entry with the target's linear address in S0, which it verifies.
+    pub(crate) verified: u64,
+    /// Code that leaves for its first instruction: where the direct entry leads once it is void.
+    pub(crate) depart: u64,
+    /// The 64-byte lines of its page that it was made from.
+    pub(crate) lines: u64,
+}
+
+/// A branch out of a trace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    /// Address of the 32-bit distance to change.
+    pub(crate) patch: u64,
+    /// Physical page of the trace.
+    pub(crate) page: u64,
+    pub(crate) key: Key,
+    /// The target lies in the same linear page.
+    pub(crate) same_page: bool,
+}
+
+/// All translations of a machine.
+pub(crate) struct CodeCache {
+    arena: Option<Arena>,
+    pub(crate) stubs: Stubs,
+    stubs_len: usize,
+    leave: u64,
+    size_max: usize,
+    list: Vec<Translation>,
+    by_address: HashMap<(u64, Key), u32>,
+    by_page: HashMap<u64, Vec<u32>>,
+    /// Void translations whose entries lead to the successor once there is one.
+    stale: HashMap<(u64, Key), u32>,
+    exits: Vec<Exit>,
+    /// Nothing may be added or found: the arena is about to be emptied.
+    pub(crate) emptying: bool,
+}
+
+/// What voiding part of a page has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Invalidated {
+    /// The lines that translations still valid were made from.
+    pub(crate) remaining: u64,
+    /// Something was voided.
+    pub(crate) any: bool,
+}
+
+/// Room that must be left before a trace is translated; no trace is as long.
+const TRACE_LEN_MAX: usize = 64 * 1024;
+
+impl CodeCache {
+    /// Creates a cache of at most `size_max` bytes of code; memory is taken at the first translation.
+    pub(crate) fn new(size_max: usize) -> CodeCache {
+        CodeCache {
+            arena: None,
+            stubs: Stubs::default(),
+            stubs_len: 0,
+            leave: 0,
+            size_max: size_max.max(4 * TRACE_LEN_MAX),
+            list: Vec::new(),
+            by_address: HashMap::new(),
+            by_page: HashMap::new(),
+            stale: HashMap::new(),
+            exits: Vec::new(),
+            emptying: false,
+        }
+    }
+
+    /// Makes the arena and the common routines, once. False when the host gives no code memory.
+    pub(crate) fn prepare(&mut self) -> bool {
+        if self.arena.is_none() {
+            let Ok(mut arena) = Arena::new(self.size_max) else { return false };
+            let mut e = Emit::new(arena.next());
+            self.stubs = stubs::generate(&mut e, std::arch::is_x86_feature_detected!("avx"));
+            arena.push(&e.finish());
+            self.stubs_len = arena.used();
+            self.leave = self.stubs.leave;
+            self.arena = Some(arena);
+        }
+        true
+    }
+
+    fn arena(&mut self) -> &mut Arena {
+        self.arena.as_mut().expect("prepared before")
+    }
+
+    /// Whether the arena has to be emptied before anything is added.
+    pub(crate) fn is_full(&mut self) -> bool {
+        self.arena().room() < TRACE_LEN_MAX
+    }
+
+    /// Drops all translations. No vCPU executes one or remembers its address.
+    pub(crate) fn empty(&mut self) {
+        let keep = self.stubs_len;
+        self.arena().truncate(keep);
+        self.list.clear();
+        self.by_address.clear();
+        self.by_page.clear();
+        self.stale.clear();
+        self.exits.clear();
+        self.emptying = false;
+    }
+
+    /// Bytes of code in use.
+    pub(crate) fn used(&self) -> usize {
+        self.arena.as_ref().map_or(0, Arena::used)
+    }
+
+    /// The address at which the next trace will stand.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.arena().next()
+    }
+
+    /// The valid translation of a physical address.
+    pub(crate) fn find(&self, gpa: u64, key: Key) -> Option<&Translation> {
+        if self.emptying {
+            return None;
+        }
+        self.by_address.get(&(gpa, key)).map(|&index| &self.list[index as usize])
+    }
+
+    /// The number that the next exit will have.
+    pub(crate) fn next_exit(&self) -> u32 {
+        self.exits.len() as u32
+    }
+
+    /// Adds a trace made for [`CodeCache::next`], and its exits made for [`CodeCache::next_exit`].
+    pub(crate) fn add(&mut self, translation: Translation, code: &[u8], exits: Vec<Exit>) {
+        self.arena().push(code);
+        self.exits.extend(exits);
+        let (gpa, key) = (translation.gpa, translation.key);
+        let index = self.list.len() as u32;
+        if let Some(old) = self.stale.remove(&(gpa, key)) {
+            let (direct, verified) = (self.list[old as usize].direct, self.list[old as usize].verified);
+            let arena = self.arena();
+            arena.patch_jump(direct, translation.direct);
+            arena.patch_jump(verified, translation.verified);
+        }
+        self.by_page.entry(gpa >> 12).or_default().push(index);
+        self.by_address.insert((gpa, key), index);
+        self.list.push(translation);
+    }
+
+    /// Makes an exit go straight to the translation of its target from now on.
+    pub(crate) fn link(&mut self, exit: u32, target_gpa: u64, key: Key) {
+        let Some(&exit) = self.exits.get(exit as usize) else { return };
+        let Some(target) = self.find(target_gpa, key) else { return };
+        let direct = exit.same_page && exit.page == target_gpa >> 12;
+        if exit.key != key || exit.same_page && !direct {
+            return;
+        }
+        let to = if direct { target.direct } else { target.verified };
+        self.arena().patch_u32(exit.patch, to.wrapping_sub(exit.patch + 4) as u32);
+    }
+
+    /// Voids the translations of page `page` (a frame number) made from any of `lines`.
+    pub(crate) fn invalidate(&mut self, page: u64, lines: u64) -> Invalidated {
+        let Some(mut indices) = self.by_page.remove(&page) else { return Invalidated::default() };
+        let (before, mut remaining) = (indices.len(), 0);
+        indices.retain(|&index| {
+            let translation = &self.list[index as usize];
+            if translation.lines & lines == 0 {
+                remaining |= translation.lines;
+                return true;
+            }
+            let (gpa, key) = (translation.gpa, translation.key);
+            let arena = self.arena.as_mut().expect("there are translations");
+            arena.patch_jump(translation.direct, translation.depart);
+            arena.patch_jump(translation.verified, self.leave);
+            self.by_address.remove(&(gpa, key));
+            self.stale.insert((gpa, key), index);
+            false
+        });
+        let any = indices.len() < before;
+        if !indices.is_empty() {
+            self.by_page.insert(page, indices);
+        }
+        Invalidated { remaining, any }
+    }
+}

@@ -1,0 +1,421 @@
+//! A small assembler for the fixed sequences around guest instructions (SDM vol. 2A, chapter 2).
+//!
+//! Host registers are numbers in encoding order. The vCPU is addressed through GS, so code is the same
+//! for all vCPUs.
+
+/// Host registers by number.
+pub(crate) mod host {
+    pub(crate) const RAX: u8 = 0;
+    pub(crate) const RCX: u8 = 1;
+    pub(crate) const RDX: u8 = 2;
+    pub(crate) const RBX: u8 = 3;
+    pub(crate) const RSP: u8 = 4;
+    pub(crate) const RBP: u8 = 5;
+    pub(crate) const RSI: u8 = 6;
+    pub(crate) const RDI: u8 = 7;
+    pub(crate) const R12: u8 = 12;
+    pub(crate) const R13: u8 = 13;
+    pub(crate) const R14: u8 = 14;
+    pub(crate) const R15: u8 = 15;
+}
+
+/// Condition numbers of `Jcc`.
+pub(crate) mod cc {
+    pub(crate) const AE: u8 = 3;
+    pub(crate) const E: u8 = 4;
+    pub(crate) const NE: u8 = 5;
+    pub(crate) const A: u8 = 7;
+}
+
+/// A place in the code, perhaps not known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Label(u32);
+
+/// Code under construction, to be placed at a known address.
+pub(crate) struct Emit {
+    pub(crate) code: Vec<u8>,
+    base: u64,
+    labels: Vec<u32>,
+    fixups: Vec<(u32, Label)>,
+}
+
+const UNBOUND: u32 = u32::MAX;
+
+impl Emit {
+    /// Starts code that will stand at `base`.
+    pub(crate) fn new(base: u64) -> Emit {
+        Emit { code: Vec::with_capacity(1024), base, labels: Vec::new(), fixups: Vec::new() }
+    }
+
+    /// The address of the next byte.
+    pub(crate) fn here(&self) -> u64 {
+        self.base + self.code.len() as u64
+    }
+
+    /// Makes a label to be bound later.
+    pub(crate) fn label(&mut self) -> Label {
+        self.labels.push(UNBOUND);
+        Label(self.labels.len() as u32 - 1)
+    }
+
+    /// Binds a label here.
+    pub(crate) fn bind(&mut self, label: Label) {
+        self.labels[label.0 as usize] = self.code.len() as u32;
+    }
+
+    /// The address a label is bound to.
+    pub(crate) fn address(&self, label: Label) -> u64 {
+        assert!(self.labels[label.0 as usize] != UNBOUND);
+        self.base + self.labels[label.0 as usize] as u64
+    }
+
+    /// Fills in the distances to labels.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        for (at, label) in std::mem::take(&mut self.fixups) {
+            let target = self.labels[label.0 as usize];
+            assert!(target != UNBOUND, "a label was never bound");
+            let distance = target as i32 - (at as i32 + 4);
+            self.code[at as usize..at as usize + 4].copy_from_slice(&distance.to_le_bytes());
+        }
+        self.code
+    }
+
+    pub(crate) fn byte(&mut self, byte: u8) {
+        self.code.push(byte);
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.code.extend_from_slice(bytes);
+    }
+
+    fn imm32(&mut self, value: i32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// Pads with multi-byte NOPs until the address is `remainder` modulo `modulus`.
+    pub(crate) fn align(&mut self, modulus: u64, remainder: u64) {
+        const NOPS: [&[u8]; 9] = [
+            &[0x90],
+            &[0x66, 0x90],
+            &[0x0f, 0x1f, 0x00],
+            &[0x0f, 0x1f, 0x40, 0x00],
+            &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+            &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+            &[0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],
+            &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+            &[0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+        ];
+        let mut missing = (remainder + modulus - self.here() % modulus) % modulus;
+        while missing > 0 {
+            let len = missing.min(9);
+            self.bytes(NOPS[len as usize - 1]);
+            missing -= len;
+        }
+    }
+
+    fn rex(&mut self, wide: bool, reg: u8, index: u8, base: u8) {
+        let rex = 0x40 | (wide as u8) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
+        if rex != 0x40 {
+            self.byte(rex);
+        }
+    }
+
+    /// An instruction with a register and `gs:[displacement]`.
+    fn gs_op(&mut self, wide: bool, opcode: &[u8], reg: u8, displacement: i32) {
+        self.byte(0x65);
+        self.rex(wide, reg, 0, 0);
+        self.bytes(opcode);
+        self.bytes(&[(reg & 7) << 3 | 4, 0x25]);
+        self.imm32(displacement);
+    }
+
+    /// An instruction with a register and `gs:[index + displacement]`; `index` is not RSP or R12.
+    fn gs_indexed(&mut self, wide: bool, opcode: &[u8], reg: u8, index: u8, displacement: i32) {
+        debug_assert!(index & 7 != 4);
+        self.byte(0x65);
+        self.rex(wide, reg, 0, index);
+        self.bytes(opcode);
+        self.byte(0x80 | (reg & 7) << 3 | index & 7);
+        self.imm32(displacement);
+    }
+
+    /// `mov reg, gs:[displacement]` (9 bytes).
+    pub(crate) fn gs_load(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(true, &[0x8b], reg, displacement);
+    }
+
+    /// `mov gs:[displacement], reg`
+    pub(crate) fn gs_store(&mut self, displacement: i32, reg: u8) {
+        self.gs_op(true, &[0x89], reg, displacement);
+    }
+
+    /// `mov reg32, gs:[displacement]`
+    pub(crate) fn gs_load32(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(false, &[0x8b], reg, displacement);
+    }
+
+    /// `mov dword gs:[displacement], imm`
+    pub(crate) fn gs_store_imm32(&mut self, displacement: i32, value: u32) {
+        self.gs_op(false, &[0xc7], 0, displacement);
+        self.imm32(value as i32);
+    }
+
+    /// `test reg32, gs:[displacement]`
+    pub(crate) fn gs_test32(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(false, &[0x85], reg, displacement);
+    }
+
+    /// `cmp byte gs:[displacement], imm`
+    pub(crate) fn gs_cmp8_imm(&mut self, displacement: i32, value: u8) {
+        self.gs_op(false, &[0x80], 7, displacement);
+        self.byte(value);
+    }
+
+    /// `sub reg, gs:[index + displacement]`
+    pub(crate) fn gs_sub_indexed(&mut self, reg: u8, index: u8, displacement: i32) {
+        self.gs_indexed(true, &[0x2b], reg, index, displacement);
+    }
+
+    /// `add reg, gs:[index + displacement]`
+    pub(crate) fn gs_add_indexed(&mut self, reg: u8, index: u8, displacement: i32) {
+        self.gs_indexed(true, &[0x03], reg, index, displacement);
+    }
+
+    /// `cmp reg, gs:[displacement]`
+    pub(crate) fn gs_cmp(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(true, &[0x3b], reg, displacement);
+    }
+
+    /// `mov reg, gs:[index << scale + displacement]`
+    pub(crate) fn gs_load_scaled(&mut self, reg: u8, index: u8, scale: u8, displacement: i32) {
+        self.byte(0x65);
+        self.rex(true, reg, index, 0);
+        self.bytes(&[0x8b, (reg & 7) << 3 | 4, scale << 6 | (index & 7) << 3 | 5]);
+        self.imm32(displacement);
+    }
+
+    /// `cmp dword gs:[index << scale + displacement], imm`
+    pub(crate) fn gs_cmp32_scaled_imm(&mut self, index: u8, scale: u8, displacement: i32, value: u32) {
+        self.byte(0x65);
+        self.rex(false, 0, index, 0);
+        self.bytes(&[0x81, 7 << 3 | 4, scale << 6 | (index & 7) << 3 | 5]);
+        self.imm32(displacement);
+        self.imm32(value as i32);
+    }
+
+    /// `jmp gs:[index*8 + displacement]`
+    pub(crate) fn gs_jmp_scaled(&mut self, index: u8, displacement: i32) {
+        self.byte(0x65);
+        self.rex(false, 0, index, 0);
+        self.bytes(&[0xff, 0x24, 0xc5 | (index & 7) << 3]);
+        self.imm32(displacement);
+    }
+
+    /// `mov dst, src`
+    pub(crate) fn mov(&mut self, dst: u8, src: u8) {
+        if dst != src {
+            self.rex(true, src, 0, dst);
+            self.bytes(&[0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
+        }
+    }
+
+    /// `mov dst32, src32`: clears the upper half.
+    pub(crate) fn mov32(&mut self, dst: u8, src: u8) {
+        self.rex(false, src, 0, dst);
+        self.bytes(&[0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
+    /// `movzx dst32, src16`
+    pub(crate) fn movzx16(&mut self, dst: u8, src: u8) {
+        self.rex(false, dst, 0, src);
+        self.bytes(&[0x0f, 0xb7, 0xc0 | (dst & 7) << 3 | src & 7]);
+    }
+
+    /// `movzx dst32, src8`; `src` is R8 or higher, or AL to BL.
+    pub(crate) fn movzx8(&mut self, dst: u8, src: u8) {
+        self.rex(false, dst, 0, src);
+        self.bytes(&[0x0f, 0xb6, 0xc0 | (dst & 7) << 3 | src & 7]);
+    }
+
+    /// `mov dst, imm` in the shortest form.
+    pub(crate) fn mov_imm(&mut self, dst: u8, value: u64) {
+        if value <= u32::MAX as u64 {
+            self.rex(false, 0, 0, dst);
+            self.byte(0xb8 | dst & 7);
+            self.imm32(value as i32);
+        } else if value as i64 == value as i32 as i64 {
+            self.rex(true, 0, 0, dst);
+            self.bytes(&[0xc7, 0xc0 | dst & 7]);
+            self.imm32(value as i32);
+        } else {
+            self.rex(true, 0, 0, dst);
+            self.byte(0xb8 | dst & 7);
+            self.bytes(&value.to_le_bytes());
+        }
+    }
+
+    /// `lea dst, [base + displacement]`, always with a 32-bit displacement (7 or 8 bytes).
+    pub(crate) fn lea_disp32(&mut self, dst: u8, base: u8, displacement: i32) {
+        self.rex(true, dst, 0, base);
+        self.byte(0x8d);
+        self.byte(0x80 | (dst & 7) << 3 | base & 7);
+        if base & 7 == 4 {
+            self.byte(0x24);
+        }
+        self.imm32(displacement);
+    }
+
+    /// `lea dst, [base + index << scale + displacement]`; with `wide` false the result is cut to 32 bits.
+    pub(crate) fn lea(
+        &mut self,
+        wide: bool,
+        dst: u8,
+        base: Option<u8>,
+        index: Option<(u8, u8)>,
+        displacement: i32,
+    ) {
+        let (index_number, scale) = index.unwrap_or((4, 0));
+        self.rex(wide, dst, index.map_or(0, |i| i.0), base.unwrap_or(0));
+        self.byte(0x8d);
+        let reg = (dst & 7) << 3;
+        let small = displacement as i8 as i32 == displacement;
+        match base {
+            None => {
+                self.bytes(&[reg | 4, scale << 6 | (index_number & 7) << 3 | 5]);
+                self.imm32(displacement);
+            }
+            Some(base) => {
+                let mode = match displacement {
+                    0 if base & 7 != 5 => 0x00,
+                    _ if small => 0x40,
+                    _ => 0x80,
+                };
+                if index.is_some() || base & 7 == 4 {
+                    self.bytes(&[mode | reg | 4, scale << 6 | (index_number & 7) << 3 | base & 7]);
+                } else {
+                    self.byte(mode | reg | base & 7);
+                }
+                match mode {
+                    0x40 => self.byte(displacement as u8),
+                    0x80 => self.imm32(displacement),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// `rorx dst, src, count` (BMI2): rotates without touching flags.
+    pub(crate) fn rorx(&mut self, dst: u8, src: u8, count: u8) {
+        self.byte(0xc4);
+        self.byte((!dst >> 3 & 1) << 7 | 1 << 6 | (!src >> 3 & 1) << 5 | 3);
+        self.bytes(&[0xfb, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
+    }
+
+    /// `shr reg, count`
+    pub(crate) fn shr(&mut self, reg: u8, count: u8) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0xc1, 0xe8 | reg & 7, count]);
+    }
+
+    /// `and reg32, imm`
+    pub(crate) fn and32_imm(&mut self, reg: u8, value: u32) {
+        self.rex(false, 0, 0, reg);
+        self.bytes(&[0x81, 0xe0 | reg & 7]);
+        self.imm32(value as i32);
+    }
+
+    /// `cmp reg, imm`
+    pub(crate) fn cmp_imm(&mut self, reg: u8, value: i32) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0x81, 0xf8 | reg & 7]);
+        self.imm32(value);
+    }
+
+    /// `test reg8, imm`; R8 or higher.
+    pub(crate) fn test8_imm(&mut self, reg: u8, value: u8) {
+        debug_assert!(reg >= 8);
+        self.rex(false, 0, 0, reg);
+        self.bytes(&[0xf6, 0xc0 | reg & 7, value]);
+    }
+
+    /// `mov dst32, [base]`; `base` is not RSP, RBP, R12, R13.
+    pub(crate) fn load32(&mut self, dst: u8, base: u8) {
+        debug_assert!(base & 7 != 4 && base & 7 != 5);
+        self.rex(false, dst, 0, base);
+        self.bytes(&[0x8b, (dst & 7) << 3 | base & 7]);
+    }
+
+    /// `mov dst, [base]`; `base` is not RSP, RBP, R12, R13.
+    pub(crate) fn load64(&mut self, dst: u8, base: u8) {
+        debug_assert!(base & 7 != 4 && base & 7 != 5);
+        self.rex(true, dst, 0, base);
+        self.bytes(&[0x8b, (dst & 7) << 3 | base & 7]);
+    }
+
+    /// `mov [base], src`; `base` is not RSP, RBP, R12, R13.
+    pub(crate) fn store64(&mut self, base: u8, src: u8) {
+        debug_assert!(base & 7 != 4 && base & 7 != 5);
+        self.rex(true, src, 0, base);
+        self.bytes(&[0x89, (src & 7) << 3 | base & 7]);
+    }
+
+    /// `mov qword [base], imm` (sign-extended); `base` is not RSP, RBP, R12, R13.
+    pub(crate) fn store64_imm(&mut self, base: u8, value: i32) {
+        debug_assert!(base & 7 != 4 && base & 7 != 5);
+        self.rex(true, 0, 0, base);
+        self.bytes(&[0xc7, base & 7]);
+        self.imm32(value);
+    }
+
+    /// `lahf; seto al`: flags into AX.
+    pub(crate) fn flags_to_ax(&mut self) {
+        self.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// `add al, 0x7f; sahf`: flags back from AX as [`Emit::flags_to_ax`] left them.
+    pub(crate) fn flags_from_ax(&mut self) {
+        self.bytes(&[0x04, 0x7f, 0x9e]);
+    }
+
+    /// `jcc label`
+    pub(crate) fn jcc(&mut self, condition: u8, label: Label) {
+        self.bytes(&[0x0f, 0x80 | condition]);
+        self.fixups.push((self.code.len() as u32, label));
+        self.imm32(0);
+    }
+
+    /// `jmp label`
+    pub(crate) fn jmp(&mut self, label: Label) {
+        self.byte(0xe9);
+        self.fixups.push((self.code.len() as u32, label));
+        self.imm32(0);
+    }
+
+    /// `jmp address`
+    pub(crate) fn jmp_to(&mut self, address: u64) {
+        self.byte(0xe9);
+        let distance = address.wrapping_sub(self.here() + 4) as i32;
+        self.imm32(distance);
+    }
+
+    /// `jmp label` whose distance can be patched in one step: returns the address of the distance.
+    pub(crate) fn jmp_patchable(&mut self, label: Label) -> u64 {
+        self.align(4, 3);
+        self.jmp(label);
+        self.here() - 4
+    }
+
+    /// `jcc label` whose distance can be patched in one step: returns the address of the distance.
+    pub(crate) fn jcc_patchable(&mut self, condition: u8, label: Label) -> u64 {
+        self.align(4, 2);
+        self.jcc(condition, label);
+        self.here() - 4
+    }
+
+    /// `call address`
+    pub(crate) fn call_to(&mut self, address: u64) {
+        self.byte(0xe8);
+        let distance = address.wrapping_sub(self.here() + 4) as i32;
+        self.imm32(distance);
+    }
+}

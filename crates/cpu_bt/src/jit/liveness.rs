@@ -1,0 +1,25 @@
+//! Which status flags matter after each instruction.
+
+use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits};
+
+/// All six status flags, as `RflagsBits`.
+pub(super) const ALL: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// The flags whose values matter before `insn`, given those that matter after it.
+pub(super) fn before(insn: &Instruction, after: u32) -> u32 {
+    (after & !overwritten(insn) | insn.rflags_read()) & ALL
+}
+
+/// The flags that `insn` certainly sets.
+pub(super) fn overwritten(insn: &Instruction) -> u32 {
+    match insn.mnemonic() {
+        // A count of zero leaves all flags alone.
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => {
+            let count = insn.op_count() - 1;
+            let fixed = insn.op_kind(count) != OpKind::Register && insn.immediate(count) & 0x1f != 0;
+            if fixed { insn.rflags_modified() & ALL } else { 0 }
+        }
+        _ => insn.rflags_modified() & ALL,
+    }
+}

@@ -1,0 +1,92 @@
+//! The translator: hot guest code becomes host code.
+//!
+//! ```text
+//! guest bytes ── decode ──> instructions of a trace ── liveness ──> which flags matter where
+//!      │                                             ── mapping ───> which guest register lives where
+//!      └────────────── translate ──> host code ── cache ──> found by physical address, linked, unmade
+//! ```
+//!
+//! The guest's instruction set is the host's, so an instruction is re-encoded, not re-invented
+//! ([`translate`]): guest registers live in host registers ([`mapping`]), host flags carry guest flags,
+//! and a memory operand is replaced by `[S0]` after an inline look-up in the software TLB. What is rare
+//! or privileged executes by its interpreter handler, either called from translated code or after
+//! leaving it; so does every instruction that meets a device, a page edge or watched code.
+//!
+//! A trace is position-independent in guest-linear space: it knows its physical page and offsets, and
+//! takes the linear page it runs at from the vCPU. It is entered directly from code in the same page;
+//! any other way in passes the target's linear address to an entry that verifies, against a small
+//! instruction TLB, that this linear page leads to the physical page that the trace was made from. So
+//! indirect branches need no check where they are made, and nothing is retranslated or unlinked when
+//! the guest switches address spaces.
+//!
+//! Translations depend on their bytes and a [`cache::Key`]: privilege and whether vector instructions
+//! may execute as themselves. All vCPUs share them ([`cache`]); the vCPU is addressed through GS.
+//! Events are polled at trace heads ([`state::JitState::poll_mask`]).
+
+pub(crate) mod arena;
+pub(crate) mod cache;
+mod emit;
+mod liveness;
+mod mapping;
+pub(crate) mod runtime;
+pub(crate) mod state;
+mod stubs;
+mod translate;
+
+use crate::cpu::Cpu;
+use crate::mmu::tlb::MmuIndex;
+use cache::Key;
+use x86::reg::{cr0, cr4, xcr0};
+
+/// How often a block is interpreted before its trace is translated.
+pub(crate) const HOT: u32 = 16;
+/// Frame numbers that page identities have room for.
+const FRAMES: u64 = 1 << 28;
+
+impl Key {
+    const SIMD: u8 = 1 << 2;
+    const AVX: u8 = 1 << 3;
+
+    /// The privilege of data accesses.
+    pub(crate) fn mmu(self) -> MmuIndex {
+        match self.0 & 3 {
+            0 => MmuIndex::Kernel,
+            1 => MmuIndex::User,
+            _ => MmuIndex::KernelAc,
+        }
+    }
+
+    /// Whether SSE instructions execute as themselves: they are enabled, and no exception of theirs is
+    /// unmasked, so that none can happen on the host.
+    pub(crate) fn simd(self) -> bool {
+        self.0 & Key::SIMD != 0
+    }
+
+    /// Whether AVX instructions do.
+    pub(crate) fn avx(self) -> bool {
+        self.0 & Key::AVX != 0
+    }
+}
+
+/// What translations for the vCPU's present state depend on.
+#[inline]
+pub(crate) fn key_of(cpu: &Cpu) -> Key {
+    /// All six exceptions masked (SDM vol. 1, §10.2.3).
+    const MASKS: u32 = 0x1f80;
+    let sys = &cpu.sys;
+    let mut key = cpu.mode.data as u8;
+    let enabled = sys.cr0 & (cr0::EM | cr0::TS) == 0 && sys.cr4 & cr4::OSFXSR != 0;
+    if enabled && cpu.regs.mxcsr & MASKS == MASKS {
+        key |= Key::SIMD;
+        let both = xcr0::SSE | xcr0::AVX;
+        if sys.cr4 & cr4::OSXSAVE != 0 && sys.xcr0 & both == both {
+            key |= Key::AVX;
+        }
+    }
+    Key(key)
+}
+
+/// The identity of a page's contents, as the instruction TLB holds it.
+pub(crate) fn page_id(gpa: u64, key: Key) -> u32 {
+    (gpa >> 12 & (FRAMES - 1)) as u32 | ((key.0 >> 2) as u32) << 28
+}

@@ -1,0 +1,222 @@
+//! The way into translated code and back, and the helpers that it calls.
+
+use super::cache::Key;
+use super::state::{JitState, NO_EXIT, Site};
+use super::{HOT, key_of, page_id};
+use crate::block::{Flow, UNTRANSLATABLE};
+use crate::cpu::Cpu;
+use crate::fault::{Fault, Result};
+use crate::regs::RIP;
+use crate::signals::signal;
+use x86::reg::rflags;
+
+/// What a helper tells translated code.
+mod verdict {
+    /// The guest's state is in order in the vCPU: leave.
+    pub(super) const LEAVE: u64 = 0;
+    /// The instruction is done: go on behind it.
+    pub(super) const DONE: u64 = 1;
+}
+
+impl Cpu {
+    /// Executes translated code at the present instruction, if there is any; false when there is none
+    /// and it has to be interpreted.
+    #[inline]
+    pub(crate) fn run_translated(&mut self) -> Result<bool> {
+        let linear = self.regs.r[RIP];
+        let key = key_of(self);
+        let linked = self.jit.exit == NO_EXIT;
+        let code = match self.blocks.translated(linear, self.mode.key, key) {
+            Some(code) if linked => code,
+            _ => match self.find_translation(linear, key)? {
+                Some(code) => code,
+                None => return Ok(false),
+            },
+        };
+        self.enter_translated(code, linear);
+        self.take_translated_fault()?;
+        Ok(true)
+    }
+
+    fn enter_translated(&mut self, code: u64, linear: u64) {
+        let enabled = self.regs.flag(rflags::IF);
+        self.jit.poll_mask = if enabled { u32::MAX } else { !signal::INTERRUPT };
+        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
+        self.jit.exit = NO_EXIT;
+        let enter = self.jit.enter;
+        // SAFETY: `enter` is the generated routine with this signature; `code` is a trace in the same
+        // arena, which is emptied only when no vCPU is in translated code. Both keep the ABI's promises;
+        // what they write is this vCPU and guest memory.
+        unsafe {
+            let enter: extern "sysv64" fn(u64, u64) = std::mem::transmute(enter as usize);
+            enter(code, linear);
+        }
+        self.jit.simd_loaded = 0;
+        self.regs.rflags = self.regs.rflags & !rflags::STATUS | self.jit.flags & rflags::STATUS;
+    }
+
+    /// Finds the translation of the present instruction, or makes it when its block is hot, and links
+    /// the exit that led here to it.
+    #[inline(never)]
+    fn find_translation(&mut self, linear: u64, key: Key) -> Result<Option<u64>> {
+        let block = self.find_block(linear)?;
+        let exit = std::mem::replace(&mut self.jit.exit, NO_EXIT);
+        if block.second_page.is_some() || block.hits.get() == UNTRANSLATABLE {
+            return Ok(None);
+        }
+        let gpa = block.gpa;
+        let vm = self.vm.clone();
+        let mut found = {
+            let cache = vm.code.cache();
+            cache.find(gpa, key).map(|translation| translation.verified)
+        };
+        if found.is_none() {
+            let hits = block.hits.get();
+            block.hits.set(hits + 1);
+            if hits < HOT {
+                return Ok(None);
+            }
+            found = self.translate_trace(gpa, key);
+            block.hits.set(if found.is_some() { 0 } else { UNTRANSLATABLE });
+        }
+        let Some(code) = found else { return Ok(None) };
+        if exit != NO_EXIT {
+            vm.code.cache().link(exit, gpa, key);
+        }
+        self.jit.note_page(self.mode.data, linear & !0xfff, page_id(gpa, key));
+        self.jit.note_target(self.mode.data, linear, code);
+        self.blocks.note_translated(linear, self.mode.key, key, code);
+        Ok(Some(code))
+    }
+
+    /// The fault that translated code ended with.
+    pub(crate) fn take_translated_fault(&mut self) -> Result<()> {
+        match self.jit.fault.take() {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets all addresses of translated code.
+    pub(crate) fn forget_translations(&mut self) {
+        if self.jit.ready {
+            self.jit.forget_targets();
+        }
+        self.jit.forget_pages();
+        self.blocks.forget_translated();
+    }
+
+    /// Puts the guest's state, as the noted site's instruction finds it, into the vCPU.
+    fn settle(&mut self) -> u64 {
+        let site = Site(self.jit.site);
+        site.mapping().to_file(&self.jit.host, &mut self.regs);
+        self.regs.rflags = self.regs.rflags & !rflags::STATUS | self.jit.flags & rflags::STATUS;
+        let linear = self.jit.page.wrapping_add(site.offset());
+        self.regs.r[RIP] = linear;
+        linear
+    }
+
+    /// Puts the guest's state back for translated code.
+    fn unsettle(&mut self) {
+        Site(self.jit.site).mapping().to_host(&self.regs, &mut self.jit.host);
+        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
+    }
+
+    /// Executes the instruction of the noted site by its handler.
+    fn interpret_site(&mut self) -> u64 {
+        let linear = self.settle();
+        let generation = self.blocks.generation();
+        let result = self.find_block(linear).and_then(|block| {
+            let op = &block.ops[0];
+            self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
+            (op.run)(self, op).map(|flow| (flow, op.ends_block)).inspect_err(|fault| {
+                if !fault.is_leave() {
+                    self.regs.r[RIP] = linear;
+                }
+            })
+        });
+        match result {
+            Ok((Flow::Next, false))
+                if !self.code_modified && self.exit.is_none() && self.blocks.generation() == generation =>
+            {
+                self.unsettle();
+                verdict::DONE
+            }
+            Ok(_) => {
+                self.code_modified = false;
+                verdict::LEAVE
+            }
+            Err(fault) => self.leave_with(fault),
+        }
+    }
+
+    fn leave_with(&mut self, fault: Fault) -> u64 {
+        self.jit.fault = Some(fault);
+        verdict::LEAVE
+    }
+
+    fn access(&mut self, linear: u64) -> u64 {
+        let site = Site(self.jit.site);
+        if site.aligned() && !linear.is_multiple_of(site.len() as u64) {
+            return self.interpret_site();
+        }
+        let host = match site.writes() {
+            true => self.host_for_write(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
+            false => self.host_for_read(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
+        };
+        match host {
+            Ok(Some(host)) => host,
+            Ok(None) => self.interpret_site(),
+            Err(fault) => {
+                self.settle();
+                self.leave_with(fault)
+            }
+        }
+    }
+}
+
+/// The slow way of a memory access at `linear`; called by translated code.
+///
+/// # Safety
+/// `cpu` is the vCPU whose translated code calls, with the host's registers saved in it.
+pub(super) unsafe extern "sysv64" fn slow_access(cpu: *mut Cpu, linear: u64) -> u64 {
+    // SAFETY: by the caller; while translated code runs nothing else uses the vCPU.
+    let cpu = unsafe { &mut *cpu };
+    cpu.vm.counters.slow_accesses.add();
+    cpu.access(linear)
+}
+
+/// Executes the instruction of the noted site; called by translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn callout(cpu: *mut Cpu) -> u64 {
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    cpu.vm.counters.callouts.add();
+    cpu.interpret_site()
+}
+
+/// Prepares the zeroed state of a new vCPU.
+///
+/// # Safety
+/// `jit` is writable; nobody else uses it.
+pub(crate) unsafe fn initialise(jit: *mut JitState, signals: *const u32, cpu: *mut Cpu) {
+    // SAFETY: by the caller. `fault` is the one field for which zeroes need not be a value.
+    let jit = unsafe {
+        (&raw mut (*jit).fault).write(None);
+        &mut *jit
+    };
+    jit.signals = signals;
+    jit.cpu = cpu;
+    jit.host_mxcsr = 0x1f80;
+    jit.exit = NO_EXIT;
+    jit.forget_pages();
+}
+
+/// Points GS of this thread at the vCPU, so that translated code finds it.
+pub(crate) fn use_vcpu(cpu: *mut Cpu) {
+    const ARCH_SET_GS: libc::c_int = 0x1001;
+    // SAFETY: sets the GS base of this thread, which nothing else in the process uses.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, cpu) };
+}

@@ -1,0 +1,114 @@
+//! What translated code keeps in the vCPU besides registers.
+
+use crate::fault::Fault;
+use crate::mmu::tlb::MmuIndex;
+
+/// Entries of the tables that indirect branches go through: the low 16 bits of the target.
+pub(crate) const TARGETS: usize = 1 << 16;
+/// Entries of each instruction TLB.
+pub(crate) const PAGES: usize = 256;
+/// No exit to link.
+pub(crate) const NO_EXIT: u32 = u32::MAX;
+
+/// Shared between translated code and its helpers.
+#[repr(C)]
+pub(crate) struct JitState {
+    /// Linear address of the page that executes.
+    pub(crate) page: u64,
+    /// The request word of [`Signals`](crate::signals::Signals).
+    pub(crate) signals: *const u32,
+    /// The requests that end a trace now.
+    pub(crate) poll_mask: u32,
+    /// Which instruction calls a helper: see [`Site`].
+    pub(crate) site: u32,
+    /// The exit that was taken, if it can be linked.
+    pub(crate) exit: u32,
+    /// The guest's vector registers and MXCSR are in the host's.
+    pub(crate) simd_loaded: u8,
+    /// RAX while flags are in AX.
+    pub(crate) saved_rax: u64,
+    /// The target of an indirect call while the return address is pushed.
+    pub(crate) target: u64,
+    /// Host registers while a helper runs.
+    pub(crate) host: [u64; 16],
+    /// Host flags while a helper runs, or as a trace left them.
+    pub(crate) flags: u64,
+    /// The host's stack pointer at entry.
+    pub(crate) host_rsp: u64,
+    /// The vCPU itself.
+    pub(crate) cpu: *mut crate::cpu::Cpu,
+    pub(crate) host_mxcsr: u32,
+    /// The tables have been set up.
+    pub(crate) ready: bool,
+    /// Address of the routine that enters translated code.
+    pub(crate) enter: u64,
+    /// Address of the routine that leaves it with nothing to link.
+    pub(crate) leave: u64,
+    /// A fault that a helper met.
+    pub(crate) fault: Option<Fault>,
+    /// For each [`MmuIndex`], which linear pages are known to lead where: page address or 1.
+    pub(crate) page_tags: [[u64; PAGES]; 3],
+    /// For each [`MmuIndex`], the identity of that page's contents: see [`super::page_id`].
+    pub(crate) page_ids: [[u32; PAGES]; 3],
+    /// For kernel and user, code addresses by the low 16 bits of the linear address.
+    pub(crate) targets: [[u64; TARGETS]; 2],
+}
+
+/// An instruction that may call a helper, packed into one word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site(pub(crate) u32);
+
+impl Site {
+    /// `offset` is the instruction's in its page, `len` the operand's length in bytes (a power of two up
+    /// to 32).
+    pub(crate) fn new(offset: u16, mapping: super::mapping::Mapping, len: usize, write: bool, aligned: bool) -> Site {
+        let len = len.trailing_zeros();
+        Site(offset as u32 | mapping.bits() << 12 | len << 24 | (write as u32) << 27 | (aligned as u32) << 28)
+    }
+    pub(crate) fn offset(self) -> u64 {
+        (self.0 & 0xfff) as u64
+    }
+    pub(crate) fn mapping(self) -> super::mapping::Mapping {
+        super::mapping::Mapping::from_bits(self.0 >> 12 & 0xfff)
+    }
+    pub(crate) fn len(self) -> usize {
+        1 << (self.0 >> 24 & 7)
+    }
+    pub(crate) fn writes(self) -> bool {
+        self.0 & 1 << 27 != 0
+    }
+    pub(crate) fn aligned(self) -> bool {
+        self.0 & 1 << 28 != 0
+    }
+}
+
+impl JitState {
+    /// Forgets which linear pages lead where.
+    pub(crate) fn forget_pages(&mut self) {
+        for tags in &mut self.page_tags {
+            tags.fill(1);
+        }
+    }
+
+    /// Sends all indirect branches out.
+    pub(crate) fn forget_targets(&mut self) {
+        let miss = self.leave;
+        for targets in &mut self.targets {
+            targets.fill(miss);
+        }
+    }
+
+    /// Notes that a linear page leads to contents `id`.
+    pub(crate) fn note_page(&mut self, mmu: MmuIndex, page: u64, id: u32) {
+        let index = (page >> 12) as usize % PAGES;
+        self.page_tags[mmu as usize][index] = page;
+        self.page_ids[mmu as usize][index] = id;
+    }
+
+    /// Notes where the code of a linear address is.
+    pub(crate) fn note_target(&mut self, mmu: MmuIndex, linear: u64, code: u64) {
+        if mmu != MmuIndex::KernelAc {
+            self.targets[mmu as usize][linear as usize % TARGETS] = code;
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The common routines of translated code: in, out, and to the helpers.
+
+use super::emit::{Emit, cc, host};
+use super::mapping::{Loc, Mapping, S0, slot};
+use super::runtime;
+use super::state::NO_EXIT;
+use crate::cpu::Cpu;
+use crate::regs::Regs;
+use std::mem::offset_of;
+
+/// Where a field of the [`JitState`] is, from the start of the vCPU.
+macro_rules! jit {
+    ($field:ident) => {
+        (std::mem::offset_of!($crate::cpu::Cpu, jit)
+            + std::mem::offset_of!($crate::jit::state::JitState, $field)) as i32
+    };
+}
+pub(crate) use jit;
+
+/// Addresses of the common routines.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stubs {
+    /// `extern "sysv64" fn(code, linear)`: loads the guest's registers and goes to `code` with the
+    /// linear address in S0; returns when the guest leaves.
+    pub(crate) enter: u64,
+    /// Leaves with the next instruction's address in S0 and nothing to link.
+    pub(crate) leave: u64,
+    /// Leaves with the next instruction's address in S0 and the exit noted.
+    pub(crate) leave_to_link: u64,
+    /// The slow way of a memory access: linear address in S0, site noted. Returns the host address in
+    /// S0, or five bytes further when the instruction is done already.
+    pub(crate) slow: u64,
+    /// Executes the instruction of the noted site by its handler.
+    pub(crate) callout: u64,
+    /// Loads the guest's vector registers. Keeps everything else.
+    pub(crate) load_simd: u64,
+}
+
+const HOST_SAVED: [u8; 6] = [host::RBX, host::RBP, host::R12, host::R13, host::R14, host::R15];
+
+/// Generates the routines at the emitter's place.
+pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
+    let mut stubs = Stubs::default();
+
+    e.align(16, 0);
+    stubs.load_simd = e.here();
+    simd(e, avx, true);
+    e.byte(0xc3);
+
+    e.align(16, 0);
+    let store_simd = e.here();
+    simd(e, avx, false);
+    e.byte(0xc3);
+
+    // enter(rdi = code, rsi = linear)
+    e.align(16, 0);
+    stubs.enter = e.here();
+    for register in HOST_SAVED {
+        push(e, register);
+    }
+    // Six registers and the return address: eight more bytes align the stack for calls.
+    e.bytes(&[0x48, 0x83, 0xec, 0x08]); // sub rsp, 8
+    e.gs_store(jit!(host_rsp), host::RSP);
+    e.gs_store(jit!(target), host::RDI);
+    e.mov(S0, host::RSI);
+    load_flags(e);
+    for guest in 0..16 {
+        if let Loc::Host(number) = Mapping::CANONICAL.loc(guest) {
+            e.gs_load(number, slot(guest));
+        }
+    }
+    e.bytes(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[target]
+    e.bytes(&jit!(target).to_le_bytes());
+
+    e.align(16, 0);
+    stubs.leave = e.here();
+    e.gs_store_imm32(jit!(exit), NO_EXIT);
+    stubs.leave_to_link = e.here();
+    for guest in 0..16 {
+        if let Loc::Host(number) = Mapping::CANONICAL.loc(guest) {
+            e.gs_store(slot(guest), number);
+        }
+    }
+    e.gs_store(slot(crate::regs::RIP as u8), S0);
+    store_flags(e);
+    if_simd_loaded(e, store_simd);
+    let out = e.here();
+    e.gs_load(host::RSP, jit!(host_rsp));
+    e.bytes(&[0x48, 0x83, 0xc4, 0x08]); // add rsp, 8
+    for register in HOST_SAVED.into_iter().rev() {
+        pop(e, register);
+    }
+    e.byte(0xc3);
+
+    e.align(16, 0);
+    stubs.slow = e.here();
+    save_host(e);
+    e.mov(host::RSI, S0);
+    call_helper(e, runtime::slow_access as *const () as u64, store_simd);
+    test_leave(e, out);
+    // 1: the instruction is done; anything else: the host address.
+    e.bytes(&[0x48, 0x83, 0xf8, 0x01]); // cmp rax, 1
+    let done = e.label();
+    e.jcc(cc::E, done);
+    e.gs_store(jit!(host) + S0 as i32 * 8, host::RAX);
+    reload(e, stubs.load_simd);
+    e.byte(0xc3);
+    e.bind(done);
+    reload(e, stubs.load_simd);
+    // Return five bytes further: the caller's jump back to the access is skipped.
+    e.bytes(&[0x4c, 0x8b, 0x34, 0x24]); // mov r14, [rsp]
+    e.bytes(&[0x4d, 0x8d, 0x76, 0x05]); // lea r14, [r14 + 5]
+    e.bytes(&[0x4c, 0x89, 0x34, 0x24]); // mov [rsp], r14
+    e.byte(0xc3);
+
+    e.align(16, 0);
+    stubs.callout = e.here();
+    save_host(e);
+    call_helper(e, runtime::callout as *const () as u64, store_simd);
+    test_leave(e, out);
+    reload(e, stubs.load_simd);
+    e.byte(0xc3);
+
+    stubs
+}
+
+fn push(e: &mut Emit, register: u8) {
+    if register >= 8 {
+        e.byte(0x41);
+    }
+    e.byte(0x50 | register & 7);
+}
+
+fn pop(e: &mut Emit, register: u8) {
+    if register >= 8 {
+        e.byte(0x41);
+    }
+    e.byte(0x58 | register & 7);
+}
+
+/// Host flags from [`JitState::flags`]. The stack is the host's here.
+fn load_flags(e: &mut Emit) {
+    e.bytes(&[0x65, 0xff, 0x34, 0x25]); // push gs:[flags]
+    e.bytes(&jit!(flags).to_le_bytes());
+    e.byte(0x9d); // popfq
+}
+
+fn store_flags(e: &mut Emit) {
+    e.byte(0x9c); // pushfq
+    e.bytes(&[0x65, 0x8f, 0x04, 0x25]); // pop gs:[flags]
+    e.bytes(&jit!(flags).to_le_bytes());
+}
+
+fn save_host(e: &mut Emit) {
+    for number in (0..16u8).filter(|&number| number != host::RSP) {
+        e.gs_store(jit!(host) + number as i32 * 8, number);
+    }
+    store_flags(e);
+}
+
+/// Calls a helper, `extern "sysv64" fn(&mut Cpu, rsi) -> u64`, from a routine that was called itself.
+fn call_helper(e: &mut Emit, helper: u64, store_simd: u64) {
+    if_simd_loaded(e, store_simd);
+    e.gs_load(host::RDI, jit!(cpu));
+    e.bytes(&[0x48, 0x83, 0xec, 0x08]); // sub rsp, 8: align
+    e.mov_imm(host::RAX, helper);
+    e.bytes(&[0xff, 0xd0]); // call rax
+    e.bytes(&[0x48, 0x83, 0xc4, 0x08]); // add rsp, 8
+}
+
+/// Leaves when the helper returned 0: it has put the guest's state in order.
+fn test_leave(e: &mut Emit, out: u64) {
+    e.bytes(&[0x48, 0x85, 0xc0, 0x0f, 0x84]); // test rax, rax; jz
+    let distance = out.wrapping_sub(e.here() + 4) as i32;
+    e.bytes(&distance.to_le_bytes());
+}
+
+/// Host registers and flags as they were, or as the helper changed them.
+fn reload(e: &mut Emit, load_simd: u64) {
+    if_simd_loaded(e, load_simd);
+    load_flags(e);
+    for number in (0..16u8).filter(|&number| number != host::RSP) {
+        e.gs_load(number, jit!(host) + number as i32 * 8);
+    }
+}
+
+fn if_simd_loaded(e: &mut Emit, routine: u64) {
+    let skip = e.label();
+    e.gs_cmp8_imm(jit!(simd_loaded), 0);
+    e.jcc(cc::E, skip);
+    e.call_to(routine);
+    e.bind(skip);
+}
+
+/// Moves all vector registers and MXCSR between the register file and the host.
+fn simd(e: &mut Emit, avx: bool, load: bool) {
+    let (file, mxcsr) = (offset_of!(Cpu, regs) + offset_of!(Regs, ymm), offset_of!(Cpu, regs) + offset_of!(Regs, mxcsr));
+    for number in 0..16u8 {
+        let at = (file + 32 * number as usize) as i32;
+        let modrm = [(number & 7) << 3 | 4, 0x25];
+        e.byte(0x65);
+        if avx {
+            // vmovdqu ymm, gs:[at] and back
+            e.bytes(&[0xc5, (!number >> 3 & 1) << 7 | 0x7e, if load { 0x6f } else { 0x7f }]);
+        } else {
+            e.byte(0xf3);
+            if number >= 8 {
+                e.byte(0x44);
+            }
+            e.bytes(&[0x0f, if load { 0x6f } else { 0x7f }]);
+        }
+        e.bytes(&modrm);
+        e.bytes(&at.to_le_bytes());
+    }
+    let mxcsr_op = |e: &mut Emit, operation: u8, at: i32| {
+        e.bytes(&[0x65, 0x0f, 0xae, operation << 3 | 4, 0x25]);
+        e.bytes(&at.to_le_bytes());
+    };
+    if load {
+        mxcsr_op(e, 2, mxcsr as i32); // ldmxcsr
+        e.bytes(&[0x65, 0xc6, 0x04, 0x25]); // mov byte gs:[simd_loaded], 1
+        e.bytes(&jit!(simd_loaded).to_le_bytes());
+        e.byte(1);
+    } else {
+        mxcsr_op(e, 3, mxcsr as i32); // stmxcsr
+        mxcsr_op(e, 2, jit!(host_mxcsr));
+        if avx {
+            e.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
+    }
+}
