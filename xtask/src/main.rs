@@ -9,6 +9,7 @@ mod task_bench;
 mod task_check;
 mod task_ci;
 mod task_demo;
+mod task_fuzz;
 mod task_guests;
 mod task_test;
 mod workspace;
@@ -32,6 +33,8 @@ enum Task {
     Check(task_check::Args),
     /// Run the unit tests and the boot tests
     Test(task_test::Args),
+    /// Run the fuzzers, a bounded time each
+    Fuzz(task_fuzz::Args),
     /// Do what continuous integration does: install what is missing, check, test
     Ci(task_ci::Args),
     /// Boot a Debian guest and leave you at its login prompt
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     let result: Result<ExitCode> = match Cli::parse().task {
         Task::Check(args) => task_check::run(&args),
         Task::Test(args) => task_test::run(&args),
+        Task::Fuzz(args) => task_fuzz::run(&args),
         Task::Ci(args) => task_ci::run(&args),
         Task::Demo(args) => task_demo::run(&args),
         Task::Bench(args) => task_bench::run(&args),
