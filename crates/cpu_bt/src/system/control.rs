@@ -314,10 +314,6 @@ fn invlpg(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
 }
 
 fn invpcid(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
-    // CPUID.7.0:EBX.INVPCID.
-    if cpu.cpuid_leaf(7, 0).ebx >> 10 & 1 == 0 {
-        return Err(Fault::UNDEFINED);
-    }
     cpu.require_cpl0()?;
     let kind = match op.insn().code() {
         Code::Invpcid_r32_m128 => cpu.regs.get::<u32>(register(op, 0)) as u64,

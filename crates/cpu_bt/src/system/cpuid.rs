@@ -115,9 +115,6 @@ fn rdtsc(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
 }
 
 fn rdtscp(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
-    if cpu.cpuid_leaf(0x8000_0001, 0).edx >> 27 & 1 == 0 {
-        return Err(Fault::UNDEFINED);
-    }
     require_tsc(cpu)?;
     cpu.set_edx_eax(cpu.tsc());
     cpu.regs.r[RCX] = cpu.sys.tsc_aux & 0xffff_ffff;
@@ -125,9 +122,6 @@ fn rdtscp(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
 }
 
 fn rdpid(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
-    if cpu.cpuid_leaf(7, 0).ecx >> 22 & 1 == 0 {
-        return Err(Fault::UNDEFINED);
-    }
     let value = cpu.sys.tsc_aux & 0xffff_ffff;
     match op.insn().code() {
         Code::Rdpid_r64 => cpu.regs.set(register(op, 0), value),

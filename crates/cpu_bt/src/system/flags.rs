@@ -139,10 +139,9 @@ fn sti(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
     Ok(Flow::Next)
 }
 
-/// CLAC and STAC: only with SMAP and only at privilege level 0; else undefined.
+/// CLAC and STAC: undefined but at privilege level 0.
 fn set_ac(cpu: &mut Cpu, set: bool) -> Result<Flow> {
-    let exists = cpu.sys.cr4 & cr4::SMAP != 0 || cpu.cpuid_leaf(7, 0).ebx >> 20 & 1 != 0;
-    if !exists || cpu.cpl() != 0 {
+    if cpu.cpl() != 0 {
         return Err(Fault::UNDEFINED);
     }
     cpu.regs.rflags = cpu.regs.rflags & !rflags::AC | if set { rflags::AC } else { 0 };

@@ -29,7 +29,7 @@ mod xsave_image;
 use crate::block::{Detail, Op};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 
 /// Whether the block goes on after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ enum After {
 }
 
 /// Chooses the handler of an instruction and completes `op`; false when there is none here.
-pub(crate) fn select(_cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
+pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     let found = segment::handler(insn)
         .or_else(|| flags::handler(insn))
         .or_else(|| control::handler(insn))
@@ -56,12 +56,29 @@ pub(crate) fn select(_cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         .or_else(|| debug::handler(insn))
         .or_else(|| hypercall::handler(insn));
     let Some((handler, after)) = found else { return false };
-    op.run = handler;
     // None of them may be locked; the decoder refuses the prefix where it knows.
-    if insn.has_lock_prefix() {
-        op.run = |_, _| Err(Fault::UNDEFINED);
-    }
+    op.run = match insn.has_lock_prefix() || !exists(cpu, insn) {
+        false => handler,
+        true => |_, _| Err(Fault::UNDEFINED),
+    };
     op.ends_block = after == After::Ends;
     op.detail = Some(Box::new(Detail { insn: *insn, stub: None }));
     true
+}
+
+/// Whether the guest's processor has an instruction, where a CPUID bit says so and no control register
+/// has to be set that depends on it.
+fn exists(cpu: &Cpu, insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let (register, bit) = match insn.mnemonic() {
+        Rdtscp => (cpu.cpuid_leaf(0x8000_0001, 0).edx, 27),
+        Rdpid => (cpu.cpuid_leaf(7, 0).ecx, 22),
+        Invpcid => (cpu.cpuid_leaf(7, 0).ebx, 10),
+        Clac | Stac => (cpu.cpuid_leaf(7, 0).ebx, 20),
+        Clflush => (cpu.cpuid_leaf(1, 0).edx, 19),
+        Clflushopt => (cpu.cpuid_leaf(7, 0).ebx, 23),
+        Clwb => (cpu.cpuid_leaf(7, 0).ebx, 24),
+        _ => return true,
+    };
+    register >> bit & 1 != 0
 }

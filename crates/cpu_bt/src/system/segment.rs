@@ -103,6 +103,10 @@ fn pop<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
 }
 
 fn load_far_pointer<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
+    // AMD processors have no 64-bit form: they ignore REX.W (APM vol. 3, LFS).
+    if T::BYTES == 8 && !cpu.is_intel() {
+        return load_far_pointer::<u32>(cpu, op);
+    }
     let index = match op.insn().code() {
         Code::Les_r16_m1616 | Code::Les_r32_m1632 => seg::ES,
         Code::Lds_r16_m1616 | Code::Lds_r32_m1632 => seg::DS,

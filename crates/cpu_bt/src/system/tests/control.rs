@@ -433,6 +433,26 @@ fn instructions_of_absent_extensions_are_undefined() {
 }
 
 #[test]
+fn instructions_follow_cpuid() {
+    // RDTSCP, RDPID, INVPCID, STAC, CLWB.
+    let codes = [
+        &[0x0fu8, 0x01, 0xf9][..],
+        &[0xf3, 0x0f, 0xc7, 0xf8],
+        &[0x66, 0x0f, 0x38, 0x82, 0x03],
+        &[0x0f, 0x01, 0xcb],
+        &[0x66, 0x0f, 0xae, 0x30],
+    ];
+    for code in codes {
+        let mut machine = Machine::new(Start::Long { cpl: 0 });
+        machine.cpu.regs.r[RBX] = DATA;
+        machine.cpu.regs.r[RAX] = 0;
+        machine.run(code).unwrap();
+        let mut machine = Machine::without_features(Start::Long { cpl: 0 });
+        assert_eq!(machine.faults(code), Fault::UNDEFINED, "{code:02x?}");
+    }
+}
+
+#[test]
 fn hypercalls_are_for_the_kernel_and_unknown_ones_fail() {
     for code in [[0x0f, 0x01, 0xc1], [0x0f, 0x01, 0xd9]] {
         for (cpl, number, expected) in [(0, 999u64, -1000i64), (3, 1, -1), (0, 1, 0), (0, 11, 0)] {

@@ -153,13 +153,19 @@ impl Machine {
     }
 
     pub(super) fn of(start: Start, vendor: Vendor) -> Machine {
+        Machine::with(start, cpuid(vendor))
+    }
+
+    /// A processor whose CPUID has only the vendor.
+    pub(super) fn without_features(start: Start) -> Machine {
+        Machine::with(start, cpuid(Vendor::Intel)[..1].to_vec())
+    }
+
+    fn with(start: Start, cpuid: Vec<Leaf>) -> Machine {
         let ram = Arc::new(Ram::new(4 << 20).unwrap());
         let clock = Arc::new(Clock::new());
         let timers = Timers::new(clock.clone()).unwrap();
-        let vm = engine::share(
-            VmConfig { ram, clock, timers, vcpus: 2, cpuid: cpuid(vendor) },
-            &Default::default(),
-        );
+        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 2, cpuid }, &Default::default());
         let cpu = Cpu::new(vm.clone(), 0, vm.lapics[0].clone(), vm.signals[0].clone());
         let mut machine = Machine { cpu, bus: Recorder::default() };
         machine.cpu.signals.take(u32::MAX);

@@ -155,6 +155,18 @@ fn far_pointers_of_64_bits_are_intels() {
 }
 
 #[test]
+fn segment_pointers_of_64_bits_are_intels() {
+    for (vendor, expected) in [(Vendor::Intel, 0x1111_0000_0000_7788u64), (Vendor::Amd, 0x7788)] {
+        let mut machine = Machine::of(Start::Long { cpl: 0 }, vendor);
+        machine.store(DATA, 0x1111_0000_0000_7788u64);
+        machine.store(DATA + 8, 0u16);
+        // LGS RAX, [DATA].
+        machine.run(&[0x48, 0x0f, 0xb5, 0x04, 0x25, 0x00, 0xa0, 0x00, 0x00]).unwrap();
+        assert_eq!(machine.cpu.regs.r[RAX], expected);
+    }
+}
+
+#[test]
 fn a_far_jump_changes_between_64_and_32_bit_code() {
     let mut machine = Machine::new(Start::Compat { cpl: 0 });
     machine.run(&far(JMP, CODE64, CODE as u32)).unwrap();
