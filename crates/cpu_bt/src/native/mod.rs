@@ -26,7 +26,7 @@ pub(crate) use arena::Stubs;
 use crate::block::{Detail, Flow, Handler, Op};
 use crate::cpu::Cpu;
 use crate::regs::Regs;
-use classify::Plan;
+use classify::{Class, Memory, Plan};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 
 /// A generated function: executes one instruction on `regs`, with its memory operand at `memory`.
@@ -111,17 +111,28 @@ pub(crate) fn plan(cpu: &Cpu, insn: &Instruction) -> Option<Plan> {
     {
         return None;
     }
-    Plan::of(&build::without_address(insn))
+    plan_on(cpu, &build::without_address(insn))
+}
+
+/// What executing an instruction from [`build::without_address`] takes on this guest's processor.
+fn plan_on(cpu: &Cpu, bare: &Instruction) -> Option<Plan> {
+    let mut plan = Plan::of(bare)?;
+    if plan.memory == Memory::Read && features::is_amd(&cpu.vm) {
+        match bare.code() {
+            // All four bytes are read, though only two count.
+            Code::Movsxd_r16_rm16 => plan.size = 4,
+            // Does not switch to MMX state for an operand in memory.
+            Code::Cvtpi2ps_xmm_mmm64 => plan.class = Class::Sse,
+            _ => {}
+        }
+    }
+    Some(plan)
 }
 
 /// Chooses a handler that executes a host function.
 fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     let bare = build::without_address(insn);
-    let Some(mut plan) = Plan::of(&bare) else { return false };
-    if insn.code() == Code::Movsxd_r16_rm16 && plan.size != 0 && features::is_amd(&cpu.vm) {
-        // AMD's processors read all four bytes.
-        plan.size = 4;
-    }
+    let Some(plan) = plan_on(cpu, &bare) else { return false };
     let Some(code) = build::build(&bare, &plan) else { return false };
     let stub = match cpu.stubs.install(&code) {
         Ok(entry) => Some(Stub {

@@ -155,9 +155,8 @@ pub(super) fn check_pending(cpu: &Cpu) -> Result<()> {
 /// control it.
 pub(super) fn remembered_opcode(insn: &Instruction) -> Option<u16> {
     use CpuidFeature::{FPU, FPU287, FPU387};
-    use Mnemonic::{Fdecstp, Ffree, Ffreep, Fincstp, Fldcw, Fnop};
     if !insn.cpuid_features().iter().any(|feature| matches!(feature, FPU | FPU287 | FPU387))
-        || matches!(insn.mnemonic(), Fincstp | Fdecstp | Ffree | Ffreep | Fnop | Fldcw)
+        || insn.mnemonic() == Mnemonic::Fldcw
     {
         return None;
     }
