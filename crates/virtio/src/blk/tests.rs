@@ -1,10 +1,13 @@
 use super::spec::*;
 use super::*;
+use crate::Kick;
 use crate::queue::RingError;
 use crate::spec::feature as ring_feature;
 use crate::test::{Bench, Buffer, Driver, MemDisk};
-use disk::Operation;
+use disk::{IoQueue, Operation, Unmap};
 use memory::{Bytes, GuestAddress};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, OnceLock};
 
 const HEADER: u64 = 0x10_0000;
 const DATA: u64 = 0x11_0000;
@@ -294,4 +297,163 @@ fn a_saved_device_fits_only_its_disk() {
     assert_eq!(same.save(), saved);
     assert!(blk(8192).restore(saved).is_err());
     assert!(blk(4096).restore(DeviceSaved::Rng).is_err());
+}
+
+/// A disk that does nothing until it is told to, and then the last request first.
+struct Lazy {
+    disk: Arc<MemDisk>,
+    shared: Arc<LazyShared>,
+}
+
+#[derive(Default)]
+struct LazyShared {
+    /// How many requests may be done.
+    allowed: Mutex<usize>,
+    kick: OnceLock<Kick>,
+    in_flight_max: AtomicUsize,
+}
+
+impl LazyShared {
+    fn allow(&self, count: usize) {
+        *self.allowed.lock().unwrap() += count;
+        self.kick.get().unwrap().notify();
+    }
+}
+
+struct LazyQueue {
+    disk: Arc<MemDisk>,
+    shared: Arc<LazyShared>,
+    depth: usize,
+    waiting: Vec<disk::Request>,
+}
+
+impl Disk for Lazy {
+    fn info(&self) -> disk::DiskInfo {
+        self.disk.info()
+    }
+    fn read(&self, offset: u64, into: &mut disk::Buffers<'_>) -> Result<(), disk::Error> {
+        self.disk.read(offset, into)
+    }
+    fn write(
+        &self,
+        offset: u64,
+        from: &disk::Buffers<'_>,
+        durability: Durability,
+    ) -> Result<(), disk::Error> {
+        self.disk.write(offset, from, durability)
+    }
+    fn flush(&self) -> Result<(), disk::Error> {
+        self.disk.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), disk::Error> {
+        self.disk.discard(offset, len)
+    }
+    fn write_zeroes(
+        &self,
+        at: u64,
+        len: u64,
+        unmap: Unmap,
+        durability: Durability,
+    ) -> Result<(), disk::Error> {
+        self.disk.write_zeroes(at, len, unmap, durability)
+    }
+    fn io_queue(self: Arc<Self>, depth: usize) -> Box<dyn IoQueue> {
+        let (disk, shared) = (self.disk.clone(), self.shared.clone());
+        // Less than the driver's queue, so that it fills up.
+        Box::new(LazyQueue { disk, shared, depth: depth.min(20), waiting: Vec::new() })
+    }
+}
+
+impl IoQueue for LazyQueue {
+    fn submit(&mut self, request: disk::Request) {
+        assert!(self.room() > 0);
+        self.waiting.push(request);
+        self.shared.in_flight_max.fetch_max(self.waiting.len(), Ordering::Relaxed);
+    }
+    fn complete(&mut self) -> Option<disk::Completion> {
+        let kick = self.shared.kick.get().unwrap();
+        let mut allowed = self.shared.allowed.lock().unwrap();
+        if *allowed == 0 || self.waiting.is_empty() {
+            kick.clear();
+            return None;
+        }
+        *allowed -= 1;
+        let mut inner = disk::BlockingQueue::new(self.disk.clone(), 1);
+        inner.submit(self.waiting.pop()?);
+        inner.complete()
+    }
+    fn room(&self) -> usize {
+        self.depth - self.waiting.len()
+    }
+    fn in_flight(&self) -> usize {
+        self.waiting.len()
+    }
+    fn completion_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.shared.kick.get().map(|kick| std::os::fd::AsFd::as_fd(kick))
+    }
+}
+
+fn lazy() -> (Blk, Arc<LazyShared>) {
+    let shared = Arc::new(LazyShared::default());
+    shared.kick.set(Kick::new().unwrap()).unwrap();
+    let disk = Lazy { disk: MemDisk::new(pattern(64 << 10), false), shared: shared.clone() };
+    (Blk::new(Arc::new(disk), BlkConfig::default()), shared)
+}
+
+/// Offers `count` reads of sector n to page n of the data.
+fn offer_reads(ram: &memory::Ram, ring: &mut crate::test::DriverRing, count: u64) -> Vec<u16> {
+    let offer = |n: u64| {
+        let slot = DATA + n * 0x1000;
+        let header = [[0; 8], n.to_le_bytes()].concat();
+        ram.guest().write_slice(&header, GuestAddress(slot)).unwrap();
+        ring.add(&[Buffer::Out(slot, 16), Buffer::In(slot + 512, 512), Buffer::In(slot + 16, 1)])
+    };
+    (0..count).map(offer).collect()
+}
+
+#[test]
+fn a_disk_may_work_in_the_background_and_in_any_order() {
+    let (mut blk, shared) = lazy();
+    let mut bench = Bench::new(&mut blk, 64, ring_feature::RING_EVENT_IDX);
+    let heads = offer_reads(&bench.ram, &mut bench.rings[0], 16);
+    bench.settle();
+    assert_eq!(bench.rings[0].take_used(), None);
+    // Room is left only for a request with all its segments: then the disk is waited for.
+    assert_eq!(shared.in_flight_max.load(Ordering::Relaxed), 5);
+    shared.allow(3);
+    bench.settle();
+    let used: Vec<u16> = std::iter::from_fn(|| bench.rings[0].take_used()).map(|(head, _)| head).collect();
+    assert_eq!(used.len(), 3);
+    assert_eq!(used[0], heads[4], "the last of the first five");
+    shared.allow(100);
+    bench.settle();
+    let rest = std::iter::from_fn(|| bench.rings[0].take_used()).count();
+    assert_eq!(rest, 13);
+    for n in 0..16 {
+        let mut data = [0; 512];
+        bench.ram.guest().read_slice(&mut data, GuestAddress(DATA + n * 0x1000 + 512)).unwrap();
+        assert_eq!(data, pattern(64 << 10)[n as usize * 512..][..512]);
+    }
+}
+
+#[test]
+fn stopping_waits_for_what_is_in_flight() {
+    let (blk, shared) = lazy();
+    let mut driver = Driver::new(Box::new(blk));
+    driver.start(64, u64::MAX);
+    offer_reads(&driver.ram, &mut driver.rings[0], 3);
+    driver.notify(0);
+    while shared.in_flight_max.load(Ordering::Relaxed) < 3 {
+        std::thread::yield_now();
+    }
+    let function = driver.function.clone();
+    let pausing = std::thread::spawn(move || function.pause());
+    shared.allow(3);
+    pausing.join().unwrap();
+    assert_eq!(std::iter::from_fn(|| driver.rings[0].take_used()).count(), 3);
+    driver.function.resume();
+    shared.allow(1);
+    offer_reads(&driver.ram, &mut driver.rings[0], 1);
+    driver.notify(0);
+    driver.wait_used(0);
 }

@@ -1,9 +1,13 @@
 //! The network card (virtio 1.2, §5.1), plugged into a [`net::Backend`](::net::Backend).
 //!
-//! One pair of queues and one worker, which owns the backend. No offloads: frames are what they are on
-//! the wire, with their checksums. Frames for which the guest has no room wait in the backend, which
-//! decides what to drop.
+//! One pair of queues and one worker, which owns the backend. Frames for which the guest has no room
+//! wait in the backend, which decides what to drop.
+//!
+//! **Offloads.** What a backend sees are frames as on a wire, none longer than it takes, with all their
+//! checksums. What the guest saves, the card does: it completes checksums, cuts long TCP segments, and
+//! vouches for what arrives with right checksums, all at the host's speed.
 
+mod offload;
 pub mod spec;
 mod work;
 
@@ -110,7 +114,15 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::MAC | feature::STATUS | feature::MTU | feature::MRG_RXBUF
+        feature::MAC
+            | feature::STATUS
+            | feature::MTU
+            | feature::MRG_RXBUF
+            | feature::CSUM
+            | feature::GUEST_CSUM
+            | feature::HOST_TSO4
+            | feature::HOST_TSO6
+            | feature::HOST_ECN
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -123,11 +135,17 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, mut activation: Activation) -> Vec<Box<dyn Work>> {
         self.link.connect(Some(activation.interrupt.clone()));
-        let merge = activation.features & feature::MRG_RXBUF != 0;
+        let has = |wanted| activation.features & wanted != 0;
+        let agreed = work::Agreed {
+            merge: has(feature::MRG_RXBUF),
+            checksum: has(feature::CSUM),
+            cut: has(feature::HOST_TSO4 | feature::HOST_TSO6),
+            vouch: has(feature::GUEST_CSUM),
+        };
         let (receive, transmit) = (activation.take_queue(0), activation.take_queue(1));
         match self.backend.take() {
             Some(backend) => {
-                vec![Box::new(NetWork::new(receive, transmit, backend, merge, self.link.clone()))]
+                vec![Box::new(NetWork::new(receive, transmit, backend, agreed, self.link.clone()))]
             }
             None => Vec::new(),
         }

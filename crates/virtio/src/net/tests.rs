@@ -199,3 +199,60 @@ fn frames_pass_both_ways_through_threads_and_pauses() {
     driver.wait_used(1);
     assert_eq!(end.take().len(), 1);
 }
+
+#[test]
+fn offloads_that_were_agreed_upon_are_done_and_others_are_not() {
+    // A UDP packet whose checksum is left to the card: the field holds the pseudo header's sum.
+    let mut packet = vec![2; 12];
+    packet.extend([8, 0, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0x62, 0xbd, 10, 0, 2, 15, 10, 0, 2, 2]);
+    packet.extend([0, 53, 0, 53, 0, 12, 0x18, 0x2e, b'a', b'b', b'c', b'd']);
+    let mut header = [0; 12];
+    header[0] = HDR_NEEDS_CSUM;
+    header[6..8].copy_from_slice(&34u16.to_le_bytes());
+    header[8..10].copy_from_slice(&6u16.to_le_bytes());
+    for (features, done) in [(feature::CSUM, true), (0, false)] {
+        let (mut bench, end) = bench(features, 1514);
+        bench.ram.guest().write_slice(&[&header[..], &packet].concat(), GuestAddress(AT)).unwrap();
+        bench.rings[1].add(&[Buffer::Out(AT, 12 + packet.len() as u32)]);
+        bench.settle();
+        let sent = end.take().remove(0);
+        assert_eq!(sent != packet, done);
+        assert_eq!(offload::vouch(&sent) != 0, done);
+        if !done {
+            continue;
+        }
+        // The same frame comes in: with right checksums, and with a wrong one.
+        for (features, damage, flags) in
+            [(feature::GUEST_CSUM, 0, HDR_DATA_VALID), (feature::GUEST_CSUM, 1, 0), (0, 0, 0)]
+        {
+            let (mut bench, end) = self::bench(features, 1514);
+            let mut frame = sent.clone();
+            frame[45] ^= damage;
+            end.send(&frame);
+            bench.rings[0].add(&[Buffer::In(AT, 2000)]);
+            bench.settle();
+            assert_eq!(bytes(&bench, AT, 1), [flags]);
+        }
+    }
+}
+
+#[test]
+fn a_segment_longer_than_a_frame_needs_agreement() {
+    for (features, frames) in [(feature::CSUM | feature::HOST_TSO4, 3), (feature::CSUM, 0), (0, 0)] {
+        let (mut bench, end) = bench(features, 1514);
+        let mut header = [0; 12];
+        header[..2].copy_from_slice(&[HDR_NEEDS_CSUM, GSO_TCPV4]);
+        header[4..6].copy_from_slice(&1000u16.to_le_bytes());
+        header[6..8].copy_from_slice(&34u16.to_le_bytes());
+        header[8..10].copy_from_slice(&16u16.to_le_bytes());
+        let mut packet = vec![2; 12];
+        packet.extend([8, 0, 0x45, 0, 11, 0xe0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
+        packet.extend([0, 53, 0, 53, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 0, 0, 0, 0, 0, 0]);
+        packet.extend([7; 3000]);
+        bench.ram.guest().write_slice(&[&header[..], &packet].concat(), GuestAddress(AT)).unwrap();
+        bench.rings[1].add(&[Buffer::Out(AT, 12 + packet.len() as u32)]);
+        bench.settle();
+        assert_eq!(end.take().len(), frames, "{features:#x}");
+        assert!(bench.rings[1].take_used().is_some());
+    }
+}

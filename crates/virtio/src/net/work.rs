@@ -1,6 +1,7 @@
 //! Serving the queues of a network card.
 
 use super::Link;
+use super::offload::{self, LONG_FRAME_MAX, Wishes};
 use super::spec::{HEADER_LEN, HEADER_NUM_BUFFERS};
 use crate::queue::{Chain, Queue, RingError};
 use crate::worker::{Progress, Wait, Work};
@@ -15,19 +16,35 @@ pub struct NetWork {
     receive: Option<Queue>,
     transmit: Option<Queue>,
     backend: Box<dyn Backend>,
-    merge: bool,
+    agreed: Agreed,
     link: Link,
     /// A header and the frame that goes to the guest next.
     incoming: Vec<u8>,
     /// The frame in `incoming` has no room in the guest yet.
     waiting: Option<Waiting>,
     outgoing: Vec<u8>,
+    /// A frame cut from a long one.
+    cut: Vec<u8>,
     chain: Chain,
     /// Chains for one frame, to be used again.
     chains: Vec<Chain>,
     used: Vec<(u16, u32)>,
+    frame_size_max: usize,
     /// When the backend wants to be called again.
     deadline: Option<Instant>,
+}
+
+/// What the driver and the card have agreed upon.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Agreed {
+    /// A frame may go to several buffers.
+    pub(super) merge: bool,
+    /// The driver may leave checksums to the card.
+    pub(super) checksum: bool,
+    /// The driver may leave cutting to the card.
+    pub(super) cut: bool,
+    /// The driver wants to know which checksums are right.
+    pub(super) vouch: bool,
 }
 
 /// A frame for which the guest offers too little room.
@@ -43,22 +60,25 @@ impl NetWork {
         receive: Option<Queue>,
         transmit: Option<Queue>,
         backend: Box<dyn Backend>,
-        merge: bool,
+        agreed: Agreed,
         link: Link,
     ) -> NetWork {
         let frame_size_max = backend.frame_size_max();
+        let outgoing_max = if agreed.cut { frame_size_max.max(LONG_FRAME_MAX) } else { frame_size_max };
         NetWork {
             receive,
             transmit,
             backend,
-            merge,
+            agreed,
             link,
             incoming: vec![0; HEADER_LEN + frame_size_max],
             waiting: None,
-            outgoing: vec![0; frame_size_max],
+            outgoing: vec![0; outgoing_max],
+            cut: Vec::new(),
             chain: Chain::new(),
             chains: Vec::new(),
             used: Vec::new(),
+            frame_size_max,
             deadline: None,
         }
     }
@@ -74,13 +94,23 @@ impl NetWork {
         queue.disarm();
         while batch > 0 && queue.pop(&mut self.chain) {
             batch -= 1;
-            // The header says nothing without offloads; frames of impossible length are lost, as on a
-            // wire.
+            // Frames of impossible length are lost, as on a wire.
             let len = (self.chain.readable_len() as usize).saturating_sub(HEADER_LEN);
             if (FRAME_LEN_MIN..=self.outgoing.len()).contains(&len) && self.link.is_up() {
                 let frame = &mut self.outgoing[..len];
-                match self.chain.read_at(queue.ram(), HEADER_LEN as u32, frame) {
-                    Ok(_) => self.backend.transmit(frame),
+                let mut header = [0; HEADER_LEN];
+                let read = (self.chain.read_at(queue.ram(), 0, &mut header))
+                    .and_then(|_| self.chain.read_at(queue.ram(), HEADER_LEN as u32, frame));
+                match read {
+                    Ok(_) => {
+                        // Without the features the header says nothing.
+                        let offloads = self.agreed.checksum || self.agreed.cut;
+                        let wishes = if offloads { Wishes::from_bytes(&header) } else { Wishes::default() };
+                        let (backend, size_max) = (&mut self.backend, self.frame_size_max);
+                        offload::send_as_wished(frame, wishes, size_max, &mut self.cut, |frame| {
+                            backend.transmit(frame);
+                        });
+                    }
                     Err(error) => {
                         queue.fail(error);
                         break;
@@ -134,7 +164,7 @@ impl NetWork {
     fn deliver(&mut self, len: usize) -> Result<(), u16> {
         let Some(queue) = &mut self.receive else { return Ok(()) };
         let total = HEADER_LEN + len;
-        let chains_max = if self.merge { queue.size() as usize } else { 1 };
+        let chains_max = if self.agreed.merge { queue.size() as usize } else { 1 };
         let (mut count, mut room) = (0, 0);
         while room < total && count < chains_max {
             if count == self.chains.len() {
@@ -155,8 +185,11 @@ impl NetWork {
             // A frame that does not even fit all that the guest can offer never will: it is lost.
             return if count == chains_max { Ok(()) } else { Err(seen) };
         }
-        // struct virtio_net_hdr: nothing but the number of buffers (§5.1.6.4.1).
+        // struct virtio_net_hdr (§5.1.6.4.1).
         self.incoming[..HEADER_LEN].fill(0);
+        if self.agreed.vouch {
+            self.incoming[0] = offload::vouch(&self.incoming[HEADER_LEN..total]);
+        }
         self.incoming[HEADER_NUM_BUFFERS..][..2].copy_from_slice(&(count as u16).to_le_bytes());
         self.used.clear();
         let mut done = 0;
