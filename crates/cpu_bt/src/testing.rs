@@ -257,11 +257,37 @@ impl Machine {
         cpu.update_mode();
     }
 
+    /// Executes with every block translated at once, until the instruction pointer is `end`.
+    pub fn run_translated(&mut self, end: u64) -> Outcome {
+        crate::jit::runtime::use_vcpu(&raw mut *self.cpu);
+        let result = self.cpu.with_io(&NoDevices, |cpu| {
+            while cpu.regs.r[RIP] != end && cpu.exit.is_none() {
+                cpu.heed_requests();
+                cpu.signals.take(u32::MAX);
+                let linear = cpu.regs.r[RIP];
+                if let Ok(block) = cpu.find_block(linear)
+                    && block.hits.get() < crate::jit::HOT
+                {
+                    block.hits.set(crate::jit::HOT);
+                }
+                if !cpu.run_translated()? {
+                    execute(cpu, false)?;
+                }
+            }
+            Ok(())
+        });
+        self.outcome(result)
+    }
+
     /// Executes one instruction (of one that repeats, perhaps one iteration). An exception leaves the
     /// instruction pointer where it was and is reported, not delivered.
     pub fn step(&mut self) -> Outcome {
         let natively = self.natively;
         let result = self.cpu.with_io(&NoDevices, |cpu| execute(cpu, natively));
+        self.outcome(result)
+    }
+
+    fn outcome(&mut self, result: Result<()>) -> Outcome {
         let cpu = &mut self.cpu;
         cpu.shadow = false;
         match result {

@@ -29,6 +29,8 @@ struct FrontEntry {
     /// Address of the translation for [`FrontEntry::code_key`]; 0 when there is none.
     code: u64,
     code_key: Key,
+    /// Identity of its page, for the instruction TLB.
+    page_id: u32,
 }
 
 /// Physical addresses are spread well enough by one multiplication.
@@ -74,23 +76,24 @@ impl BlockCache {
         self.generation
     }
 
-    /// The translated code of a linear address, if that was noted and holds still.
+    /// The translated code of a linear address and the identity of its page, if that was noted and holds
+    /// still.
     #[inline(always)]
-    pub(crate) fn translated(&self, linear: u64, key: BlockKey, code_key: Key) -> Option<u64> {
+    pub(crate) fn translated(&self, linear: u64, key: BlockKey, code_key: Key) -> Option<(u64, u32)> {
         let entry = &self.front[BlockCache::slot(linear)];
         let holds = entry.linear == linear
             && entry.generation == self.generation
             && entry.key == key
             && entry.code_key == code_key
             && entry.code != 0;
-        holds.then_some(entry.code)
+        holds.then_some((entry.code, entry.page_id))
     }
 
     /// Notes the translated code of a linear address whose block was just found.
-    pub(crate) fn note_translated(&mut self, linear: u64, key: BlockKey, code_key: Key, code: u64) {
+    pub(crate) fn note_translated(&mut self, linear: u64, key: BlockKey, code_key: Key, code: u64, page_id: u32) {
         let entry = &mut self.front[BlockCache::slot(linear)];
         if entry.linear == linear && entry.generation == self.generation && entry.key == key {
-            (entry.code, entry.code_key) = (code, code_key);
+            (entry.code, entry.code_key, entry.page_id) = (code, code_key, page_id);
         }
     }
 
@@ -161,6 +164,7 @@ impl Cpu {
                 block: Some(block.clone()),
                 code: 0,
                 code_key: Key(0),
+                page_id: 0,
             };
         }
     }

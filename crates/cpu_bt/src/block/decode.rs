@@ -1,6 +1,6 @@
 //! From guest bytes to blocks.
 
-use super::{Block, Detail, Op};
+use super::{Block, Op};
 use crate::cpu::{BlockKey, Cpu};
 use crate::fault::{Fault, Result};
 use crate::mmu::walk::Access;

@@ -31,6 +31,8 @@ mod mapping;
 pub(crate) mod runtime;
 pub(crate) mod state;
 mod stubs;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 use crate::cpu::Cpu;

@@ -27,7 +27,11 @@ impl Cpu {
         let key = key_of(self);
         let linked = self.jit.exit == NO_EXIT;
         let code = match self.blocks.translated(linear, self.mode.key, key) {
-            Some(code) if linked => code,
+            Some((code, id)) if linked => {
+                // The entry verifies that its page is known, and the page may have made room for another.
+                self.jit.note_page(self.mode.data, linear & !0xfff, id);
+                code
+            }
             _ => match self.find_translation(linear, key)? {
                 Some(code) => code,
                 None => return Ok(false),
@@ -48,8 +52,9 @@ impl Cpu {
         // arena, which is emptied only when no vCPU is in translated code. Both keep the ABI's promises;
         // what they write is this vCPU and guest memory.
         unsafe {
-            let enter: extern "sysv64" fn(u64, u64) = std::mem::transmute(enter as usize);
-            enter(code, linear);
+            let enter: extern "sysv64" fn(u64, u64, *mut Cpu) = std::mem::transmute(enter as usize);
+            // The code finds the vCPU through GS; it is passed so that the compiler knows it changes.
+            enter(code, linear, self);
         }
         self.jit.simd_loaded = 0;
         self.regs.rflags = self.regs.rflags & !rflags::STATUS | self.jit.flags & rflags::STATUS;
@@ -85,7 +90,7 @@ impl Cpu {
         }
         self.jit.note_page(self.mode.data, linear & !0xfff, page_id(gpa, key));
         self.jit.note_target(self.mode.data, linear, code);
-        self.blocks.note_translated(linear, self.mode.key, key, code);
+        self.blocks.note_translated(linear, self.mode.key, key, code, page_id(gpa, key));
         Ok(Some(code))
     }
 
@@ -119,7 +124,6 @@ impl Cpu {
     /// Puts the guest's state back for translated code.
     fn unsettle(&mut self) {
         Site(self.jit.site).mapping().to_host(&self.regs, &mut self.jit.host);
-        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
     }
 
     /// Executes the instruction of the noted site by its handler.
@@ -135,6 +139,7 @@ impl Cpu {
                 }
             })
         });
+        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
         match result {
             Ok((Flow::Next, false))
                 if !self.code_modified && self.exit.is_none() && self.blocks.generation() == generation =>

@@ -255,7 +255,7 @@ fn live_at(page: &[u8; 4096], target: u64, head: u16, at_head: u32) -> u32 {
             break;
         }
         let insn = decoder.decode();
-        if insn.is_invalid() || insn.flow_control() != FlowControl::Next {
+        if insn.is_invalid() || insn.is_privileged() || insn.flow_control() != FlowControl::Next {
             live |= insn.rflags_read() & unknown;
             return live | unknown;
         }

@@ -6,6 +6,8 @@ mod interrupt;
 mod io;
 mod machine;
 mod msr;
+mod nonsense;
+mod running;
 mod segment;
 mod state;
 mod syscall;

@@ -1,0 +1,192 @@
+//! System instructions in running code: shadows, single steps, breakpoints of the loop, interrupts.
+
+use super::machine::*;
+use crate::regs::{RAX, RBX};
+use crate::signals::signal;
+use ::cpu::{CpuIo, VmExit};
+use iced_x86::code_asm::*;
+use x86::reg::rflags;
+
+/// A bus whose port 0xf4 ends the run.
+struct StopPort<'a>(&'a crate::signals::Signals);
+
+impl CpuIo for StopPort<'_> {
+    fn pio_read(&self, _port: u16, _data: &mut [u8]) {}
+    fn pio_write(&self, port: u16, _data: &[u8]) {
+        if port == 0xf4 {
+            self.0.raise(signal::KICK);
+        }
+    }
+    fn mmio_read(&self, _gpa: u64, _data: &mut [u8]) {}
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
+    fn end_of_interrupt(&self, _vector: u8) {}
+    fn pic_acknowledge(&self) -> u8 {
+        0x20
+    }
+}
+
+fn put(machine: &mut Machine, at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+    let mut assembler = CodeAssembler::new(64).unwrap();
+    write(&mut assembler).unwrap();
+    for (gpa, byte) in (at..).zip(assembler.assemble(at).unwrap()) {
+        machine.store(gpa, byte);
+    }
+}
+
+use iced_x86::IcedError;
+
+/// Puts a program at the start and runs it until it writes to port 0xf4.
+fn run(machine: &mut Machine, program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> VmExit {
+    put(machine, CODE, |a| {
+        program(a)?;
+        a.out(0xf4, al)
+    });
+    machine.cpu.signals.take(u32::MAX);
+    let signals = machine.cpu.signals.clone();
+    machine.cpu.with_io(&StopPort(&signals), |cpu| cpu.execute())
+}
+
+/// A handler that counts in memory at `DATA + 8 * vector`.
+fn counting_handler(machine: &mut Machine, vector: u64) {
+    put(machine, HANDLERS + 16 * vector, |a| {
+        a.inc(qword_ptr(DATA + 8 * vector))?;
+        a.iretq()
+    });
+}
+
+fn count(machine: &Machine, vector: u64) -> u64 {
+    machine.load(DATA + 8 * vector)
+}
+
+#[test]
+fn each_instruction_traps_while_tf_is_set() {
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    counting_handler(&mut machine, 1);
+    counting_handler(&mut machine, 0x80);
+    let exit = run(&mut machine, |a| {
+        a.pushfq()?;
+        a.or(dword_ptr(rsp), rflags::TF as i32)?;
+        // No trap after the instruction that sets the flag.
+        a.popfq()?;
+        a.nop()?;
+        a.nop()?;
+        // INT enters its handler without a trap; the trap comes after the return's next instruction.
+        a.int(0x80)?;
+        a.nop()?;
+        a.pushfq()?;
+        a.and(dword_ptr(rsp), !(rflags::TF as i32))?;
+        // The instruction that clears it still traps.
+        a.popfq()
+    });
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!((count(&machine, 0x80), count(&machine, 1)), (1, 2 + 1 + 3));
+}
+
+#[test]
+fn loading_ss_holds_the_trap_off_for_one_instruction() {
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    counting_handler(&mut machine, 1);
+    let exit = run(&mut machine, |a| {
+        a.mov(eax, ss)?;
+        a.pushfq()?;
+        a.or(dword_ptr(rsp), rflags::TF as i32)?;
+        a.popfq()?;
+        a.mov(ss, eax)?;
+        a.nop()?;
+        a.pushfq()?;
+        a.and(dword_ptr(rsp), !(rflags::TF as i32))?;
+        a.popfq()
+    });
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!(count(&machine, 1), 4);
+}
+
+#[test]
+fn an_nmi_waits_for_iret_and_no_instruction_is_lost() {
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    counting_handler(&mut machine, 2);
+    machine.cpu.nmi_blocked = true;
+    put(&mut machine, CODE, |a| {
+        // IRETQ to the next instruction lets the NMI in.
+        a.mov(rbx, rsp)?;
+        a.push(0x10)?;
+        a.push(rbx)?;
+        a.pushfq()?;
+        a.push(0x18)?;
+        a.lea(rax, qword_ptr(CODE + 0x100))?;
+        a.push(rax)?;
+        a.mov(rcx, qword_ptr(DATA + 16))?;
+        a.iretq()
+    });
+    put(&mut machine, CODE + 0x100, |a| a.out(0xf4, al));
+    machine.cpu.signals.take(u32::MAX);
+    machine.cpu.signals.raise(signal::NMI);
+    let signals = machine.cpu.signals.clone();
+    let exit = machine.cpu.with_io(&StopPort(&signals), |cpu| cpu.execute());
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!((count(&machine, 2), machine.cpu.regs.r[1]), (1, 0));
+}
+
+#[test]
+fn a_program_without_handlers_shuts_the_machine_down() {
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    machine.cpu.sys.idtr.limit = 0;
+    let exit = run(&mut machine, |a| a.ud2());
+    assert!(matches!(&exit, VmExit::Shutdown(text) if text.contains("triple fault")), "{exit:?}");
+}
+
+#[test]
+fn a_system_call_runs_and_returns() {
+    let mut machine = Machine::new(Start::Long { cpl: 3 });
+    machine.cpu.sys.star = (0x23u64 << 48) | 0x18 << 32;
+    machine.cpu.sys.lstar = GATE;
+    machine.cpu.sys.sfmask = rflags::TF | rflags::IF;
+    put(&mut machine, GATE, |a| {
+        a.swapgs()?;
+        a.inc(rbx)?;
+        a.swapgs()?;
+        a.sysretq()
+    });
+    // Stop from the kernel: INT 0x80 is for users.
+    put(&mut machine, HANDLERS + 0x800, |a| a.out(0xf4, al));
+    counting_handler(&mut machine, 1);
+    let exit = run(&mut machine, |a| {
+        a.syscall()?;
+        a.pushfq()?;
+        a.or(dword_ptr(rsp), rflags::TF as i32)?;
+        a.popfq()?;
+        // Masked in the kernel, so there is no trap there; after the return there is again.
+        a.syscall()?;
+        a.nop()?;
+        a.int(0x80)
+    });
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!(machine.cpu.regs.r[RBX], 2);
+    assert_eq!(count(&machine, 1), 1);
+    let _ = RAX;
+}
+
+#[test]
+fn sti_lets_interrupts_in_after_the_next_instruction() {
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    // The handler notes the address that it was called from.
+    put(&mut machine, HANDLERS + 0x40 * 16, |a| {
+        a.pop(qword_ptr(DATA))?;
+        a.out(0xf4, al)
+    });
+    put(&mut machine, CODE, |a| {
+        a.sti()?;
+        a.nop()?;
+        a.nop()?;
+        a.nop()?;
+        a.out(0xf4, al)
+    });
+    machine.cpu.signals.take(u32::MAX);
+    // Enable the APIC and send the vCPU its own interrupt.
+    machine.cpu.lapic_mmio_write(x86::apic::reg::SVR, &0x1ffu32.to_le_bytes());
+    machine.cpu.vm.deliver_message(x86::apic::DEFAULT_BASE, 0x40);
+    let signals = machine.cpu.signals.clone();
+    let exit = machine.cpu.with_io(&StopPort(&signals), |cpu| cpu.execute());
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!(machine.load::<u64>(DATA), CODE + 2);
+}
