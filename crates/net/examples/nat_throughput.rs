@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -128,7 +127,7 @@ impl Guest {
         self.in_nat += begun.elapsed();
         if idle {
             let timeout = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-            let mut polled = [PollFd::from_borrowed_fd(self.nat.poll_fd().as_fd(), PollFlags::IN)];
+            let mut polled = [PollFd::new(&self.nat, PollFlags::IN)];
             rustix::event::poll(&mut polled, Some(&timeout)).expect("poll");
         }
     }

@@ -125,6 +125,9 @@ impl FromStr for Ipv4Subnet {
 }
 
 /// Bounds on what one guest can make the host hold.
+///
+/// Whatever they say, flows take no more than half of the descriptors that the process may have when the
+/// network is made (`ulimit -n`): raise that limit before, if many connections are to be held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatLimits {
     /// TCP connections at a time; further ones are refused with RST. Each holds one descriptor.
@@ -149,6 +152,21 @@ impl Default for NatLimits {
             flow_buffer_max: 1 << 20,
             buffer_total_max: 64 << 20,
             dns_in_flight_max: 256,
+        }
+    }
+}
+
+impl NatLimits {
+    /// Lowers the limits so that all flows together take at most half of the descriptors that this process may
+    /// have: a guest must not be able to keep its host from opening files.
+    pub(super) fn fit(&mut self, descriptors: usize) {
+        let budget = (descriptors / 2).max(16);
+        let wanted =
+            self.tcp_flows_max.saturating_add(self.udp_flows_max).saturating_add(self.dns_in_flight_max);
+        if wanted > budget {
+            self.tcp_flows_max = self.tcp_flows_max.min(budget * 5 / 8);
+            self.udp_flows_max = self.udp_flows_max.min(budget / 4);
+            self.dns_in_flight_max = self.dns_in_flight_max.min(budget / 8);
         }
     }
 }
@@ -543,6 +561,20 @@ mod tests {
         let mut config = NatConfig::default();
         config.limits.buffer_total_max = 1;
         assert!(NatSpec::try_from(config).is_err());
+    }
+
+    #[test]
+    fn limits_fit_the_descriptors() {
+        for (descriptors, expected) in [
+            (1 << 20, (4096, 1024, 256)),
+            (1024, (320, 128, 64)),
+            (0, (10, 4, 2)),
+            (usize::MAX, (4096, 1024, 256)),
+        ] {
+            let mut limits = NatLimits::default();
+            limits.fit(descriptors);
+            assert_eq!((limits.tcp_flows_max, limits.udp_flows_max, limits.dns_in_flight_max), expected);
+        }
     }
 
     #[test]

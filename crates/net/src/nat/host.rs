@@ -140,6 +140,12 @@ impl AsFd for Epoll {
     }
 }
 
+/// Returns how many descriptors this process may have.
+pub(super) fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
 fn host_error(what: &str, errno: rustix::io::Errno) -> NetError {
     NetError::new(
         NetErrorKind::Host,

@@ -28,6 +28,10 @@
 //! the host that listens on all its addresses can be reached by its outside address even when the way to its
 //! loopback is closed; restrict the network to close that too.
 //!
+//! Nothing of this needs to be saved with a VM. In a network made anew, a guest that was restored keeps its
+//! address (the DHCP server takes it back when it renews), is found again by its first packet, and learns by
+//! RST that its connections are gone.
+//!
 //! **Not here**: IPv6 (its frames are dropped and counted), multicast, other transports (answered with ICMP),
 //! traffic between guests.
 
@@ -115,7 +119,8 @@ impl Nat {
     /// when the host has no descriptors left.
     pub fn new(mut config: NatConfig) -> Result<Self, NetError> {
         let forwards = std::mem::take(&mut config.forwards);
-        let spec = NatSpec::try_from(config)?;
+        let mut spec = NatSpec::try_from(config)?;
+        spec.limits.fit(host::descriptors_max());
         let core = Core::new(spec.clone())?;
         let shared = Arc::new(Shared::new(spec, core.counters.clone())?);
         let (timer, output) = (Timer::new()?, Flag::new()?);

@@ -24,8 +24,8 @@ use super::slab::{Key, Slab};
 use super::wire::{self, ETHERNET, IPV4, Ipv4, Ipv4Out, Link, PROTOCOL_UDP, UDP, UdpIn};
 use crate::MacAddress;
 
-/// How long a mapping is kept that is not used (issue of each flow; RFC 4787 §4.3 wants minutes for servers'
-/// sake, which a guest that is not reachable from outside does not need).
+/// How long a mapping is kept that is not used. RFC 4787 §4.3 wants two minutes of routers that many hosts
+/// share; here a mapping that is missed is made anew by the guest's next datagram.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for a port that has only asked name servers: one answer is all that comes.
 const TIMEOUT_DNS: Duration = Duration::from_secs(10);
@@ -35,6 +35,8 @@ const PEERS_MAX: usize = 64;
 const SESSIONS_MAX: usize = 1024;
 /// Datagrams taken from one socket before others have their turn.
 const BURST: u32 = 32;
+/// Looks into sockets for one frame.
+const ATTEMPTS_MAX: usize = 256;
 /// Not more often than this are old mappings looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -243,7 +245,9 @@ impl UdpTable {
         if frame.len() < PAYLOAD {
             return None;
         }
-        while let Some(&ready) = self.ready.front() {
+        // Bounded, because datagrams that nobody asked for may come as fast as they are thrown away.
+        for _ in 0..ATTEMPTS_MAX {
+            let &ready = self.ready.front()?;
             let taken = match ready {
                 Ready::Mapping(key) => self.produce_mapping(core, key, frame),
                 Ready::Forward(key) => self.produce_forward(core, key, frame),

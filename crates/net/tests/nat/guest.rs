@@ -14,6 +14,8 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpo
 /// How long anything may take before a test is stuck.
 const WATCHDOG: Duration = Duration::from_secs(120);
 
+const FIRST_PORT: u16 = 40_000;
+
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(crate) const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -119,6 +121,8 @@ pub(crate) struct Guest {
     pub(crate) harm: [Harm; 2],
     /// Codes of "destination unreachable" that came, with the destinations.
     pub(crate) unreachable: Vec<(u8, Ipv4Addr)>,
+    /// Who told of "time exceeded", with the destinations.
+    pub(crate) time_exceeded: Vec<(Ipv4Addr, Ipv4Addr)>,
     frame: Vec<u8>,
     begun: Instant,
     next_port: u16,
@@ -146,9 +150,10 @@ impl Guest {
             sockets: SocketSet::new(Vec::new()),
             queues,
             unreachable: Vec::new(),
+            time_exceeded: Vec::new(),
             harm: [Harm::new(1, 0), Harm::new(2, 0)],
             begun: Instant::now(),
-            next_port: 40_000,
+            next_port: FIRST_PORT,
         }
     }
 
@@ -171,10 +176,13 @@ impl Guest {
         while let Some(length) = self.nat.receive(&mut self.frame) {
             moved = true;
             let frame = &self.frame[..length];
-            // IPv4 with ICMP of type 3 in it: its code, and the destination in the header that it quotes.
-            if frame[12..14] == [8, 0] && frame[23] == 1 && frame[34] == 3 {
-                let quoted: [u8; 4] = frame[58..62].try_into().unwrap();
-                self.unreachable.push((frame[35], quoted.into()));
+            // IPv4 with an ICMP error in it: its code, and the destination in the header that it quotes.
+            if frame[12..14] == [8, 0] && frame[23] == 1 && matches!(frame[34], 3 | 11) {
+                let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&frame[at..at + 4]).unwrap());
+                match frame[34] {
+                    3 => self.unreachable.push((frame[35], address(58))),
+                    _ => self.time_exceeded.push((address(26), address(58))),
+                }
             }
             self.harm[0].pass(self.frame[..length].to_vec(), &mut self.queues.to_guest);
             if self.queues.to_guest.len() >= 256 {
@@ -271,6 +279,12 @@ impl Guest {
             _ => Some(true),
         })
         .then_some(handle)
+    }
+
+    /// Drops all sockets without a word, and counts ports from the beginning again.
+    pub(crate) fn forget_connections(&mut self) {
+        self.sockets = SocketSet::new(Vec::new());
+        self.next_port = FIRST_PORT;
     }
 
     /// Sends all of `data`.

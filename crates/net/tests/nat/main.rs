@@ -148,6 +148,41 @@ fn echo_of_the_gateway_and_beyond() {
     assert_eq!(ping(&mut guest, GATEWAY), Icmp::Reply);
 }
 
+#[test]
+fn a_restricted_guest_gets_no_names_but_the_local_ones() {
+    let mut guest = Guest::new(config("restrict=on"));
+    let socket = guest.add_udp(5000);
+    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    let (reply, _) = guest.exchange(socket, (DNS, 53), question);
+    assert_eq!((reply[2] & 0x80, reply[3] & 0x0f), (0x80, 5), "REFUSED");
+    assert_eq!(resolve(&mut guest, HOST_NAME).unwrap(), [IpAddress::Ipv4(GATEWAY)]);
+}
+
+#[test]
+fn a_packet_at_the_end_of_its_life_is_told_of_by_the_gateway() {
+    let mut guest = Guest::new(config(""));
+    let socket = guest.add_udp(5000);
+    guest.udp(socket).set_hop_limit(Some(1));
+    let to = smoltcp::wire::IpEndpoint::from((Ipv4Addr::new(192, 0, 2, 1), 33_434));
+    guest.udp(socket).send_slice(b"trace", to).unwrap();
+    let told = guest.run("time exceeded", |guest| guest.time_exceeded.pop());
+    assert_eq!(told, (GATEWAY, Ipv4Addr::new(192, 0, 2, 1)));
+}
+
+#[test]
+fn frames_that_are_not_for_the_router_are_counted_and_nothing_else() {
+    let mut guest = Guest::new(config(""));
+    let mut frame = vec![0xa6, 0x47, 10, 0, 2, 2, 0xa6, 0x41, 0x72, 0, 0, 1, 0x86, 0xdd];
+    frame.extend([0x60; 60]);
+    guest.nat.transmit(&frame);
+    frame[0] = 0x02;
+    guest.nat.transmit(&frame);
+    guest.nat.transmit(&frame[..9]);
+    let stats = guest.nat.handle().stats();
+    assert_eq!((stats.drops_unsupported, stats.drops_not_for_us, stats.drops_malformed), (1, 1, 1));
+    assert!(guest.nat.receive(&mut [0; 1514]).is_none());
+}
+
 /// Tells whether the descriptor asks for `poll` now.
 fn is_readable(guest: &Guest) -> bool {
     let mut polled = [PollFd::new(&guest.nat, PollFlags::IN)];

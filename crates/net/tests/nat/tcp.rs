@@ -396,3 +396,32 @@ fn an_address_that_is_nowhere_is_unreachable() {
     let told = guest.run("unreachable", |guest| guest.unreachable.pop());
     assert_eq!(told, (13, nowhere));
 }
+
+#[test]
+fn names_over_tcp_go_to_the_hosts_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let resolvers = net::Resolvers::Fixed(vec![listener.local_addr().unwrap()]);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut question = [0; 8];
+        stream.read_exact(&mut question).unwrap();
+        question.reverse();
+        stream.write_all(&question).unwrap();
+    });
+    let mut guest = Guest::new(NatConfig { resolvers, ..NatConfig::default() });
+    let socket = guest.connect((DNS, 53), 4096).unwrap();
+    guest.send(socket, b"question");
+    assert_eq!(guest.read_to_end(socket).unwrap(), b"noitseuq");
+}
+
+#[test]
+fn a_guest_that_starts_anew_is_not_stuck_with_its_old_connection() {
+    let port = receiver();
+    let mut guest = Guest::new(config(""));
+    guest.connect((GATEWAY, port), 4096).unwrap();
+    // As after a reboot: the same ports, and nothing remembered.
+    guest.forget_connections();
+    let socket = guest.connect((GATEWAY, port), 4096).unwrap();
+    guest.tcp(socket).close();
+    assert_eq!(guest.read_to_end(socket).unwrap(), digest(b""));
+}
