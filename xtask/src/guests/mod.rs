@@ -59,7 +59,8 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
     let cache = workspace.cache().join("guests");
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     // Two tasks at once must not build the same thing into the same place.
-    let lock = File::create(cache.join("lock"))?;
+    let lock = cache.join("lock");
+    let lock = File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
     lock.lock().context("cannot lock the cache of guests")?;
 
     let recipes = workspace.root().join("guests");
