@@ -57,8 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     loop {
         let delay = nat.poll().unwrap_or(Duration::MAX).min(Duration::from_secs(10));
         let mut wants_output = false;
-        loop {
-            let Some(length) = unsent.take().or_else(|| nat.receive(&mut frame)) else { break };
+        while let Some(length) = unsent.take().or_else(|| nat.receive(&mut frame)) {
             match tap.write(&frame[..length]) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -202,6 +202,8 @@ pub(crate) struct Endpoint {
     retries: u8,
     timer: Timer,
     heard: Instant,
+    /// When the guest was last asked whether it lives, and how often since it was last heard.
+    asked: Option<Instant>,
     keepalives: u8,
     retransmitted: u32,
 }
@@ -251,6 +253,7 @@ impl Endpoint {
             retries: 0,
             timer: Timer::Idle,
             heard: now,
+            asked: None,
             keepalives: 0,
             retransmitted: 0,
         }
@@ -486,6 +489,7 @@ impl Endpoint {
         // Fifth: ACK.
         let Some(ack) = segment.ack else { return };
         self.heard = now;
+        self.asked = None;
         self.keepalives = 0;
         if self.state == State::SynReceived {
             if !ack.is_after(self.snd_una) || ack.is_after(self.snd_max) {
@@ -891,7 +895,8 @@ impl Endpoint {
         match self.timer {
             Timer::Retransmit(at) | Timer::Persist(at) | Timer::TimeWait(at) => Some(at),
             Timer::Idle if self.is_synchronized() => {
-                Some(self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives))
+                // From the last question on: after a pause, the guest gets time to answer each of them.
+                Some(self.asked.map_or(self.heard + KEEPALIVE_IDLE, |asked| asked + KEEPALIVE_INTERVAL))
             }
             Timer::Idle => None,
         }
@@ -919,6 +924,7 @@ impl Endpoint {
                 if self.keepalives > KEEPALIVE_PROBES_MAX {
                     return self.abort();
                 }
+                self.asked = Some(now);
                 self.probe_owed = true;
             }
         }

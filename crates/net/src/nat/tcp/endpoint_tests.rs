@@ -565,3 +565,15 @@ fn silent_guest_is_asked_and_then_given_up() {
     }
     assert_eq!(probes, usize::from(KEEPALIVE_PROBES_MAX));
 }
+
+#[test]
+fn a_long_pause_does_not_count_as_silence() {
+    let mut bench = Bench::established();
+    bench.now += 100 * KEEPALIVE_IDLE;
+    // As a timer queue does that finds the deadline still in the past.
+    for _ in 0..100 {
+        bench.endpoint.on_deadline(bench.now);
+    }
+    assert_eq!(bench.endpoint.state(), State::Established);
+    assert!(bench.endpoint.deadline().unwrap() > bench.now);
+}
