@@ -143,7 +143,10 @@ impl Cpu {
     #[cold]
     fn handle_events(&mut self) {
         self.heed_requests();
-        self.signals.take(signal::CODE_VOIDED);
+        if self.signals.take(signal::CODE_VOIDED) != 0 {
+            // Some of the noted code addresses lead straight out again.
+            self.blocks.forget_addresses();
+        }
         if self.signals.take(signal::FLUSH_ALL) != 0 {
             self.flush_tlb_all();
         }
