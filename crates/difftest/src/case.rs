@@ -28,10 +28,40 @@ pub(crate) struct State {
     pub(crate) mxcsr: u32,
 }
 
+/// How many bits the code of a case has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Bits {
+    /// 64-bit mode.
+    B64 = 64,
+    /// Compatibility mode with 32-bit code.
+    B32 = 32,
+}
+
+impl Bits {
+    /// How many general and vector registers there are.
+    pub(crate) fn registers(self) -> usize {
+        if self == Bits::B64 { 16 } else { 8 }
+    }
+}
+
+/// When a case is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Until {
+    /// Execution reaches the end of the code.
+    End,
+    /// One instruction, a branch, has executed.
+    Branched,
+}
+
 /// Code and what it starts with.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Case {
+    pub(crate) bits: Bits,
+    pub(crate) until: Until,
+    /// Its `rip` is where the code is: in the page at [`CODE`].
     pub(crate) state: State,
     pub(crate) code: [u8; CODE_LEN_MAX],
     pub(crate) code_len: u32,
@@ -65,6 +95,13 @@ pub(crate) struct Ending {
 impl State {
     pub(crate) const ZERO: State =
         State { ymm: [[0; 4]; 16], fx: [0; 512], gpr: [0; 16], rip: 0, rflags: 0, mxcsr: 0 };
+}
+
+impl Case {
+    /// The address after the code.
+    pub(crate) fn end(&self) -> u64 {
+        self.state.rip + self.code_len as u64
+    }
 }
 
 impl Ending {

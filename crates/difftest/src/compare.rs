@@ -1,6 +1,6 @@
 //! Finds differences between two endings of a case, and prints them for people.
 
-use crate::case::{CODE, Case, DATA, Ending, State, Trap};
+use crate::case::{Case, DATA, Ending, State, Trap};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use std::fmt::Write;
 
@@ -31,7 +31,7 @@ pub(crate) struct Tolerance {
 }
 
 /// The differences as text, one line each; empty if there are none.
-pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -> String {
+pub(crate) fn differences(case: &Case, host: &Ending, guest: &Ending, tolerance: Tolerance) -> String {
     let mut text = String::new();
     let trap = |ending: &Ending| {
         let address = |address: u64| if tolerance.fault_offset { address & !0xfff } else { address };
@@ -47,8 +47,11 @@ pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -
     if h.rip != g.rip {
         _ = writeln!(text, "  rip: host {:#x}, engine {:#x}", h.rip, g.rip);
     }
-    for (index, name) in GPR.iter().enumerate() {
-        if h.gpr[index] != g.gpr[index] {
+    let registers = case.bits.registers();
+    // Outside 64-bit mode the upper halves are out of reach, and undefined afterwards.
+    let mask = u64::MAX >> (64 - case.bits as u32);
+    for (index, name) in GPR.iter().enumerate().take(registers) {
+        if (h.gpr[index] ^ g.gpr[index]) & mask != 0 {
             _ = writeln!(text, "  {name}: host {:#x}, engine {:#x}", h.gpr[index], g.gpr[index]);
         }
     }
@@ -66,7 +69,7 @@ pub(crate) fn differences(host: &Ending, guest: &Ending, tolerance: Tolerance) -
     if (h.mxcsr ^ g.mxcsr) & !mxcsr != 0 {
         _ = writeln!(text, "  mxcsr: host {:#x}, engine {:#x}", h.mxcsr, g.mxcsr);
     }
-    for index in 0..16 {
+    for index in 0..registers {
         if h.ymm[index] != g.ymm[index] {
             _ = writeln!(text, "  ymm{index}: host {:x?}, engine {:x?}", h.ymm[index], g.ymm[index]);
         }
@@ -108,7 +111,7 @@ fn flag_names(bits: u64) -> String {
 /// The instructions of a case.
 pub(crate) fn instructions(case: &Case) -> Vec<Instruction> {
     let code = &case.code[..case.code_len as usize];
-    Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).into_iter().collect()
+    Decoder::with_ip(case.bits as u32, code, case.state.rip, DecoderOptions::NONE).into_iter().collect()
 }
 
 /// The case as text: assembly and the inputs that matter.
@@ -117,7 +120,7 @@ pub(crate) fn describe(case: &Case) -> String {
     let mut formatter = IntelFormatter::new();
     let insns = instructions(case);
     for insn in &insns {
-        let at = (insn.ip() - CODE) as usize;
+        let at = (insn.ip() - case.state.rip) as usize;
         let mut line = String::new();
         formatter.format(insn, &mut line);
         let bytes = &case.code[at..at + insn.len()];

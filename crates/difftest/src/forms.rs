@@ -1,25 +1,38 @@
 //! Instruction forms: for an opcode, operands at random and the registers that make its addresses.
 
-use crate::case::{CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, READ_ONLY, State, WINDOW_LEN};
+use crate::case::{Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, READ_ONLY, State, Until, WINDOW_LEN};
 use crate::inputs;
 use crate::random::Random;
 use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic,
-    OpCodeOperandKind, OpKind, Register,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, MemorySize,
+    Mnemonic, OpCodeOperandKind, OpKind, Register,
 };
 
-/// Opcodes that user code can execute in 64-bit mode and whose results do not depend on the machine.
-pub(crate) fn codes() -> impl Iterator<Item = Code> {
-    Code::values().filter(|code| is_tested(*code))
+/// Opcodes that user code can execute and whose results do not depend on the machine.
+pub(crate) fn codes(bits: Bits) -> impl Iterator<Item = Code> {
+    Code::values().filter(move |code| is_tested(*code, bits) && code.flow_control() == FlowControl::Next)
 }
 
-fn is_tested(code: Code) -> bool {
+/// Near branches.
+pub(crate) fn branches(bits: Bits) -> impl Iterator<Item = Code> {
+    use Mnemonic::{Call, Jcxz, Jecxz, Jmp, Jrcxz, Loop, Loope, Loopne, Ret};
+    Code::values().filter(move |code| {
+        let branch = code.is_jcc_short_or_near()
+            || matches!(code.mnemonic(), Call | Jmp | Ret | Jcxz | Jecxz | Jrcxz | Loop | Loope | Loopne);
+        let far = matches!(
+            code.op_code().memory_size(),
+            MemorySize::SegPtr16 | MemorySize::SegPtr32 | MemorySize::SegPtr64
+        );
+        branch && !far && is_tested(*code, bits)
+    })
+}
+
+fn is_tested(code: Code, bits: Bits) -> bool {
     let info = code.op_code();
     code != Code::INVALID
         && info.is_instruction()
-        && info.mode64()
+        && (if bits == Bits::B64 { info.mode64() } else { info.mode32() })
         && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
-        && matches!(code.flow_control(), FlowControl::Next)
         && !code.is_privileged()
         && code.cpuid_features().iter().all(|feature| has(*feature))
         && !depends_on_machine(code.mnemonic())
@@ -205,10 +218,12 @@ fn is_waiting_pair(code: Code) -> bool {
 }
 
 /// Makes a case of `code`; `None` when the operands chosen do not go together (try again).
-pub(crate) fn case(code: Code, random: &mut Random) -> Option<Case> {
+pub(crate) fn case(code: Code, bits: Bits, random: &mut Random) -> Option<Case> {
     let mut state = inputs::state(random);
-    let mut insn = operands(code, random)?;
+    let mut insn = operands(code, bits, random)?;
     let mut case = Case {
+        bits,
+        until: Until::End,
         state,
         code: [0; CODE_LEN_MAX],
         code_len: 0,
@@ -224,38 +239,101 @@ pub(crate) fn case(code: Code, random: &mut Random) -> Option<Case> {
         prepare_string(&mut insn, &mut state, random);
     }
     if (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory) {
-        let target = address(&insn, random);
-        place(&mut insn, &mut state, target, random)?;
+        let target = address(&insn, bits, random);
+        match bits {
+            Bits::B64 => place(&mut insn, &mut state, target, random)?,
+            Bits::B32 => place_32(&mut insn, &mut state, target, random)?,
+        }
         if let Some(at) = target.checked_sub(DATA).filter(|at| *at < DATA_LEN as u64) {
             case.window_at = (at as usize).saturating_sub(32).min(DATA_LEN - WINDOW_LEN) as u32;
         }
     }
-    if (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::MemorySegRDI) {
-        state.gpr[7] = address(&insn, random);
+    if (0..insn.op_count()).any(|op| matches!(insn.op_kind(op), OpKind::MemorySegRDI | OpKind::MemorySegEDI))
+    {
+        state.gpr[7] = address(&insn, bits, random);
     }
-    let mut encoder = Encoder::new(64);
-    encoder.encode(&insn, CODE).ok()?;
+    case.state = state;
+    encode(&mut case, &insn)?;
+    Some(case)
+}
+
+/// Puts an instruction in a case.
+fn encode(case: &mut Case, insn: &Instruction) -> Option<()> {
+    let (bits, at) = (case.bits as u32, case.state.rip);
+    let mut encoder = Encoder::new(bits);
+    encoder.encode(insn, at).ok()?;
     let bytes = encoder.take_buffer();
     // The encoder may choose another form, or a prefix may give it another meaning.
-    let back = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
-    if back.code() != code || back.len() != bytes.len() {
+    let back = Decoder::with_ip(bits, &bytes, at, DecoderOptions::NONE).decode();
+    if back.code() != insn.code() || back.len() != bytes.len() {
         return None;
     }
     case.code[..bytes.len()].copy_from_slice(&bytes);
     case.code_len = bytes.len() as u32;
-    case.state = state;
+    Some(())
+}
+
+/// Makes a case of a branch.
+pub(crate) fn branch_case(code: Code, bits: Bits, random: &mut Random) -> Option<Case> {
+    // In the middle of the page, so that there is room on both sides.
+    let at = CODE + 0x800;
+    let target = match random.below(8) {
+        0 => CODE + random.below(0x1000),
+        _ => at - 100 + random.below(200),
+    };
+    if (at..at + 16).contains(&target) {
+        // Into the branch itself: that would go on.
+        return None;
+    }
+    let mut state = inputs::state(random);
+    state.rip = at;
+    // Counters about to end.
+    if random.percent(70) {
+        state.gpr[1] = state.gpr[1] & random.pick(&[0, !0xffff, !0xffff_ffff]) | random.below(3);
+    }
+    let mut insn = operands(code, bits, random)?;
+    let mut case = Case {
+        bits,
+        until: Until::Branched,
+        state,
+        code: [0; CODE_LEN_MAX],
+        code_len: 0,
+        window_at: 0,
+        window: [0; WINDOW_LEN],
+    };
+    // Where the target is read from: the operand, or the top of the stack.
+    let mut read_at = case.state.gpr[4];
+    if insn.op0_kind() == OpKind::Memory {
+        read_at = address(&insn, bits, random);
+        match bits {
+            Bits::B64 => place(&mut insn, &mut case.state, read_at, random)?,
+            Bits::B32 => place_32(&mut insn, &mut case.state, read_at, random)?,
+        }
+    } else if insn.op0_kind() == OpKind::Register {
+        case.state.gpr[insn.op0_register().full_register().number()] = target;
+    } else if matches!(insn.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64) {
+        insn.set_near_branch64(target);
+    }
+    if let Some(offset) = read_at.checked_sub(DATA).filter(|at| *at < DATA_LEN as u64) {
+        let offset = offset as usize;
+        case.window_at = offset.saturating_sub(32).min(DATA_LEN - WINDOW_LEN) as u32;
+        let inside = offset - case.window_at as usize;
+        let len = 8.min(WINDOW_LEN - inside);
+        case.window[inside..inside + len].copy_from_slice(&target.to_le_bytes()[..len]);
+    }
+    encode(&mut case, &insn)?;
     Some(case)
 }
 
 /// An instruction with register and immediate operands chosen and the memory operand still empty.
-pub(crate) fn operands(code: Code, random: &mut Random) -> Option<Instruction> {
+pub(crate) fn operands(code: Code, bits: Bits, random: &mut Random) -> Option<Instruction> {
     use OpCodeOperandKind::*;
     let mut insn = Instruction::default();
     insn.set_code(code);
     let info = code.op_code();
     let mut immediates = 0;
     for op in 0..info.op_count() {
-        let number = random.below(16) as u32;
+        let number = random.below(bits.registers() as u64) as u32;
         let mut register = |register: Register| {
             insn.set_op_kind(op, OpKind::Register);
             insn.set_op_register(op, register);
@@ -272,9 +350,9 @@ pub(crate) fn operands(code: Code, random: &mut Random) -> Option<Instruction> {
             }
             mem_offs => {
                 insn.set_op_kind(op, OpKind::Memory);
-                insn.set_memory_displ_size(8);
+                insn.set_memory_displ_size(bits as u32 / 8);
             }
-            r8_or_mem | r8_reg | r8_opcode => register(byte_register(random)),
+            r8_or_mem | r8_reg | r8_opcode => register(byte_register(bits, random)),
             r16_or_mem | r16_reg | r16_rm | r16_opcode => register(Register::AX + number),
             r32_or_mem | r32_reg | r32_rm | r32_opcode | r32_vvvv => register(Register::EAX + number),
             r64_or_mem | r64_reg | r64_rm | r64_opcode | r64_vvvv => register(Register::RAX + number),
@@ -340,18 +418,24 @@ pub(crate) fn operands(code: Code, random: &mut Random) -> Option<Instruction> {
                 insn.set_op_kind(op, OpKind::Immediate64);
                 insn.set_immediate64(inputs::integer(random));
             }
-            seg_rSI => insn.set_op_kind(op, OpKind::MemorySegRSI),
-            es_rDI => insn.set_op_kind(op, OpKind::MemoryESRDI),
-            seg_rDI => insn.set_op_kind(op, OpKind::MemorySegRDI),
+            seg_rSI if bits == Bits::B64 => insn.set_op_kind(op, OpKind::MemorySegRSI),
+            es_rDI if bits == Bits::B64 => insn.set_op_kind(op, OpKind::MemoryESRDI),
+            seg_rDI if bits == Bits::B64 => insn.set_op_kind(op, OpKind::MemorySegRDI),
+            seg_rSI => insn.set_op_kind(op, OpKind::MemorySegESI),
+            es_rDI => insn.set_op_kind(op, OpKind::MemoryESEDI),
+            seg_rDI => insn.set_op_kind(op, OpKind::MemorySegEDI),
+            br16_1 | br16_2 => insn.set_op_kind(op, OpKind::NearBranch16),
+            br32_1 | br32_4 => insn.set_op_kind(op, OpKind::NearBranch32),
+            br64_1 | br64_4 => insn.set_op_kind(op, OpKind::NearBranch64),
             _ => return Option::None,
         }
     }
     Some(insn)
 }
 
-fn byte_register(random: &mut Random) -> Register {
+fn byte_register(bits: Bits, random: &mut Random) -> Register {
     // AL to BH, then SPL to R15L.
-    Register::AL + random.below(20) as u32
+    Register::AL + random.below(if bits == Bits::B64 { 20 } else { 8 }) as u32
 }
 
 /// Counts and addresses of string instructions: short runs over the data, up or down.
@@ -381,7 +465,7 @@ fn prepare_string(insn: &mut Instruction, state: &mut State, random: &mut Random
 }
 
 /// Where the memory operand is to be: mostly in writable data, sometimes at the edge of what is there.
-fn address(insn: &Instruction, random: &mut Random) -> u64 {
+fn address(insn: &Instruction, bits: Bits, random: &mut Random) -> u64 {
     let size = insn.memory_size().size().max(1) as u64;
     let alignment = if random.percent(75) { size.next_power_of_two().min(64) } else { 1 };
     let inside = DATA + 0x100 + random.below(DATA_LEN as u64 - 0x300) / alignment * alignment;
@@ -393,7 +477,7 @@ fn address(insn: &Instruction, random: &mut Random) -> u64 {
         13..18 => READ_ONLY + random.below(0x1000 - size) / alignment * alignment,
         18..20 => READ_ONLY + 0x1000 - random.below(size + 1),
         20..22 => DATA - random.below(size + 1),
-        22..24 => 0x8000_0000_0000_0000 | random.next() >> 2,
+        22..24 if bits == Bits::B64 => 0x8000_0000_0000_0000 | random.next() >> 2,
         _ => inside,
     }
 }
@@ -466,6 +550,51 @@ fn place(insn: &mut Instruction, state: &mut State, target: u64, random: &mut Ra
         }
     }
     // What addresses are made of must not change their meaning: a bit index in the base, for example.
+    let (now, _) = bit_string(insn, state).unwrap_or((bits, 0));
+    (now == bits).then_some(())
+}
+
+/// As [`place`], for 32-bit code.
+fn place_32(insn: &mut Instruction, state: &mut State, target: u64, random: &mut Random) -> Option<()> {
+    insn.set_memory_displ_size(4);
+    if (0..insn.op_count()).any(|op| insn.op_code().op_kind(op) == OpCodeOperandKind::mem_offs) {
+        insn.set_memory_displacement64(target);
+        return Some(());
+    }
+    if insn.mnemonic() == Mnemonic::Xlatb {
+        insn.set_memory_displ_size(0);
+        insn.set_memory_base(Register::EBX);
+        insn.set_memory_index(Register::AL);
+        state.gpr[3] = target.wrapping_sub(state.gpr[0] & 0xff);
+        return Some(());
+    }
+    if insn.is_vsib() {
+        return None;
+    }
+    let bits = bit_string_offset(insn, state, random);
+    let target = target.wrapping_sub(bits);
+    let (base, index) = (random.below(8) as usize, random.below(8) as usize);
+    let displacement =
+        if random.percent(50) { random.next() as i8 as i64 } else { random.next() as i32 as i64 };
+    match random.below(4) {
+        0 => insn.set_memory_displacement64(target as u32 as u64),
+        1..=2 if index != 4 && index != base => {
+            let scale = random.below(4) as u32;
+            insn.set_memory_base(Register::EAX + base as u32);
+            insn.set_memory_index(Register::EAX + index as u32);
+            insn.set_memory_index_scale(1 << scale);
+            insn.set_memory_displ_size(1);
+            insn.set_memory_displacement64(displacement as u32 as u64);
+            let indexed = state.gpr[index] << scale;
+            state.gpr[base] = target.wrapping_sub(indexed).wrapping_sub(displacement as u64);
+        }
+        _ => {
+            insn.set_memory_base(Register::EAX + base as u32);
+            insn.set_memory_displ_size(1);
+            insn.set_memory_displacement64(displacement as u32 as u64);
+            state.gpr[base] = target.wrapping_sub(displacement as u64);
+        }
+    }
     let (now, _) = bit_string(insn, state).unwrap_or((bits, 0));
     (now == bits).then_some(())
 }

@@ -1,10 +1,11 @@
 //! Executes cases in the engine.
 
 use crate::case::{
-    CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, background,
+    Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, Until, background,
 };
 use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
 use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 use x86::cpuid::Leaf;
 
 /// Most steps of one case: instructions, and iterations of repeated ones.
@@ -18,11 +19,12 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// `natively`: prefer native execution where an instruction also has a handler.
-    pub(crate) fn new(natively: bool) -> Guest {
+    pub(crate) fn new(bits: Bits, natively: bool) -> Guest {
         let page = |linear, writable| Page { linear, writable };
         let pages =
             [page(CODE, true), page(DATA, true), page(DATA + PAGE as u64, true), page(READ_ONLY, false)];
-        let mut machine = Machine::new(Mode::Long64, host_cpuid(), &pages);
+        let mode = if bits == Bits::B64 { Mode::Long64 } else { Mode::Compat32 };
+        let mut machine = Machine::new(mode, host_cpuid(), &pages);
         machine.prefer_native(natively);
         let background = background();
         machine.write(READ_ONLY, &background[DATA_LEN..]);
@@ -40,12 +42,11 @@ impl Guest {
         let mut code = [0xcc; CODE_LEN_MAX + 16];
         code[..CODE_LEN_MAX].copy_from_slice(&case.code);
         code[case.code_len as usize..].fill(0xcc);
-        machine.write(CODE, &code);
+        machine.write(case.state.rip, &code);
         machine.set_state(&to_user(&case.state));
-        let end = CODE + case.code_len as u64;
         let mut trap = None;
         let mut steps = 0;
-        while machine.state().rip != end {
+        while machine.state().rip != case.end() && !(case.until == Until::Branched && steps > 0) {
             match machine.step() {
                 Outcome::Completed => {}
                 Outcome::Exception { vector, code, address } => {
@@ -98,6 +99,12 @@ fn from_user(user: &UserState) -> State {
 
 /// The CPUID of the host, so that the guest has what the host has.
 pub(crate) fn host_cpuid() -> Vec<Leaf> {
+    // Read once: CPUID is slow in virtual machines.
+    static LEAVES: OnceLock<Vec<Leaf>> = OnceLock::new();
+    LEAVES.get_or_init(read_cpuid).clone()
+}
+
+fn read_cpuid() -> Vec<Leaf> {
     let mut leaves = Vec::new();
     for base in [0u32, 0x8000_0000] {
         let last = __cpuid_count(base, 0).eax;

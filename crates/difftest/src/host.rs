@@ -5,7 +5,7 @@
 //! and continues at the saving end, so that the state is captured the same way.
 
 use crate::case::{
-    CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, background,
+    Bits, CODE, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, Until, background,
 };
 use std::arch::global_asm;
 use std::ffi::c_void;
@@ -21,6 +21,22 @@ static mut STATE: State = State::ZERO;
 static mut HOST_RSP: u64 = 0;
 static mut HAS_AVX: u8 = 0;
 static mut TRAP: Option<Trap> = None;
+/// Where to enter a case: offset and code segment.
+static mut TARGET: Far = Far { offset: 0, selector: 0 };
+
+/// A far pointer as far jumps take it.
+#[repr(C, packed)]
+struct Far {
+    offset: u32,
+    selector: u16,
+}
+
+/// Linux's segments for user code of 64 and 32 bits, and for data.
+const CODE_64: u16 = 0x33;
+const CODE_32: u16 = 0x23;
+const DATA_32: u16 = 0x2b;
+/// Where in the code page 32-bit code finds the way back.
+const WAY_BACK: u64 = CODE + PAGE as u64 - 16;
 
 // The offsets are those of `State`.
 const _: () = {
@@ -59,7 +75,7 @@ global_asm!(
     "mov r10, [rip + {state} + 1104]", "mov r11, [rip + {state} + 1112]",
     "mov r12, [rip + {state} + 1120]", "mov r13, [rip + {state} + 1128]",
     "mov r14, [rip + {state} + 1136]", "mov r15, [rip + {state} + 1144]",
-    "jmp qword ptr [rip + {state} + 1152]",
+    "jmp fword ptr [rip + {target}]",
     ".globl difftest_leave",
     "difftest_leave:",
     "mov [rip + {state} + 1024], rax", "mov [rip + {state} + 1032], rcx",
@@ -97,6 +113,7 @@ global_asm!(
     state = sym STATE,
     host_rsp = sym HOST_RSP,
     avx = sym HAS_AVX,
+    target = sym TARGET,
 );
 
 unsafe extern "sysv64" {
@@ -187,6 +204,8 @@ unsafe fn child(shared: &mut Shared, count: usize, background: &[u8]) -> ! {
         std::ptr::copy_nonoverlapping(background[DATA_LEN..].as_ptr(), READ_ONLY as *mut u8, PAGE);
         libc::mprotect(READ_ONLY as *mut c_void, PAGE, libc::PROT_READ);
         catch_faults();
+        // 64-bit code does not care; 32-bit code needs them.
+        std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) DATA_32 as u32, options(nostack));
         HAS_AVX = std::is_x86_feature_detected!("avx") as u8;
         for index in 0..count {
             shared.at.store(index as u32, Ordering::SeqCst);
@@ -202,29 +221,70 @@ unsafe fn child(shared: &mut Shared, count: usize, background: &[u8]) -> ! {
 unsafe fn run_case(case: &Case, ending: &mut Ending, background: &[u8]) {
     // SAFETY: the mappings are there and this is the only thread.
     unsafe {
-        let (code, data) = (CODE as *mut u8, DATA as *mut u8);
+        let data = DATA as *mut u8;
         std::ptr::copy_nonoverlapping(background.as_ptr(), data, DATA_LEN);
         let window = data.add(case.window_at as usize);
         std::ptr::copy_nonoverlapping(case.window.as_ptr(), window, case.window.len());
-        std::ptr::copy_nonoverlapping(case.code.as_ptr(), code, CODE_LEN_MAX);
-        // jmp [rip]; the address follows.
-        let end = code.add(case.code_len as usize);
-        std::ptr::copy_nonoverlapping([0xff, 0x25, 0, 0, 0, 0].as_ptr(), end, 6);
-        end.add(6).cast::<u64>().write_unaligned(difftest_leave as *const () as u64);
+        place_code(case);
+        let selector = if case.bits == Bits::B64 { CODE_64 } else { CODE_32 };
+        TARGET = Far { offset: case.state.rip as u32, selector };
         STATE = case.state;
         TRAP = None;
         difftest_enter();
         ending.state = STATE;
         let trap = (&raw const TRAP).read();
         if trap.is_none() {
-            ending.state.rip = CODE + case.code_len as u64;
+            ending.state.rip = case.end();
         }
+        let trap = trap.filter(|trap| case.until == Until::End || !is_landing(trap, &mut ending.state));
         ending.trapped = trap.is_some();
         if let Some(trap) = trap {
             ending.trap = trap;
         }
         std::ptr::copy_nonoverlapping(data, ending.data.as_mut_ptr(), DATA_LEN);
     }
+}
+
+/// Whether a trap means that a branch has arrived somewhere: at a breakpoint, or where there is no code.
+/// Puts the instruction pointer there.
+fn is_landing(trap: &Trap, state: &mut State) -> bool {
+    match trap.vector {
+        3 => state.rip -= 1,
+        14 if trap.address == state.rip => {}
+        _ => return false,
+    }
+    true
+}
+
+/// Puts the code of a case in its page, and after it the way back: a jump, or breakpoints everywhere.
+///
+/// # Safety
+/// In the child, with the memory mapped.
+unsafe fn place_code(case: &Case) {
+    let mut page = [0xcc; PAGE];
+    let at = (case.state.rip - CODE) as usize;
+    let len = case.code_len as usize;
+    page[at..at + len].copy_from_slice(&case.code[..len]);
+    if case.until == Until::End {
+        let back = (difftest_leave as *const () as u64).to_le_bytes();
+        // jmp [rip]; the address follows.
+        let jump = |page: &mut [u8; PAGE], at: usize| {
+            page[at..at + 6].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+            page[at + 6..at + 14].copy_from_slice(&back);
+        };
+        match case.bits {
+            Bits::B64 => jump(&mut page, at + len),
+            Bits::B32 => {
+                // jmp far CODE_64:WAY_BACK
+                page[at + len] = 0xea;
+                page[at + len + 1..at + len + 5].copy_from_slice(&(WAY_BACK as u32).to_le_bytes());
+                page[at + len + 5..at + len + 7].copy_from_slice(&CODE_64.to_le_bytes());
+                jump(&mut page, (WAY_BACK - CODE) as usize);
+            }
+        }
+    }
+    // SAFETY: the page is mapped and writable, and this is the only thread.
+    unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), CODE as *mut u8, PAGE) };
 }
 
 /// # Safety
@@ -249,7 +309,9 @@ extern "C" fn on_fault(_signal: i32, _info: *mut libc::siginfo_t, context: *mut 
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
-        if !(CODE..CODE + PAGE as u64).contains(&rip) {
+        let selector = registers[libc::REG_CSGSFS as usize] as u16;
+        let ours = difftest_enter as *const () as u64;
+        if (ours..ours + 0x1000).contains(&rip) {
             // A bug of this program, not of the case.
             libc::_exit(3);
         }
@@ -261,5 +323,6 @@ extern "C" fn on_fault(_signal: i32, _info: *mut libc::siginfo_t, context: *mut 
         });
         (&raw mut STATE.rip).write(rip);
         registers[libc::REG_RIP as usize] = difftest_leave as *const () as i64;
+        registers[libc::REG_CSGSFS as usize] += CODE_64 as i64 - selector as i64;
     }
 }

@@ -1,7 +1,7 @@
 //! Sequences of instructions without branches, stack or string operations, all of whose memory operands
 //! are in the data.
 
-use crate::case::{CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, WINDOW_LEN};
+use crate::case::{Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Until, WINDOW_LEN};
 use crate::random::Random;
 use crate::{forms, inputs};
 use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
@@ -14,6 +14,8 @@ const ROOM: usize = 32;
 /// Makes a sequence of 10 to 30 of the given opcodes.
 pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
     let mut case = Case {
+        bits: Bits::B64,
+        until: Until::End,
         state: inputs::state(random),
         code: [0; CODE_LEN_MAX],
         code_len: 0,
@@ -36,7 +38,7 @@ pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
 }
 
 fn instruction(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
-    let mut insn = forms::operands(code, random)?;
+    let mut insn = forms::operands(code, Bits::B64, random)?;
     if insn.is_stack_instruction() || insn.is_string_instruction() || insn.is_vsib() || is_unsuitable(&insn) {
         return None;
     }

@@ -1,6 +1,6 @@
 //! Runs many cases and collects what differs.
 
-use crate::case::{CODE, Case, Ending};
+use crate::case::{Bits, Case, Ending};
 use crate::compare::{Tolerance, describe, differences, instructions};
 use crate::guest::Guest;
 use crate::host::{self, HostEnding};
@@ -61,6 +61,16 @@ impl Report {
     }
 }
 
+impl Report {
+    fn add(&mut self, other: Report) {
+        self.compared += other.compared;
+        self.opcodes += other.opcodes;
+        self.trapped += other.trapped;
+        self.failures.extend(other.failures);
+        self.unusable.extend(other.unusable);
+    }
+}
+
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (name, failure) in &self.failures {
@@ -85,18 +95,40 @@ impl std::fmt::Display for Report {
 }
 
 impl Suite {
-    /// Compares every opcode, one instruction at a time.
+    /// Compares every opcode, one instruction at a time, in 64-bit mode.
     pub fn single_instructions(&self) -> Report {
+        self.each(forms::codes(Bits::B64), Bits::B64, forms::case)
+    }
+
+    /// Compares every opcode in compatibility mode with 32-bit code.
+    pub fn single_instructions_of_32_bits(&self) -> Report {
+        self.each(forms::codes(Bits::B32), Bits::B32, forms::case)
+    }
+
+    /// Compares near branches, in both modes.
+    pub fn branches(&self) -> Report {
+        let mut report = self.each(forms::branches(Bits::B64), Bits::B64, forms::branch_case);
+        report.add(self.each(forms::branches(Bits::B32), Bits::B32, forms::branch_case));
+        report
+    }
+
+    /// Compares cases of each opcode.
+    fn each(
+        &self,
+        codes: impl Iterator<Item = Code>,
+        bits: Bits,
+        make: fn(Code, Bits, &mut Random) -> Option<Case>,
+    ) -> Report {
         let mut report = Report::default();
-        let mut guest = Guest::new(self.natively);
+        let mut guest = Guest::new(bits, self.natively);
         let mut cases = Vec::new();
-        for code in forms::codes().filter(|code| self.selects(*code)) {
+        for code in codes.filter(|code| self.selects(*code)) {
             // Each opcode has its own stream, so that a filter does not change its cases.
             let mut random = Random::new(self.seed ^ (code as u64) << 32);
-            let made =
-                (0..self.cases).filter_map(|_| (0..ATTEMPTS).find_map(|_| forms::case(code, &mut random)));
             let before = cases.len();
-            cases.extend(made);
+            cases.extend(
+                (0..self.cases).filter_map(|_| (0..ATTEMPTS).find_map(|_| make(code, bits, &mut random))),
+            );
             report.opcodes += (cases.len() > before) as usize;
             if cases.len() >= 2048 {
                 self.compare(&mut guest, &cases, &mut report);
@@ -110,9 +142,9 @@ impl Suite {
     /// Compares sequences of instructions.
     pub fn sequences(&self) -> Report {
         let mut report = Report::default();
-        let mut guest = Guest::new(self.natively);
+        let mut guest = Guest::new(Bits::B64, self.natively);
         let mut random = Random::new(self.seed);
-        let codes: Vec<Code> = forms::codes()
+        let codes: Vec<Code> = forms::codes(Bits::B64)
             .filter(|code| self.selects(*code))
             // Later instructions may read undefined flags.
             .filter(|code| self.natively || !leaves_flags_undefined(code.mnemonic()))
@@ -171,7 +203,7 @@ impl Suite {
         let text = match guest.run(case) {
             Ok(engine) => {
                 report.trapped += (host.trapped && engine.trapped) as usize;
-                differences(host, &engine, self.tolerance(&instructions(case)))
+                differences(case, host, &engine, self.tolerance(&instructions(case)))
             }
             Err(why) => format!("  engine: {why}\n"),
         };
@@ -180,8 +212,10 @@ impl Suite {
 
     /// The shortest beginning of a case that differs, and how.
     fn shorten(&self, guest: &mut Guest, case: &Case, insns: &[Instruction]) -> Option<(Case, String)> {
-        let beginnings: Vec<Case> =
-            insns.iter().map(|insn| Case { code_len: (insn.next_ip() - CODE) as u32, ..*case }).collect();
+        let beginnings: Vec<Case> = insns
+            .iter()
+            .map(|insn| Case { code_len: (insn.next_ip() - case.state.rip) as u32, ..*case })
+            .collect();
         beginnings.iter().zip(host::run(&beginnings)).find_map(|(case, host)| {
             let HostEnding::Ended(host) = host else { return None };
             Some((*case, self.difference(guest, case, &host, &mut Report::default())?))

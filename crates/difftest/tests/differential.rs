@@ -35,6 +35,18 @@ fn single_instructions_agree_natively() {
     check(&Suite { natively: true, ..suite(24, 1000) }.single_instructions());
 }
 
+/// Each instruction form in compatibility mode, which has opcodes of its own.
+#[test]
+fn single_instructions_of_32_bits_agree() {
+    check(&suite(16, 500).single_instructions_of_32_bits());
+}
+
+/// Near branches: where they lead and what they do to the stack.
+#[test]
+fn branches_agree() {
+    check(&suite(200, 10_000).branches());
+}
+
 /// Sequences: state carries over from one instruction to the next.
 #[test]
 fn sequences_agree() {
