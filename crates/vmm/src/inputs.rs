@@ -231,18 +231,9 @@ impl BootSource {
 }
 
 fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {
-    let disk = Raw::open(&spec.path, spec.access).map_err(|e| {
-        let advice = match e.kind() {
-            disk::ErrorKind::LockedByOther => "stop the machine that uses it, or use a copy",
-            disk::ErrorKind::ReadOnly | disk::ErrorKind::Permission => {
-                "add ,ro to --disk or change its permissions"
-            }
-            _ => "check --disk",
-        };
-        Error::bad_input(format!("the disk {:?} cannot be used", spec.path))
-            .with_source(e)
-            .with_advice(advice)
-    })?;
+    // The error names the path and says what to do.
+    let disk = Raw::open(&spec.path, spec.access)
+        .map_err(|e| Error::bad_input("a disk cannot be used").with_source(e))?;
     Ok(Arc::new(disk))
 }
 
