@@ -109,11 +109,14 @@ fn depends_on_machine(mnemonic: Mnemonic) -> bool {
             | Lar
             | Lsl
             | Verr
+            | Arpl
             | Verw
             | Xgetbv
             | Popf
             | Popfd
             | Popfq
+            | Lds
+            | Les
             | Lfs
             | Lgs
             | Lss

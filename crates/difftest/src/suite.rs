@@ -249,10 +249,11 @@ impl Suite {
     }
 }
 
-/// Multiplications and divisions: the engine's handlers do not reproduce what their host leaves in the
-/// flags that the manual calls undefined.
+/// Multiplications, divisions and decimal adjustments: the engine's handlers do not reproduce what their
+/// host leaves in the flags that the manual calls undefined.
 fn leaves_flags_undefined(mnemonic: Mnemonic) -> bool {
-    matches!(mnemonic, Mnemonic::Mul | Mnemonic::Imul | Mnemonic::Div | Mnemonic::Idiv)
+    use Mnemonic::*;
+    matches!(mnemonic, Mul | Imul | Div | Idiv | Aaa | Aas | Aad | Aam | Daa | Das)
 }
 
 /// The flags in RFLAGS that the manual says an instruction leaves undefined.

@@ -114,6 +114,24 @@ pub(crate) fn plan(cpu: &Cpu, insn: &Instruction) -> Option<Plan> {
     plan_on(cpu, &build::without_address(insn))
 }
 
+/// The same instruction without opcode 82h, which is 80h outside 64-bit mode and does not exist in it.
+fn with_usual_opcode(insn: &Instruction) -> Instruction {
+    let code = match insn.code() {
+        Code::Add_rm8_imm8_82 => Code::Add_rm8_imm8,
+        Code::Or_rm8_imm8_82 => Code::Or_rm8_imm8,
+        Code::Adc_rm8_imm8_82 => Code::Adc_rm8_imm8,
+        Code::Sbb_rm8_imm8_82 => Code::Sbb_rm8_imm8,
+        Code::And_rm8_imm8_82 => Code::And_rm8_imm8,
+        Code::Sub_rm8_imm8_82 => Code::Sub_rm8_imm8,
+        Code::Xor_rm8_imm8_82 => Code::Xor_rm8_imm8,
+        Code::Cmp_rm8_imm8_82 => Code::Cmp_rm8_imm8,
+        _ => return *insn,
+    };
+    let mut usual = *insn;
+    usual.set_code(code);
+    usual
+}
+
 /// What executing an instruction from [`build::without_address`] takes on this guest's processor.
 fn plan_on(cpu: &Cpu, bare: &Instruction) -> Option<Plan> {
     let mut plan = Plan::of(bare)?;
@@ -203,7 +221,7 @@ fn older_meaning(cpu: &Cpu, insn: &Instruction) -> Instruction {
         Code::Tzcnt_r16_rm16 => (Code::Bsf_r16_rm16, CpuidFeature::BMI1),
         Code::Tzcnt_r32_rm32 => (Code::Bsf_r32_rm32, CpuidFeature::BMI1),
         Code::Tzcnt_r64_rm64 => (Code::Bsf_r64_rm64, CpuidFeature::BMI1),
-        _ => return *insn,
+        _ => return with_usual_opcode(insn),
     };
     let mut older = *insn;
     if !features::has(&cpu.vm, feature) {
