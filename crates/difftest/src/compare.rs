@@ -26,6 +26,8 @@ pub(crate) struct Tolerance {
     pub(crate) fault_offset: bool,
     /// Memory, if there was a fault: part of it may have been written.
     pub(crate) memory_after_fault: bool,
+    /// Ranges of the data.
+    pub(crate) data: &'static [(usize, usize)],
     /// Bits of MXCSR, if there was a fault.
     pub(crate) mxcsr_after_fault: u32,
 }
@@ -75,7 +77,9 @@ pub(crate) fn differences(case: &Case, host: &Ending, guest: &Ending, tolerance:
         }
     }
     x87_differences(h, g, &mut text);
-    let changed = host.data.iter().zip(&guest.data).enumerate().filter(|(_, (h, g))| h != g);
+    let ignored = |at: usize| tolerance.data.iter().any(|(start, end)| (*start..*end).contains(&at));
+    let bytes = host.data.iter().zip(&guest.data).enumerate();
+    let changed = bytes.filter(|(at, (h, g))| h != g && !ignored(*at));
     let reported = if trapped && tolerance.memory_after_fault { 0 } else { 16 };
     for (at, (host, engine)) in changed.take(reported) {
         _ = writeln!(text, "  [{:#x}]: host {host:#04x}, engine {engine:#04x}", DATA + at as u64);

@@ -22,6 +22,7 @@ mod forms;
 pub mod fuzzing;
 mod guest;
 mod host;
+mod images;
 mod inputs;
 mod random;
 mod sequences;

@@ -47,6 +47,12 @@ fn branches_agree() {
     check(&suite(200, 10_000).branches());
 }
 
+/// FXSAVE, XSAVE and their kin.
+#[test]
+fn state_images_agree() {
+    check(&suite(1000, 50_000).images());
+}
+
 /// Sequences: state carries over from one instruction to the next.
 #[test]
 fn sequences_agree() {

@@ -71,13 +71,8 @@ fn operand(cpu: &mut Cpu, op: &Op, write: bool) -> Result<(u64, u64)> {
 fn in_use(cpu: &Cpu) -> u64 {
     let regs = &cpu.regs;
     let vectors = &regs.ymm[..vector_count(cpu)];
-    let mut components = 0;
-    if x87::is_in_use(regs) {
-        components |= X87;
-    }
-    if vectors.iter().any(|register| register[..2] != [0; 2]) {
-        components |= SSE;
-    }
+    // Processors that know of the first two only that they are in use are many; it is always true.
+    let mut components = X87 | SSE;
     if vectors.iter().any(|register| register[2..] != [0; 2]) {
         components |= AVX;
     }
