@@ -5,6 +5,7 @@
 //! warm.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 
 /// Bytes in a chunk.
@@ -19,11 +20,16 @@ const SPARE_MAX: usize = 256;
 type Chunk = Box<[u8]>;
 
 /// Where all queues get their memory.
-#[derive(Debug)]
 pub(crate) struct ChunkPool {
     spare: Vec<Chunk>,
     in_use: usize,
     limit: usize,
+}
+
+impl fmt::Debug for ChunkPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} chunks in use", self.in_use, self.limit)
+    }
 }
 
 impl ChunkPool {
@@ -83,12 +89,19 @@ impl Pools {
 /// A queue of bytes; it may also hold bytes that lie beyond its end, written there ahead of time.
 ///
 /// Every queue must be [`clear`](Self::clear)ed into its pool before it is dropped.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct ChunkQueue {
     chunks: VecDeque<Chunk>,
     /// Where the first byte lies in the first chunk.
     head: usize,
     len: usize,
+}
+
+impl fmt::Debug for ChunkQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the bytes: there may be a mebibyte of them.
+        write!(f, "{} bytes in {} chunks", self.len, self.chunks.len())
+    }
 }
 
 impl ChunkQueue {

@@ -362,6 +362,9 @@ impl Endpoint {
     /// To be called after bytes were taken out of `rx` or its limit was raised: a window that has grown much
     /// is told to the guest.
     pub(crate) fn on_rx_taken(&mut self) {
+        if !self.is_synchronized() {
+            return;
+        }
         // §3.8.6.2.2: avoid silly windows.
         let grown = self.window_edge().since(self.rcv_adv);
         let offered = self.rcv_adv.since(self.rcv_nxt);
