@@ -606,9 +606,10 @@ fn place_32(insn: &mut Instruction, state: &mut State, target: u64, random: &mut
 /// makes.
 fn bit_string_offset(insn: &Instruction, state: &mut State, random: &mut Random) -> u64 {
     let Some((_, number)) = bit_string(insn, state) else { return 0 };
-    let near = (random.next() as i64) >> 52;
-    state.gpr[number] =
-        near as u64 ^ (state.gpr[number] & 0xffff_ffff_0000_0000) * (insn.memory_size().size() < 8) as u64;
+    let near = (random.next() as i64 >> 52) as u64;
+    // With a small operand the upper half of the register does not count.
+    let upper = if insn.memory_size().size() < 8 { !0xffff_ffff } else { 0 };
+    state.gpr[number] = state.gpr[number] & upper | near & !upper;
     bit_string(insn, state).map_or(0, |(offset, _)| offset)
 }
 

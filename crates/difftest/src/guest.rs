@@ -3,6 +3,7 @@
 use crate::case::{
     Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, Until, background,
 };
+use crate::suite::Way;
 use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
@@ -14,21 +15,21 @@ const STEPS_MAX: usize = 20_000;
 /// The engine, set up as the host's child process is.
 pub(crate) struct Guest {
     machine: Machine,
+    way: Way,
     background: Vec<u8>,
 }
 
 impl Guest {
-    /// `natively`: prefer native execution where an instruction also has a handler.
-    pub(crate) fn new(bits: Bits, natively: bool) -> Guest {
+    pub(crate) fn new(bits: Bits, way: Way) -> Guest {
         let page = |linear, writable| Page { linear, writable };
         let pages =
             [page(CODE, true), page(DATA, true), page(DATA + PAGE as u64, true), page(READ_ONLY, false)];
         let mode = if bits == Bits::B64 { Mode::Long64 } else { Mode::Compat32 };
         let mut machine = Machine::new(mode, host_cpuid(), &pages);
-        machine.prefer_native(natively);
+        machine.prefer_native(way == Way::Natively);
         let background = background();
         machine.write(READ_ONLY, &background[DATA_LEN..]);
-        Guest { machine, background }
+        Guest { machine, way, background }
     }
 
     /// Executes a case. An error says why the engine could not.
@@ -47,7 +48,9 @@ impl Guest {
         let mut trap = None;
         let mut steps = 0;
         while machine.state().rip != case.end() && !(case.until == Until::Branched && steps > 0) {
-            match machine.step() {
+            let translated = self.way == Way::Translated && case.until == Until::End;
+            let outcome = if translated { machine.run_translated(case.end()) } else { machine.step() };
+            match outcome {
                 Outcome::Completed => {}
                 Outcome::Exception { vector, code, address } => {
                     let address = if vector == 14 { address } else { 0 };

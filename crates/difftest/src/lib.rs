@@ -28,4 +28,4 @@ mod random;
 mod sequences;
 mod suite;
 
-pub use suite::{Report, Suite};
+pub use suite::{Failure, Report, Suite, Way};

@@ -17,6 +17,17 @@ const ATTEMPTS: usize = 20;
 /// A mode of AMD's processors that engines do not offer: LDMXCSR refuses it there.
 const MISALIGNED_MODE: u32 = 1 << 17;
 
+/// How the engine executes instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By its handlers.
+    Handlers,
+    /// By host functions wherever that is possible, even where there is a handler.
+    Natively,
+    /// By translated code, as if everything were executed often.
+    Translated,
+}
+
 /// What to test.
 #[derive(Clone, Debug)]
 pub struct Suite {
@@ -24,9 +35,9 @@ pub struct Suite {
     pub seed: u64,
     /// Cases of each opcode, or sequences in all.
     pub cases: usize,
-    /// Execute natively what can be, even where the engine has a handler.
-    pub natively: bool,
-    /// Only opcodes whose name contains this.
+    /// How the engine is to execute.
+    pub way: Way,
+    /// Only opcodes whose name contains this, or one of these between commas.
     pub filter: Option<String>,
 }
 
@@ -120,7 +131,7 @@ impl Suite {
         make: fn(Code, Bits, &mut Random) -> Option<Case>,
     ) -> Report {
         let mut report = Report::default();
-        let mut guest = Guest::new(bits, self.natively);
+        let mut guest = Guest::new(bits, self.way);
         let mut cases = Vec::new();
         for code in codes.filter(|code| self.selects(*code)) {
             // Each opcode has its own stream, so that a filter does not change its cases.
@@ -142,12 +153,12 @@ impl Suite {
     /// Compares sequences of instructions.
     pub fn sequences(&self) -> Report {
         let mut report = Report::default();
-        let mut guest = Guest::new(Bits::B64, self.natively);
+        let mut guest = Guest::new(Bits::B64, self.way);
         let mut random = Random::new(self.seed);
         let codes: Vec<Code> = forms::codes(Bits::B64)
             .filter(|code| self.selects(*code))
             // Later instructions may read undefined flags.
-            .filter(|code| self.natively || !leaves_flags_undefined(code.mnemonic()))
+            .filter(|code| self.way == Way::Natively || !leaves_flags_undefined(code.mnemonic()))
             .collect();
         report.opcodes = codes.len();
         for chunk in (0..self.cases).collect::<Vec<_>>().chunks(1024) {
@@ -160,7 +171,7 @@ impl Suite {
     /// Compares FXSAVE, XSAVE and their kin.
     pub fn images(&self) -> Report {
         let mut report = Report { opcodes: 10, ..Report::default() };
-        let mut guest = Guest::new(Bits::B64, self.natively);
+        let mut guest = Guest::new(Bits::B64, self.way);
         let mut random = Random::new(self.seed);
         for chunk in (0..self.cases).collect::<Vec<_>>().chunks(1024) {
             let cases: Vec<Case> = chunk.iter().map(|_| images::case(&mut random)).collect();
@@ -239,7 +250,7 @@ impl Suite {
         use Mnemonic::*;
         let mut tolerance = Tolerance::default();
         for insn in insns {
-            if !self.natively && leaves_flags_undefined(insn.mnemonic()) {
+            if self.way != Way::Natively && leaves_flags_undefined(insn.mnemonic()) {
                 tolerance.flags |= undefined_flags(insn);
             }
             match insn.mnemonic() {
@@ -260,7 +271,8 @@ impl Suite {
     }
 
     fn selects(&self, code: Code) -> bool {
-        self.filter.as_ref().is_none_or(|filter| format!("{code:?}").contains(filter.as_str()))
+        let name = format!("{code:?}");
+        self.filter.as_ref().is_none_or(|filter| filter.split(',').any(|part| name.contains(part)))
     }
 }
 

@@ -28,10 +28,6 @@ struct Arena {
     executable: NonNull<u8>,
 }
 
-/// The host refused memory for code.
-#[derive(Debug)]
-pub(super) struct Refused(pub(super) std::io::Error);
-
 impl Stubs {
     pub(crate) fn new() -> Stubs {
         Stubs { arena: None, used: 0, known: HashMap::new() }
@@ -50,16 +46,19 @@ impl Stubs {
 
     /// Makes `code` callable, or returns the function with these bytes that is there already. The code
     /// must not depend on its place.
-    pub(super) fn install(&mut self, code: &[u8]) -> Result<Entry, Refused> {
+    ///
+    /// # Errors
+    /// When the arena is full or the host refuses memory for it.
+    pub(super) fn install(&mut self, code: &[u8]) -> std::io::Result<Entry> {
         if let Some(entry) = self.known.get(code) {
             return Ok(*entry);
         }
         if self.used + code.len() > ARENA_LEN {
-            return Err(Refused(std::io::ErrorKind::OutOfMemory.into()));
+            return Err(std::io::ErrorKind::OutOfMemory.into());
         }
         let arena = match &mut self.arena {
             Some(arena) => arena,
-            none => none.insert(Arena::new().map_err(Refused)?),
+            none => none.insert(Arena::new()?),
         };
         // SAFETY: `[used, used + len)` lies in both mappings, and nothing executes there: the part beyond
         // `used` was never handed out since the last `clear`.

@@ -172,7 +172,7 @@ fn quotient_fits<const SIGNED: bool>(cpu: &Cpu, divisor: u64, size: usize) -> bo
         return false;
     }
     if !SIGNED {
-        return dividend / divisor as u128 >> bits == 0;
+        return (dividend / divisor as u128) >> bits == 0;
     }
     let extend = |value: u128, bits: u32| (value << (128 - bits)) as i128 >> (128 - bits);
     let (dividend, divisor) = (extend(dividend, 2 * bits), extend(divisor as u128, bits));

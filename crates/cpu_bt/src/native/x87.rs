@@ -115,13 +115,6 @@ pub(super) fn reset(regs: &mut Regs) {
     regs.fx[image::REGISTERS..image::REGISTERS + 128].fill(0);
 }
 
-/// Whether the unit is not in its initial state.
-pub(super) fn is_in_use(regs: &Regs) -> bool {
-    word(regs, image::CONTROL) != INITIAL_CONTROL
-        || regs.fx[image::STATUS..image::DATA + 8].iter().any(|byte| *byte != 0)
-        || (0..8).any(|register| regs.fx[image::REGISTERS + 16 * register..][..10] != [0; 10])
-}
-
 /// FNCLEX.
 pub(super) fn clear_exceptions(regs: &mut Regs) {
     let status = word(regs, image::STATUS) & !0x80ff;

@@ -71,7 +71,7 @@ fn operand(cpu: &mut Cpu, op: &Op, write: bool) -> Result<(u64, u64)> {
 fn in_use(cpu: &Cpu) -> u64 {
     let regs = &cpu.regs;
     let vectors = &regs.ymm[..vector_count(cpu)];
-    // Processors that know of the first two only that they are in use are many; it is always true.
+    // For the first two it is enough to say that they are, as many processors do.
     let mut components = X87 | SSE;
     if vectors.iter().any(|register| register[2..] != [0; 2]) {
         components |= AVX;

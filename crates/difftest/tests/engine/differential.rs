@@ -1,7 +1,7 @@
 //! The engine against the host processor. `DIFFTEST_FULL=1` tests more; `DIFFTEST_SEED`,
 //! `DIFFTEST_CASES` and `DIFFTEST_FILTER` choose what.
 
-use difftest::{Report, Suite};
+use difftest::{Report, Suite, Way};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -12,7 +12,7 @@ fn suite(cases: usize, full: usize) -> Suite {
     Suite {
         seed: number("DIFFTEST_SEED").unwrap_or(1),
         cases: number("DIFFTEST_CASES").map_or(if full_wanted { full } else { cases }, |n| n as usize),
-        natively: false,
+        way: Way::Handlers,
         filter: std::env::var("DIFFTEST_FILTER").ok(),
     }
 }
@@ -32,7 +32,7 @@ fn single_instructions_agree() {
 /// Each instruction form, natively wherever that is possible.
 #[test]
 fn single_instructions_agree_natively() {
-    check(&Suite { natively: true, ..suite(24, 1000) }.single_instructions());
+    check(&Suite { way: Way::Natively, ..suite(24, 1000) }.single_instructions());
 }
 
 /// Each instruction form in compatibility mode, which has opcodes of its own.
@@ -57,6 +57,13 @@ fn state_images_agree() {
 #[test]
 fn sequences_agree() {
     check(&suite(1000, 50_000).sequences());
+}
+
+/// Sequences, translated.
+#[test]
+#[ignore = "the translator loses flags behind instructions that it calls handlers for"]
+fn translated_sequences_agree() {
+    check(&Suite { way: Way::Translated, ..suite(500, 50_000) }.sequences());
 }
 
 /// Arbitrary bytes in all modes.
