@@ -20,7 +20,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { translate: std::env::var_os("ARNIA_JIT").is_some(), code_cache_size_max: 128 << 20 }
+        Options { translate: true, code_cache_size_max: 128 << 20 }
     }
 }
 

@@ -144,16 +144,6 @@ impl CodeCache {
 
     /// Adds a trace made for [`CodeCache::next`], and its exits made for [`CodeCache::next_exit`].
     pub(crate) fn add(&mut self, translation: Translation, code: &[u8], exits: Vec<Exit>) {
-        if std::env::var_os("DUMPJIT").is_some() {
-            use iced_x86::Formatter;
-            let mut f = iced_x86::IntelFormatter::new();
-            eprintln!("-- {:x} direct {:x} verified {:x}", translation.gpa, translation.direct, translation.verified);
-            for i in iced_x86::Decoder::with_ip(64, code, self.arena().next(), 0) {
-                let mut t = String::new();
-                f.format(&i, &mut t);
-                eprintln!("{:x} {t}", i.ip());
-            }
-        }
         self.arena().push(code);
         self.exits.extend(exits);
         let (gpa, key) = (translation.gpa, translation.key);

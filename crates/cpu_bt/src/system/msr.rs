@@ -173,7 +173,11 @@ fn amd_kind(msr: u32) -> Option<Kind> {
     let any = Remembers { reset: 0, mask: u64::MAX };
     Some(match msr {
         AMD_PATCH_LEVEL => Constant(AMD_MICROCODE),
-        AMD_SYSCFG | AMD_HWCR | AMD_DE_CFG => any,
+        AMD_SYSCFG | AMD_DE_CFG => any,
+        // TscFreqSel: the TSC counts at the rate of P-state 0, which Linux insists on.
+        AMD_HWCR => Remembers { reset: 1 << 24, mask: u64::MAX },
+        // NB_CFG: Linux sets EnableCf8ExtCfg in it.
+        0xc001_001f => any,
         // Performance counters (legacy and extended) count nothing.
         0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b => Constant(0),
         // IORRs, TOP_MEM, TOP_MEM2.

@@ -85,8 +85,8 @@ pub(super) struct Recorder {
 
 impl CpuIo for Recorder {
     fn pio_read(&self, port: u16, data: &mut [u8]) {
-        for (byte, value) in data.iter_mut().zip(port as u8..) {
-            *byte = value;
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = (port as u8).wrapping_add(index as u8);
         }
     }
     fn pio_write(&self, port: u16, data: &[u8]) {
