@@ -23,9 +23,9 @@ pub(crate) struct Args {
     /// Leave out the unit tests
     #[arg(long)]
     boot_only: bool,
-    /// Only boot tests whose name contains one of these
+    /// Only boot tests whose name contains this
     #[arg(value_name = "NAME")]
-    names: Vec<String>,
+    name: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         unit_tests(&mut steps);
     }
     if !args.unit_only {
-        boot_tests(&mut steps, &workspace, &args.names);
+        boot_tests(&mut steps, &workspace, args.name.as_deref());
     }
     if args.full {
         task_fuzz::fuzz(&mut steps, &workspace, args.fuzz_seconds, &[]);
@@ -53,7 +53,7 @@ pub(crate) fn unit_tests(steps: &mut Steps) {
 }
 
 /// The tests that boot guests, under the worker as users get it.
-pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, names: &[String]) {
+pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>) {
     let mut ready = None;
     let prepared = steps.step("guests and worker", || {
         apt::ensure(&[apt::QEMU])?;
@@ -65,7 +65,7 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, names: &[Stri
     let Some(guests) = ready.filter(|_| prepared) else { return };
     steps.tests("boot tests", || {
         let mut test = host::cargo();
-        test.args(["test", "--package", "vm_test", "--test", "boot", "--"]).args(names);
+        test.args(["test", "--package", "vm_test", "--test", "boot", "--"]).args(name);
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
     });
 }

@@ -23,15 +23,16 @@ pub struct Shell<'a> {
 impl<'a> Shell<'a> {
     /// Takes over a console on which a shell's prompt stands.
     ///
-    /// The shell is replaced by a plain loop over lines: no echo, no prompt, no line editing, so
-    /// that all that comes back is what commands print.
+    /// The shell is replaced by one that is not interactive and loops over lines: no echo, no prompt,
+    /// no line editing, no word about jobs, so that all that comes back is what commands print.
     ///
     /// # Errors
     /// If the shell does not answer.
     pub fn take_over(console: &'a mut Console) -> Result<Self> {
-        // The marks are split so that the echo of this line is not taken for an answer.
+        // The mark is split so that the echo of this line is not taken for an answer.
         console.send(
-            "stty -echo; echo ARNIA'-'READY; while IFS= read -r line; do eval \"$line\"; status=$?; done\n",
+            "exec sh -c 'stty -echo; echo ARNIA\"-\"READY; \
+             while IFS= read -r line; do eval \"$line\"; status=$?; done'\n",
         )?;
         console.expect("ARNIA-READY\r\n", Patience::Command)?;
         Ok(Self { console, commands: 0 })

@@ -35,7 +35,6 @@ fn bad_input(case: &Case) -> Result<()> {
     fs::write(&short, &fs::read(kernel)?[..4096])?;
     let empty = case.path("empty");
     fs::write(&empty, "")?;
-    let odd = case.empty_disk("odd.img", 1000)?;
     let (absent, folder) = (case.path("absent"), case.folder.clone());
 
     let bad = |what, names, arguments: &[&dyn AsRef<Path>]| Bad {
@@ -88,7 +87,6 @@ fn bad_input(case: &Case) -> Result<()> {
             &["colour"],
             &[&"--kernel", kernel, &"--disk", &with("colour=red,path=", &disk)],
         ),
-        bad("a disk of half sectors", &["odd.img"], &[&"--kernel", kernel, &"--disk", &odd]),
         bad("an unknown network", &["net"], &[&"--kernel", kernel, &"--net", &"pigeon"]),
         bad("a forward that is none", &["forward"], &[&"--kernel", kernel, &"--net", &"user,forward=x:y"]),
         bad(
