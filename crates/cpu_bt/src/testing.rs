@@ -123,6 +123,14 @@ impl Machine {
         machine
     }
 
+    /// Puts the processor back into the state it was created in. Memory stays.
+    pub fn reset(&mut self) {
+        self.cpu.reset();
+        self.cpu.blocks.clear();
+        self.cpu.stubs.clear();
+        self.enter_mode();
+    }
+
     /// Has every instruction that can execute natively do so, even if it has a handler of its own.
     pub fn prefer_native(&mut self, natively: bool) {
         self.natively = natively;

@@ -3,19 +3,37 @@
 use crate::case::{CODE, DATA, PAGE};
 use crate::guest::host_cpuid;
 use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
+use std::cell::RefCell;
 
 /// Instructions executed of one input at most.
 const STEPS_MAX: usize = 200;
 
+/// End of what real mode addresses reach.
+const REAL_MODE_END: u64 = 0x11_0000;
+
+thread_local! {
+    /// A machine for each mode, made when it is first needed.
+    static MACHINES: RefCell<[Option<Machine>; 4]> = const { RefCell::new([const { None }; 4]) };
+}
+
 /// Executes `data` as code: its first byte chooses the mode and seeds the registers, the rest is placed
-/// at the end of a page and repeated into the next.
+/// at the end of a page and goes on in the next.
 pub fn execute_bytes(data: &[u8]) {
     let [selector, code @ ..] = data else { return };
-    let mode = [Mode::Long64, Mode::Compat32, Mode::Compat16, Mode::Real16][*selector as usize % 4];
-    let page = |linear, writable| Page { linear, writable };
-    let second = PAGE as u64;
+    let index = *selector as usize % 4;
+    let mode = [Mode::Long64, Mode::Compat32, Mode::Compat16, Mode::Real16][index];
     // Code of 16 bits reaches the first 64 KiB only.
     let code_at = if matches!(mode, Mode::Real16 | Mode::Compat16) { 0x8000 } else { CODE };
+    MACHINES.with_borrow_mut(|machines| {
+        let machine = machines[index].get_or_insert_with(|| new_machine(mode, code_at));
+        machine.reset();
+        run(machine, mode, code_at, *selector, &code[..code.len().min(64)]);
+    });
+}
+
+fn new_machine(mode: Mode, code_at: u64) -> Machine {
+    let page = |linear, writable| Page { linear, writable };
+    let second = PAGE as u64;
     let pages = [
         page(code_at, true),
         page(code_at + second, true),
@@ -23,25 +41,33 @@ pub fn execute_bytes(data: &[u8]) {
         page(DATA + second, false),
         page(0, true),
     ];
-    let mut machine = Machine::new(mode, host_cpuid(), &pages);
+    Machine::new(mode, host_cpuid(), &pages)
+}
+
+fn run(machine: &mut Machine, mode: Mode, code_at: u64, selector: u8, code: &[u8]) {
     machine.prefer_native(selector & 4 != 0);
-    let code = &code[..code.len().min(64)];
-    let start = code_at + second - code.len().min(20) as u64;
+    let pages: Vec<u64> = match mode {
+        Mode::Real16 => (0..REAL_MODE_END).step_by(PAGE).collect(),
+        _ => vec![code_at, code_at + PAGE as u64, DATA, DATA + PAGE as u64, 0],
+    };
+    for page in pages {
+        machine.write(page, &[0; PAGE]);
+    }
+    let start = code_at + PAGE as u64 - code.len().min(20) as u64;
     for (at, byte) in (start..).zip(code) {
         machine.write(at, &[*byte]);
     }
     let pointer = if code_at == CODE { DATA } else { 0 };
-    let seed =
-        code.iter().fold(*selector as u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(*byte as u64));
-    let state = UserState {
+    let seed = code.iter().fold(selector as u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(*byte as u64));
+    let unmasked = if selector & 0x80 != 0 { seed as u32 & 0x1f80 } else { 0 };
+    machine.set_state(&UserState {
         gpr: std::array::from_fn(|index| pointer + (seed >> index & 0xfff)),
         rip: start,
         rflags: 0x202,
-        mxcsr: 0x1f80 & !(seed as u32 & 0x1f80 & 0u32.wrapping_sub((*selector >> 7) as u32)),
+        mxcsr: 0x1f80 & !unmasked,
         ymm: [[seed; 4]; 16],
         x87: initial_x87(),
-    };
-    machine.set_state(&state);
+    });
     for _ in 0..STEPS_MAX {
         match machine.step() {
             Outcome::Completed => {}
