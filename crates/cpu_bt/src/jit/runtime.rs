@@ -66,6 +66,10 @@ impl Cpu {
     fn find_translation(&mut self, linear: u64, key: Key) -> Result<Option<u64>> {
         let block = self.find_block(linear)?;
         let exit = std::mem::replace(&mut self.jit.exit, NO_EXIT);
+        // Others may have translated what this vCPU meets first.
+        if !self.jit.ready && !self.prepare_code_cache() {
+            return Ok(None);
+        }
         if block.second_page.is_some() || block.hits.get() == UNTRANSLATABLE {
             return Ok(None);
         }
@@ -108,6 +112,7 @@ impl Cpu {
             self.jit.forget_targets();
         }
         self.jit.forget_pages();
+        self.jit.exit = NO_EXIT;
         self.blocks.forget_translated();
     }
 
