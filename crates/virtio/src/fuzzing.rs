@@ -118,10 +118,12 @@ pub fn queue(data: &[u8]) {
     let recorder = Arc::new(Recorder::default());
     let mut queue = Queue::new(0, layout, position, event_idx, ram.clone(), kick, recorder.clone());
     let (mut chain, mut count) = (Chain::new(), 0);
-    while queue.pop(&mut chain) {
+    // Rings that overlap each other are moved by the device's own answers.
+    let stands_still = layout == driver.layout();
+    while count < 1000 && queue.pop(&mut chain) {
         count += 1;
-        assert!(count <= RING_SIZE, "no more chains than entries while the driver stands still");
-        assert!(chain.head() < RING_SIZE);
+        assert!(!stands_still || count <= RING_SIZE, "no more chains than entries");
+        assert!(chain.head() < layout.size);
         let spans = chain.readable().len() + chain.writable().len();
         assert!((1..=CHAIN_LEN_MAX).contains(&spans));
         let total = |spans: &[crate::queue::Span]| spans.iter().map(|span| span.len as u64).sum::<u64>();
