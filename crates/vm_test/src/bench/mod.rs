@@ -40,6 +40,9 @@ pub struct Options {
     output: PathBuf,
 }
 
+/// Load of a host that has other work than the benchmark.
+const BUSY: f64 = 0.7;
+
 /// What every benchmark needs.
 struct Bed<'a> {
     artifacts: &'a Artifacts,
@@ -56,6 +59,10 @@ pub fn run(options: &Options) -> Result<()> {
     let artifacts = Artifacts::from_env()?;
     let benches = if options.benches.is_empty() { Bench::value_variants() } else { &options.benches };
     let scratch = std::env::temp_dir().join(format!("arnia-bench-{}", std::process::id()));
+    let load = load()?;
+    if load > BUSY {
+        println!("this host has other work (load {load}); ratios may serve, figures will not");
+    }
     let bed = Bed { artifacts: &artifacts, options, scratch: &scratch };
     let mut report = Report::default();
     for bench in benches {
@@ -67,13 +74,13 @@ pub fn run(options: &Options) -> Result<()> {
     let _ = std::fs::remove_dir_all(&scratch);
     print!("\n{}", report.summary());
     let folder = options.output.join(format!("{}-{}", told("date", &["+%F"])?, host_name()?));
-    report.save(&folder, &machine(&artifacts)?)?;
+    report.save(&folder, &machine(&artifacts, load)?)?;
     println!("\nsaved in {}", folder.display());
     Ok(())
 }
 
 /// What the figures depend on.
-fn machine(artifacts: &Artifacts) -> Result<String> {
+fn machine(artifacts: &Artifacts, load: f64) -> Result<String> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(" unknown");
     let cpus = std::thread::available_parallelism()?;
@@ -81,7 +88,7 @@ fn machine(artifacts: &Artifacts) -> Result<String> {
     let memory = memory.lines().next().and_then(|line| line.strip_prefix("MemTotal:")).unwrap_or(" unknown");
     let qemu = told("qemu-system-x86_64", &["--version"])?;
     Ok(format!(
-        "date    {}\ncommit  {}\nrustc   {}\ncpu     {}\ncpus    {cpus}\nmemory  {}\nkernel  {}\nqemu    {}\nguest   {}\n",
+        "date    {}\ncommit  {}\nrustc   {}\ncpu     {}\ncpus    {cpus}\nmemory  {}\nkernel  {}\nqemu    {}\nguest   {}\nload    {load} when it began\n",
         told("date", &["--utc", "+%FT%TZ"])?,
         told("git", &["describe", "--always", "--dirty"]).unwrap_or_else(|_| "unknown".to_owned()),
         told("rustc", &["--version"])?,
@@ -91,6 +98,13 @@ fn machine(artifacts: &Artifacts) -> Result<String> {
         qemu.lines().next().unwrap_or_default(),
         artifacts.kernel.version,
     ))
+}
+
+/// The host's load average over the last minute.
+fn load() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("cannot read the host's load")?;
+    let first = text.split_whitespace().next().unwrap_or_default();
+    first.parse().with_context(|| format!("the host's load is {first:?}"))
 }
 
 fn host_name() -> Result<String> {
