@@ -53,6 +53,7 @@ const LAYERS: &[Layer] = &[
     layer(8, "cli", &["api", "client", "daemon", "net", "disk"]),
     layer(DEV, "difftest", &["clock", "cpu", "cpu_kvm", "cpu_bt", "x86", "memory"]),
     layer(DEV, "vm_test", &["api", "client"]),
+    layer(DEV, "workloads", &[]),
     layer(DEV, "xtask", &[]),
 ];
 

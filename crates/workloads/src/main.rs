@@ -1,0 +1,69 @@
+//! Small jobs that run the same on a host and in guests, so that speed and results can be compared.
+//!
+//! The program is linked statically and runs on a bare initramfs. For each row it prints
+//!
+//! ```text
+//! row <group>/<name> <nanoseconds per operation> <checksum> <what one operation is>
+//! ```
+//!
+//! and at the end `done <nanoseconds since the start>`. A row's work is fixed, however fast the machine
+//! is, so its checksum is the same everywhere; only how often it is repeated depends on time, and the
+//! fastest repetition counts. Two repetitions with different checksums are a fault of the machine and
+//! end the program with status 1.
+//!
+//! `cargo xtask bench cpu` measures with it, and the boot tests compare checksums.
+
+mod bytecode;
+mod calls;
+mod floating;
+mod integer;
+mod lz;
+mod measure;
+mod memory;
+mod mix;
+mod options;
+mod random;
+mod rows;
+mod scripting;
+mod sha256;
+mod sys;
+mod system;
+
+use std::io;
+use std::process::ExitCode;
+
+use options::{Options, Task};
+
+fn main() -> ExitCode {
+    let done = match Options::parse(std::env::args().skip(1)) {
+        // What the row of fork and exec starts; it measures the start and the end of a process.
+        Ok(Task::Exit) => return ExitCode::SUCCESS,
+        Ok(Task::List) => {
+            rows::ROWS.iter().for_each(|row| println!("{}", row.name));
+            Ok(())
+        }
+        Ok(Task::Measure(options)) => measure(&options),
+        Err(message) => Err(io::Error::other(message)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("workloads: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options) -> io::Result<()> {
+    if options.pin {
+        sys::pin_to_one_cpu()?;
+    }
+    let started = sys::monotonic_ns();
+    for row in rows::ROWS.iter().filter(|row| options.wants(row.name)) {
+        let done = measure::measure(row, options)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", row.name)))?;
+        println!("row {} {:.4} {:016x} {}", row.name, done.ns_per_op, done.checksum, row.operation);
+    }
+    println!("done {}", sys::monotonic_ns() - started);
+    Ok(())
+}
