@@ -35,6 +35,7 @@ mod image;
 pub mod layout;
 mod linux;
 mod machine;
+mod parallel;
 mod plan;
 mod pvh;
 pub mod smbios;

@@ -4,7 +4,7 @@
 //! (the table in Linux's lib/decompress.c); its last four bytes are the uncompressed size. Gzip ends
 //! that way by itself, for the others the kernel's build appends the size.
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, parallel};
 use std::io::Read;
 
 /// LZ4's legacy frame, the one that kernels use, has blocks of at most this uncompressed size.
@@ -93,23 +93,24 @@ fn stream(reader: impl Read, size: usize) -> Result<Vec<u8>, Error> {
     if out.len() == size { Ok(out) } else { Err(damaged(None)) }
 }
 
-/// LZ4's legacy frame: the magic, then blocks each preceded by its compressed size.
+/// LZ4's legacy frame: the magic, then blocks each preceded by its compressed size. Blocks do not depend on
+/// each other, and each but the last has the full uncompressed size.
 fn lz4_legacy(frame: &[u8], size: usize) -> Result<Vec<u8>, Error> {
     let mut out = vec![0; size];
-    let (mut rest, mut at) = (&frame[4..], 0);
-    while at < size {
+    let mut rest = &frame[4..];
+    let mut blocks = Vec::new();
+    for target in out.chunks_mut(LZ4_LEGACY_BLOCK) {
         let (len, tail) = rest.split_first_chunk::<4>().ok_or_else(|| damaged(None))?;
         let len = u32::from_le_bytes(*len) as usize;
         let (block, tail) = tail.split_at_checked(len).ok_or_else(|| damaged(None))?;
-        let end = size.min(at + LZ4_LEGACY_BLOCK);
-        let written = lz4_flex::block::decompress_into(block, &mut out[at..end])
-            .map_err(|e| damaged(Some(std::io::Error::other(e))))?;
-        if written == 0 {
-            return Err(damaged(None));
-        }
-        at += written;
+        blocks.push((block, target));
         rest = tail;
     }
+    parallel::for_each(blocks, |(block, target)| match lz4_flex::block::decompress_into(block, target) {
+        Ok(written) if written == target.len() => Ok(()),
+        Ok(_) => Err(damaged(None)),
+        Err(e) => Err(damaged(Some(std::io::Error::other(e)))),
+    })?;
     Ok(out)
 }
 
