@@ -207,6 +207,11 @@ impl Machine {
         self.cpu.update_mode();
     }
 
+    /// Replaces the base of GS. Only in 64-bit mode; [`Machine::reset`] makes it zero.
+    pub fn set_gs_base(&mut self, base: u64) {
+        self.cpu.regs.seg[seg::GS].base = base;
+    }
+
     /// CR0, CR4 and XCR0.
     pub fn control(&self) -> (u64, u64, u64) {
         (self.cpu.sys.cr0, self.cpu.sys.cr4, self.cpu.sys.xcr0)

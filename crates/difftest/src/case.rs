@@ -8,6 +8,8 @@ pub(crate) const DATA: u64 = 0x2000_0000;
 pub(crate) const DATA_LEN: usize = 0x2000;
 /// The read-only page.
 pub(crate) const READ_ONLY: u64 = DATA + 0x3000;
+/// Base of GS in 64-bit mode.
+pub(crate) const GS_BASE: u64 = 0x12_3450;
 pub(crate) const PAGE: usize = 0x1000;
 /// Longest code of a case.
 pub(crate) const CODE_LEN_MAX: usize = 512;

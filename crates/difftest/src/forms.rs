@@ -1,6 +1,8 @@
 //! Instruction forms: for an opcode, operands at random and the registers that make its addresses.
 
-use crate::case::{Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, READ_ONLY, State, Until, WINDOW_LEN};
+use crate::case::{
+    Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, GS_BASE, READ_ONLY, State, Until, WINDOW_LEN,
+};
 use crate::inputs;
 use crate::random::Random;
 use iced_x86::{
@@ -244,6 +246,10 @@ pub(crate) fn case(code: Code, bits: Bits, random: &mut Random) -> Option<Case> 
     if (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory) {
         let target = address(&insn, bits, random);
         match bits {
+            Bits::B64 if random.percent(8) => {
+                insn.set_segment_prefix(Register::GS);
+                place(&mut insn, &mut state, target.wrapping_sub(GS_BASE), random)?;
+            }
             Bits::B64 => place(&mut insn, &mut state, target, random)?,
             Bits::B32 => place_32(&mut insn, &mut state, target, random)?,
         }

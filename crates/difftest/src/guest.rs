@@ -1,7 +1,8 @@
 //! Executes cases in the engine.
 
 use crate::case::{
-    Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, Until, background,
+    Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Ending, GS_BASE, PAGE, READ_ONLY, State, Trap, Until,
+    background,
 };
 use crate::suite::Way;
 use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
@@ -44,6 +45,9 @@ impl Guest {
         code[..CODE_LEN_MAX].copy_from_slice(&case.code);
         code[case.code_len as usize..].fill(0xcc);
         machine.write(case.state.rip, &code);
+        if case.bits == Bits::B64 {
+            machine.set_gs_base(GS_BASE);
+        }
         machine.set_state(&to_user(&case.state));
         let mut trap = None;
         let mut steps = 0;

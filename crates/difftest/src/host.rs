@@ -5,7 +5,7 @@
 //! and continues at the saving end, so that the state is captured the same way.
 
 use crate::case::{
-    Bits, CODE, Case, DATA, DATA_LEN, Ending, PAGE, READ_ONLY, State, Trap, Until, background,
+    Bits, CODE, Case, DATA, DATA_LEN, Ending, GS_BASE, PAGE, READ_ONLY, State, Trap, Until, background,
 };
 use std::arch::global_asm;
 use std::ffi::c_void;
@@ -35,6 +35,8 @@ struct Far {
 const CODE_64: u16 = 0x33;
 const CODE_32: u16 = 0x23;
 const DATA_32: u16 = 0x2b;
+/// `arch_prctl`: set the base of GS.
+const ARCH_SET_GS: i32 = 0x1001;
 /// Where in the code page 32-bit code finds the way back.
 const WAY_BACK: u64 = CODE + PAGE as u64 - 16;
 
@@ -204,6 +206,7 @@ unsafe fn child(shared: &mut Shared, count: usize, background: &[u8]) -> ! {
         std::ptr::copy_nonoverlapping(background[DATA_LEN..].as_ptr(), READ_ONLY as *mut u8, PAGE);
         libc::mprotect(READ_ONLY as *mut c_void, PAGE, libc::PROT_READ);
         catch_faults();
+        libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, GS_BASE);
         // 64-bit code does not care; 32-bit code needs them.
         std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) DATA_32 as u32, options(nostack));
         HAS_AVX = std::is_x86_feature_detected!("avx") as u8;

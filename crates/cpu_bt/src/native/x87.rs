@@ -13,6 +13,7 @@ use crate::regs::{RIP, Regs};
 use iced_x86::{CodeSize, CpuidFeature, Encoder, Instruction, Mnemonic};
 use x86::Vector;
 use x86::reg::cr0;
+use x86::state::seg;
 
 /// Offsets in the FXSAVE64 image (SDM vol. 1, table 10-2).
 pub(super) mod image {
@@ -171,12 +172,15 @@ pub(super) fn invoke(cpu: &mut Cpu, op: &Op, stub: &Stub, memory: *mut u8, arith
     pointers.copy_from_slice(&cpu.regs.fx[image::OPCODE..image::DATA + 8]);
     if let Some(opcode) = stub.opcode {
         pointers[..2].copy_from_slice(&opcode.to_le_bytes());
-        let instruction = cpu.regs.r[RIP].wrapping_sub(op.len as u64);
+        // In real mode there are linear addresses in place of offsets (SDM vol. 1, §8.1.8).
+        let base = |segment: usize| if cpu.mode.is_real_like() { cpu.regs.seg[segment].base } else { 0 };
+        let instruction = cpu.regs.r[RIP].wrapping_sub(op.len as u64).wrapping_add(base(seg::CS));
         let at = image::INSTRUCTION - image::OPCODE;
         pointers[at..at + 8].copy_from_slice(&instruction.to_le_bytes());
         if stub.size != 0 {
+            let data = op.address(cpu).wrapping_add(base(op.segment as usize));
             let at = image::DATA - image::OPCODE;
-            pointers[at..at + 8].copy_from_slice(&op.address(cpu).to_le_bytes());
+            pointers[at..at + 8].copy_from_slice(&data.to_le_bytes());
         }
     }
     let ignored = unmasked(&cpu.regs);
