@@ -133,7 +133,7 @@ pub(crate) struct BlockKey(pub(crate) u8);
 
 impl BlockKey {
     pub(crate) fn new(code_bits: u8, user: bool) -> BlockKey {
-        BlockKey(code_bits / 16 | (user as u8) << 7)
+        BlockKey((code_bits / 16) | ((user as u8) << 7))
     }
 }
 

@@ -77,6 +77,7 @@ pub(crate) fn share(config: VmConfig, options: &Options) -> Arc<VmShared> {
     Arc::new(VmShared {
         ram: config.ram,
         clock: config.clock,
+        #[cfg(test)]
         timers: config.timers,
         cpuid: config.cpuid,
         lapics,
@@ -120,6 +121,7 @@ impl Vm for BtVm {
     }
 
     fn resynchronise(&self) {
+        self.shared.code.void_all();
         for (signals, lapic) in self.shared.signals.iter().zip(&self.shared.lapics) {
             lapic.clock_changed();
             signals.raise(signal::FLUSH_ALL);
@@ -127,6 +129,10 @@ impl Vm for BtVm {
     }
 
     fn counters(&self) -> Vec<(String, u64)> {
-        self.shared.counters.list()
+        let code = &self.shared.code;
+        let mut counters = self.shared.counters.list();
+        counters.push(("code_voided".into(), code.voided.get()));
+        counters.push(("code_cache_bytes".into(), code.cache().used() as u64));
+        counters
     }
 }

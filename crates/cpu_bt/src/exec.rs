@@ -7,7 +7,7 @@ use crate::regs::RIP;
 use crate::signals::signal;
 use cpu::VmExit;
 use std::time::Duration;
-use x86::reg::rflags;
+use x86::reg::{dr7, rflags};
 
 impl Cpu {
     /// Executes guest code until something ends it.
@@ -32,16 +32,32 @@ impl Cpu {
     #[inline(always)]
     fn needs_attention(&self) -> bool {
         let pending = self.signals.pending();
-        pending != 0 && (pending & !signal::INTERRUPT != 0 || self.regs.flag(rflags::IF))
+        pending != 0 && pending & !self.deferred() != 0
             || self.halted
             || self.wait_for_sipi
             || self.pending_exception.is_some()
     }
 
+    /// The requests that have to wait for something the guest does.
+    pub(crate) fn deferred(&self) -> u32 {
+        let mut deferred = 0;
+        if !self.interrupts_enabled() {
+            deferred |= signal::INTERRUPT;
+        }
+        if self.nmi_blocked || self.shadow {
+            deferred |= signal::NMI;
+        }
+        deferred
+    }
+
     /// Executes some code: translated if there is any, interpreted otherwise.
     #[inline(always)]
     fn advance(&mut self) {
-        if self.vm.translate && self.mode.is_64() && !self.shadow && !self.regs.flag(rflags::TF) {
+        let watched = self.sys.dr7 & dr7::ENABLES != 0 && self.has_breakpoints();
+        if watched || self.shadow || self.regs.flag(rflags::TF) {
+            return self.step_single(watched);
+        }
+        if self.vm.translate && self.mode.is_64() {
             match self.run_translated() {
                 Ok(true) => return,
                 Ok(false) => {}
@@ -51,15 +67,25 @@ impl Cpu {
         self.step();
     }
 
-    /// Executes one block, or one instruction where that matters, and raises the exception it ends with.
+    /// Executes one block and raises the exception it ends with.
     #[inline(always)]
     fn step(&mut self) {
         let linear = self.code_address();
-        let result = match self.find_block(linear) {
-            Ok(block) if !self.shadow && !self.regs.flag(rflags::TF) => self.run_block(&block),
-            Ok(block) => self.run_single(&block),
-            Err(fault) => Err(fault),
-        };
+        let result = self.find_block(linear).and_then(|block| self.run_block(&block));
+        if let Err(fault) = result {
+            self.raise(fault);
+        }
+    }
+
+    /// Executes one instruction: single-stepping, in an interrupt shadow, or while instruction
+    /// breakpoints are armed.
+    #[cold]
+    fn step_single(&mut self, watched: bool) {
+        let linear = self.code_address();
+        let mut result = if watched { self.check_breakpoints(linear) } else { Ok(()) };
+        if result.is_ok() {
+            result = self.find_block(linear).and_then(|block| self.run_single(&block));
+        }
         if let Err(fault) = result {
             self.raise(fault);
         }
@@ -145,7 +171,7 @@ impl Cpu {
         self.heed_requests();
         if self.signals.take(signal::CODE_VOIDED) != 0 {
             // Some of the noted code addresses lead straight out again.
-            self.blocks.forget_addresses();
+            self.blocks.forget_translated();
         }
         if self.signals.take(signal::FLUSH_ALL) != 0 {
             self.flush_tlb_all();
@@ -173,30 +199,24 @@ impl Cpu {
             self.raise(fault);
             return;
         }
-        if !self.nmi_blocked && !self.shadow && self.signals.take(signal::NMI) != 0 {
+        if self.deferred() & signal::NMI == 0 && self.signals.take(signal::NMI) != 0 {
             self.halted = false;
             self.deliver_nmi();
             return;
         }
-        if self.signals.pending() & signal::INTERRUPT != 0 {
-            if self.interrupts_enabled() {
-                // Cleared first: what arrives from now on raises it again.
-                self.signals.take(signal::INTERRUPT);
-                match self.next_interrupt() {
-                    Some(vector) => {
-                        self.halted = false;
-                        self.vm.counters.interrupts.add();
-                        self.deliver_interrupt(vector);
-                        // More may be pending behind it.
-                        self.signals.raise(signal::INTERRUPT);
-                        return;
-                    }
-                    None if self.halted => {}
-                    None => return,
+        // Cleared first: what arrives from now on raises it again.
+        if self.interrupts_enabled() && self.signals.take(signal::INTERRUPT) != 0 {
+            match self.next_interrupt() {
+                Some(vector) => {
+                    self.halted = false;
+                    self.vm.counters.interrupts.add();
+                    self.deliver_interrupt(vector);
+                    // More may be pending behind it.
+                    self.signals.raise(signal::INTERRUPT);
+                    return;
                 }
-            } else if self.shadow {
-                self.step();
-                return;
+                None if self.halted => {}
+                None => return,
             }
         }
         if self.halted {
@@ -210,7 +230,8 @@ impl Cpu {
     /// Sleeps until something is to be done.
     fn idle(&mut self) {
         // With interrupts disabled, only NMI, INIT and requests of the host end a halt.
-        let ignored = if self.regs.flag(rflags::IF) && !self.wait_for_sipi { 0 } else { signal::INTERRUPT };
+        let waiting = if self.wait_for_sipi { signal::INTERRUPT | signal::NMI } else { 0 };
+        let ignored = self.deferred() | waiting;
         if self.signals.pending() & !ignored == 0 {
             let timeout = self.lapic.sleep_begins();
             self.paravirt_sleep_begins();

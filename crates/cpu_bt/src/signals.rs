@@ -33,7 +33,18 @@ pub(crate) mod signal {
     /// Translated code was voided: leave it and look it up again.
     pub(crate) const CODE_VOIDED: u32 = 1 << 8;
     /// End a halt, if the local APIC says so.
-    pub(crate) const UNHALT: u32 = 1 << 7;
+    pub(crate) const UNHALT: u32 = 1 << 9;
+
+    /// Each request has a bit of its own.
+    const _: () = {
+        let all = [INTERRUPT, NMI, INIT, SIPI, KICK, FLUSH_WRITES, FLUSH_ALL, DROP_CODE, CODE_VOIDED, UNHALT];
+        let (mut seen, mut index) = (0, 0);
+        while index < all.len() {
+            assert!(all[index].is_power_of_two() && seen & all[index] == 0);
+            seen |= all[index];
+            index += 1;
+        }
+    };
 }
 
 impl Signals {

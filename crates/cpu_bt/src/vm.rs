@@ -3,7 +3,7 @@
 use crate::jit::cache::CodeCache;
 use crate::lapic::Lapic;
 use crate::signals::{Signals, signal};
-use clock::{Clock, Timers};
+use clock::Clock;
 use memory::{CodeWatcher, PAGE_SIZE, Ram, RamRange};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +13,9 @@ use x86::cpuid::Leaf;
 pub(crate) struct VmShared {
     pub(crate) ram: Arc<Ram>,
     pub(crate) clock: Arc<Clock>,
-    pub(crate) timers: Timers,
+    /// For tests that pause the clock.
+    #[cfg(test)]
+    pub(crate) timers: clock::Timers,
     pub(crate) cpuid: Vec<Leaf>,
     /// By APIC ID.
     pub(crate) lapics: Vec<Arc<Lapic>>,
@@ -38,13 +40,14 @@ pub(crate) struct CodePages {
     /// The translations. Held while a page becomes watched or its code void.
     cache: Mutex<CodeCache>,
     signals: Vec<Arc<Signals>>,
+    /// How often decoded code was voided.
+    pub(crate) voided: Counter,
 }
 
 /// Event counts.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) blocks: Counter,
-    pub(crate) invalidations: Counter,
     pub(crate) exceptions: Counter,
     pub(crate) interrupts: Counter,
     pub(crate) pio: Counter,
@@ -71,13 +74,16 @@ impl Counter {
     pub(crate) fn add_many(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Counters {
     pub(crate) fn list(&self) -> Vec<(String, u64)> {
         [
             ("blocks_decoded", &self.blocks),
-            ("code_invalidations", &self.invalidations),
             ("exceptions", &self.exceptions),
             ("interrupts", &self.interrupts),
             ("pio", &self.pio),
@@ -89,7 +95,7 @@ impl Counters {
             ("callouts", &self.callouts),
             ("code_cache_emptied", &self.code_cache_emptied),
         ]
-        .map(|(name, counter)| (name.to_owned(), counter.0.load(Ordering::Relaxed)))
+        .map(|(name, counter)| (name.to_owned(), counter.get()))
         .into()
     }
 }
@@ -109,6 +115,7 @@ impl CodePages {
             lines: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             cache: Mutex::new(CodeCache::new(cache_size_max)),
             signals,
+            voided: Counter::default(),
         }
     }
 
@@ -150,8 +157,20 @@ impl CodePages {
         self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Voids all decoded blocks and translations: memory was replaced.
+    pub(crate) fn void_all(&self) {
+        for (range, first) in &self.ranges {
+            for index in 0..(range.len / PAGE_SIZE) as usize {
+                if self.lines[first + index].load(Ordering::SeqCst) != 0 {
+                    self.void(first + index, range.start + index as u64 * PAGE_SIZE, u64::MAX);
+                }
+            }
+        }
+    }
+
     /// Voids the decoded blocks of a page and the translations made from the given lines of it.
     fn void(&self, page: usize, gpa: u64, lines: u64) {
+        self.voided.add();
         let mut cache = self.cache();
         self.versions[page].fetch_add(1, Ordering::SeqCst);
         let invalid = cache.invalidate(gpa / PAGE_SIZE, lines);

@@ -1,4 +1,5 @@
 //! The blocks of one vCPU, found by physical address, and a front that finds them by linear address.
+//! Beside them, what the vCPU remembers of translated code.
 
 use super::Block;
 use crate::cpu::{BlockKey, Cpu};
@@ -9,6 +10,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
 const FRONT_ENTRIES: usize = 4096;
+const CODE_ENTRIES: usize = 8192;
+const PHYSICAL_ENTRIES: usize = 16384;
 /// Most blocks kept; beyond, all are dropped and decoded anew as they are needed.
 const BLOCKS_MAX: usize = 64 * 1024;
 
@@ -16,8 +19,15 @@ const BLOCKS_MAX: usize = 64 * 1024;
 pub(crate) struct BlockCache {
     blocks: HashMap<(u64, BlockKey), Rc<Block>, BuildHasherDefault<AddressHasher>>,
     front: Box<[FrontEntry]>,
-    /// Front entries of older generations are void.
-    generation: u32,
+    code: Box<[CodeEntry]>,
+    physical: Box<[PhysicalEntry]>,
+    /// What was noted of linear addresses in an older generation is void: for the lower and the upper
+    /// half of the address space.
+    generations: [u32; 2],
+    /// What was noted of translated code in an older generation is void.
+    code_generation: u32,
+    /// How often addresses were forgotten.
+    forgotten: u64,
 }
 
 #[derive(Clone, Default)]
@@ -26,16 +36,46 @@ struct FrontEntry {
     generation: u32,
     key: BlockKey,
     block: Option<Rc<Block>>,
-    /// Address of the translation for [`FrontEntry::code_key`]; 0 when there is none.
+}
+
+/// Translated code by linear address.
+#[derive(Clone, Copy, Default)]
+struct CodeEntry {
+    linear: u64,
     code: u64,
-    code_key: Key,
+    generation: u32,
+    code_generation: u32,
     /// Identity of its page, for the instruction TLB.
     page_id: u32,
+    key: Key,
 }
+
+/// Translated code by physical address.
+#[derive(Clone, Copy, Default)]
+struct PhysicalEntry {
+    gpa: u64,
+    code: u64,
+    code_generation: u32,
+    key: Key,
+}
+
+/// What a vCPU remembers of the code at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Its translation, and the identity of its page.
+    Code(u64, u32),
+    /// It is not translated and has to be interpreted.
+    Interpret,
+    /// Nothing.
+    Nothing,
+}
+
+/// Value of `code` for what is interpreted.
+const INTERPRET: u64 = 1;
 
 /// Physical addresses are spread well enough by one multiplication.
 #[derive(Default)]
-struct AddressHasher(u64);
+pub(crate) struct AddressHasher(u64);
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {
@@ -59,48 +99,81 @@ impl BlockCache {
         BlockCache {
             blocks: HashMap::default(),
             front: vec![FrontEntry::default(); FRONT_ENTRIES].into(),
-            generation: 1,
+            code: vec![CodeEntry::default(); CODE_ENTRIES].into(),
+            physical: vec![PhysicalEntry::default(); PHYSICAL_ENTRIES].into(),
+            generations: [1; 2],
+            code_generation: 1,
+            forgotten: 0,
         }
     }
 
     /// Linear addresses may lead elsewhere now.
     pub(crate) fn forget_addresses(&mut self) {
-        self.generation = self.generation.wrapping_add(1);
-        if self.generation == 0 {
+        self.forget_half(0);
+        self.forget_half(u64::MAX);
+    }
+
+    /// Linear addresses in the same half of the address space as `linear` may lead elsewhere now.
+    pub(crate) fn forget_half(&mut self, linear: u64) {
+        self.forgotten += 1;
+        let generation = &mut self.generations[half(linear)];
+        *generation = generation.wrapping_add(1);
+        if *generation == 0 {
+            // What is as old as this looks new again.
             self.clear();
         }
     }
 
     /// Counts the times that addresses were forgotten.
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
-    /// The translated code of a linear address and the identity of its page, if that was noted and holds
-    /// still.
-    #[inline(always)]
-    pub(crate) fn translated(&self, linear: u64, key: BlockKey, code_key: Key) -> Option<(u64, u32)> {
-        let entry = &self.front[BlockCache::slot(linear)];
-        let holds = entry.linear == linear
-            && entry.generation == self.generation
-            && entry.key == key
-            && entry.code_key == code_key
-            && entry.code != 0;
-        holds.then_some((entry.code, entry.page_id))
-    }
-
-    /// Notes the translated code of a linear address whose block was just found.
-    pub(crate) fn note_translated(&mut self, linear: u64, key: BlockKey, code_key: Key, code: u64, page_id: u32) {
-        let entry = &mut self.front[BlockCache::slot(linear)];
-        if entry.linear == linear && entry.generation == self.generation && entry.key == key {
-            (entry.code, entry.code_key, entry.page_id) = (code, code_key, page_id);
+    /// Translated code has become void somewhere.
+    pub(crate) fn forget_translated(&mut self) {
+        self.code_generation = self.code_generation.wrapping_add(1);
+        if self.code_generation == 0 {
+            self.code_generation = 1;
+            self.code.fill(CodeEntry::default());
+            self.physical.fill(PhysicalEntry::default());
         }
     }
 
-    /// Forgets all addresses of translated code.
-    pub(crate) fn forget_translated(&mut self) {
-        for entry in &mut self.front {
-            entry.code = 0;
+    /// What is known of the code at a linear address.
+    #[inline(always)]
+    pub(crate) fn translated(&self, linear: u64, key: Key) -> Known {
+        let entry = &self.code[linear as usize % CODE_ENTRIES];
+        let holds = entry.linear == linear
+            && entry.generation == self.generations[half(linear)]
+            && entry.code_generation == self.code_generation
+            && entry.key == key;
+        match entry.code {
+            _ if !holds => Known::Nothing,
+            INTERPRET => Known::Interpret,
+            code => Known::Code(code, entry.page_id),
+        }
+    }
+
+    /// The translation of a physical address, if that was noted and holds still.
+    #[inline]
+    pub(crate) fn translated_at(&self, gpa: u64, key: Key) -> Option<u64> {
+        let entry = &self.physical[physical_slot(gpa)];
+        let holds = entry.gpa == gpa && entry.key == key && entry.code_generation == self.code_generation;
+        (holds && entry.code != 0).then_some(entry.code)
+    }
+
+    /// Notes the translation of an address, or that there is none and will be none.
+    pub(crate) fn note_translated(&mut self, linear: u64, gpa: u64, key: Key, known: Known) {
+        let (code, page_id) = match known {
+            Known::Code(code, page_id) => (code, page_id),
+            Known::Interpret => (INTERPRET, 0),
+            Known::Nothing => return,
+        };
+        let (generation, code_generation) = (self.generations[half(linear)], self.code_generation);
+        self.code[linear as usize % CODE_ENTRIES] =
+            CodeEntry { linear, code, generation, code_generation, page_id, key };
+        if code != INTERPRET {
+            self.physical[physical_slot(gpa)] = PhysicalEntry { gpa, code, code_generation, key };
         }
     }
 
@@ -108,7 +181,8 @@ impl BlockCache {
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
         self.front.fill(FrontEntry::default());
-        self.generation = 1;
+        self.code.fill(CodeEntry::default());
+        self.generations = [1; 2];
     }
 
     #[inline(always)]
@@ -117,13 +191,24 @@ impl BlockCache {
     }
 }
 
+/// The half of the address space: 0 is the lower.
+#[inline(always)]
+fn half(linear: u64) -> usize {
+    (linear >> 63) as usize
+}
+
+#[inline(always)]
+fn physical_slot(gpa: u64) -> usize {
+    (gpa ^ gpa >> 14) as usize % PHYSICAL_ENTRIES
+}
+
 impl Cpu {
     /// The block at linear address `linear`, decoded now if need be.
     #[inline(always)]
     pub(crate) fn find_block(&mut self, linear: u64) -> Result<Rc<Block>> {
         let entry = &self.blocks.front[BlockCache::slot(linear)];
         if entry.linear == linear
-            && entry.generation == self.blocks.generation
+            && entry.generation == self.blocks.generations[half(linear)]
             && entry.key == self.mode.key
             && let Some(block) = &entry.block
             && self.vm.page_version(block.gpa) == block.versions[0]
@@ -159,12 +244,9 @@ impl Cpu {
         if block.second_page.is_none() {
             self.blocks.front[BlockCache::slot(linear)] = FrontEntry {
                 linear,
-                generation: self.blocks.generation,
+                generation: self.blocks.generations[half(linear)],
                 key: self.mode.key,
                 block: Some(block.clone()),
-                code: 0,
-                code_key: Key(0),
-                page_id: 0,
             };
         }
     }

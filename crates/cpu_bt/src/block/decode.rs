@@ -28,14 +28,13 @@ impl Cpu {
         if translation.page_size > PAGE_SIZE {
             self.tlb.note_large(linear, translation.page_size);
         }
-        self.tlb.insert_fetch(linear, user, translation.gpa);
+        self.tlb.insert_fetch(linear, user, translation.gpa, translation.global);
         Ok(translation.gpa)
     }
 
     /// Decodes the block at physical address `gpa`, which is where `linear` leads.
     pub(crate) fn decode_block(&mut self, linear: u64, gpa: u64) -> Result<Block> {
         self.vm.counters.blocks.add();
-        let key = self.mode.key;
         // Watch first, then read: a write in between changes the version and unmakes the block.
         let version = self.watch_code_page(gpa);
         let room = (PAGE_SIZE - gpa % PAGE_SIZE) as usize;
@@ -73,7 +72,7 @@ impl Cpu {
         if again != bytes[..again.len()] {
             return self.decode_block(linear, gpa);
         }
-        Ok(Block { key, gpa, second_page: None, versions: [version, 0], ops: ops.into(), hits: Cell::new(0) })
+        Ok(Block { gpa, second_page: None, versions: [version, 0], ops: ops.into(), hits: Cell::new(0) })
     }
 
     /// Decodes the single instruction at `linear` that continues on the next page.
@@ -92,7 +91,7 @@ impl Cpu {
         self.vm.note_code_lines(gpa, here as u64);
         self.vm.note_code_lines(second, INSTRUCTION_LEN_MAX as u64);
         let versions = [version, second_version];
-        Ok(Block { key: self.mode.key, gpa, second_page: Some(second), versions, ops: [op].into(), hits: Cell::new(0) })
+        Ok(Block { gpa, second_page: Some(second), versions, ops: [op].into(), hits: Cell::new(0) })
     }
 
     /// Reads code bytes of one page. Code outside RAM does not execute.

@@ -8,7 +8,7 @@
 pub(crate) mod cache;
 pub(crate) mod decode;
 
-use crate::cpu::{BlockKey, Cpu};
+use crate::cpu::Cpu;
 use crate::fault::Result;
 use crate::native::Stub;
 use iced_x86::Instruction;
@@ -95,7 +95,6 @@ impl Op {
 
 /// Instructions that execute one after the other.
 pub(crate) struct Block {
-    pub(crate) key: BlockKey,
     /// Guest-physical address of the first byte.
     pub(crate) gpa: u64,
     /// For an instruction that crosses a page: the physical address of the second page.

@@ -149,17 +149,8 @@ fn operand_size(insn: &Instruction, operand: u32) -> usize {
     }
 }
 
-/// Whether an operand is a general register.
-fn is_gpr(insn: &Instruction, operand: u32) -> bool {
-    insn.op_kind(operand) == OpKind::Register && insn.op_register(operand).is_gpr()
-}
-
 fn is_memory(insn: &Instruction, operand: u32) -> bool {
     insn.op_kind(operand) == OpKind::Memory
-}
-
-fn is_immediate(insn: &Instruction, operand: u32) -> bool {
-    !matches!(insn.op_kind(operand), OpKind::Register | OpKind::Memory)
 }
 
 fn is_segment_or_special(insn: &Instruction) -> bool {

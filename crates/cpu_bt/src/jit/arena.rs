@@ -21,9 +21,8 @@ impl Arena {
         rustix::fs::ftruncate(&fd, len as u64)?;
         let map = |prot: i32| {
             // SAFETY: a new shared mapping of a file of that length, at an address of the kernel's choice.
-            let at = unsafe {
-                libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-            };
+            let at =
+                unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
             if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast::<u8>()) }
         };
         let write = map(libc::PROT_READ | libc::PROT_WRITE)?;

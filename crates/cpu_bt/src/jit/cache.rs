@@ -4,7 +4,11 @@
 use super::arena::Arena;
 use super::emit::Emit;
 use super::stubs::{self, Stubs};
+use crate::block::cache::AddressHasher;
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
 /// What, besides its bytes, a translation depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,10 +49,10 @@ pub(crate) struct CodeCache {
     leave: u64,
     size_max: usize,
     list: Vec<Translation>,
-    by_address: HashMap<(u64, Key), u32>,
-    by_page: HashMap<u64, Vec<u32>>,
+    by_address: Map<(u64, Key), u32>,
+    by_page: Map<u64, Vec<u32>>,
     /// Void translations whose entries lead to the successor once there is one.
-    stale: HashMap<(u64, Key), u32>,
+    stale: Map<(u64, Key), u32>,
     exits: Vec<Exit>,
     /// Nothing may be added or found: the arena is about to be emptied.
     pub(crate) emptying: bool,
@@ -76,9 +80,9 @@ impl CodeCache {
             leave: 0,
             size_max: size_max.max(4 * TRACE_LEN_MAX),
             list: Vec::new(),
-            by_address: HashMap::new(),
-            by_page: HashMap::new(),
-            stale: HashMap::new(),
+            by_address: Map::default(),
+            by_page: Map::default(),
+            stale: Map::default(),
             exits: Vec::new(),
             emptying: false,
         }

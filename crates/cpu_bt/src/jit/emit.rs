@@ -6,8 +6,6 @@
 /// Host registers by number.
 pub(crate) mod host {
     pub(crate) const RAX: u8 = 0;
-    pub(crate) const RCX: u8 = 1;
-    pub(crate) const RDX: u8 = 2;
     pub(crate) const RBX: u8 = 3;
     pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
@@ -21,7 +19,6 @@ pub(crate) mod host {
 
 /// Condition numbers of `Jcc`.
 pub(crate) mod cc {
-    pub(crate) const AE: u8 = 3;
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const A: u8 = 7;
@@ -147,11 +144,6 @@ impl Emit {
     /// `mov gs:[displacement], reg`
     pub(crate) fn gs_store(&mut self, displacement: i32, reg: u8) {
         self.gs_op(true, &[0x89], reg, displacement);
-    }
-
-    /// `mov reg32, gs:[displacement]`
-    pub(crate) fn gs_load32(&mut self, reg: u8, displacement: i32) {
-        self.gs_op(false, &[0x8b], reg, displacement);
     }
 
     /// `mov dword gs:[displacement], imm`
@@ -417,5 +409,105 @@ impl Emit {
         self.byte(0xe8);
         let distance = address.wrapping_sub(self.here() + 4) as i32;
         self.imm32(distance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    /// What a decoder makes of emitted code.
+    fn text(emit: impl FnOnce(&mut Emit)) -> String {
+        let mut e = Emit::new(0x1000);
+        emit(&mut e);
+        let code = e.finish();
+        let mut formatter = IntelFormatter::new();
+        let mut lines = Vec::new();
+        for insn in Decoder::with_ip(64, &code, 0x1000, DecoderOptions::NONE) {
+            let mut line = String::new();
+            formatter.format(&insn, &mut line);
+            lines.push(line);
+        }
+        lines.join("; ")
+    }
+
+    #[test]
+    fn a_decoder_reads_what_was_meant() {
+        type Case = (fn(&mut Emit), &'static str);
+        let cases: [Case; 32] = [
+            (|e| e.gs_load(14, 0x40), "mov r14,gs:[40h]"),
+            (|e| e.gs_store(0x40, 3), "mov gs:[40h],rbx"),
+            (|e| e.gs_store_imm32(0x40, 7), "mov dword ptr gs:[40h],7"),
+            (|e| e.gs_test32(13, 0x40), "test gs:[40h],r13d"),
+            (|e| e.gs_cmp8_imm(0x40, 1), "cmp byte ptr gs:[40h],1"),
+            (|e| e.gs_cmp(14, 0x40), "cmp r14,gs:[40h]"),
+            (|e| e.gs_sub_indexed(14, 13, 0x400), "sub r14,gs:[r13+400h]"),
+            (|e| e.gs_add_indexed(14, 13, 0x400), "add r14,gs:[r13+400h]"),
+            (|e| e.gs_load_scaled(14, 13, 3, 0x400), "mov r14,gs:[r13*8+400h]"),
+            (|e| e.gs_cmp32_scaled_imm(13, 2, 0x400, 9), "cmp dword ptr gs:[r13*4+400h],9"),
+            (|e| e.gs_jmp_scaled(13, 0x400), "jmp qword ptr gs:[r13*8+400h]"),
+            (|e| e.mov(15, 1), "mov r15,rcx"),
+            (|e| e.mov32(1, 14), "mov ecx,r14d"),
+            (|e| e.movzx16(13, 14), "movzx r13d,r14w"),
+            (|e| e.movzx8(13, 13), "movzx r13d,r13b"),
+            (|e| e.mov_imm(3, 5), "mov ebx,5"),
+            (|e| e.mov_imm(11, u64::MAX), "mov r11,0FFFFFFFFFFFFFFFFh"),
+            (|e| e.mov_imm(11, 1 << 40), "mov r11,10000000000h"),
+            (|e| e.lea_disp32(14, 12, -8), "lea r14,[r12-8]"),
+            (|e| e.lea(true, 14, Some(13), None, 0), "lea r14,[r13]"),
+            (|e| e.lea(true, 14, Some(5), Some((12, 2)), 0x1234), "lea r14,[rbp+r12*4+1234h]"),
+            (|e| e.lea(false, 14, Some(4), Some((0, 0)), 8), "lea r14d,[rsp+rax+8]"),
+            (|e| e.lea(true, 14, None, Some((9, 3)), -1), "lea r14,[r9*8-1]"),
+            (|e| e.rorx(13, 14, 8), "rorx r13,r14,8"),
+            (|e| e.shr(13, 12), "shr r13,0Ch"),
+            (|e| e.and32_imm(13, 0x3ff0), "and r13d,3FF0h"),
+            (|e| e.cmp_imm(14, 4088), "cmp r14,0FF8h"),
+            (|e| e.test8_imm(14, 15), "test r14b,0Fh"),
+            (|e| e.load32(14, 14), "mov r14d,[r14]"),
+            (|e| e.load64(13, 14), "mov r13,[r14]"),
+            (|e| e.store64(14, 15), "mov [r14],r15"),
+            (|e| e.store64_imm(14, -2), "mov qword ptr [r14],0FFFFFFFFFFFFFFFEh"),
+        ];
+        for (emit, expected) in cases {
+            assert_eq!(text(emit), expected);
+        }
+    }
+
+    #[test]
+    fn flags_survive_in_ax() {
+        assert_eq!(text(Emit::flags_to_ax), "lahf; seto al");
+        assert_eq!(text(Emit::flags_from_ax), "add al,7Fh; sahf");
+    }
+
+    #[test]
+    fn branches_reach_their_labels_and_patchable_ones_are_aligned() {
+        let listing = text(|e| {
+            let label = e.label();
+            e.byte(0x90);
+            let at = e.jcc_patchable(cc::NE, label);
+            assert_eq!(at % 4, 0);
+            let at = e.jmp_patchable(label);
+            assert_eq!(at % 4, 0);
+            e.bind(label);
+            e.jmp_to(0x1000);
+            e.call_to(0x1000);
+        });
+        assert!(listing.starts_with("nop; "), "{listing}");
+        assert!(
+            listing.contains("jne 0000000000001010h") && listing.ends_with("call 0000000000001000h"),
+            "{listing}"
+        );
+    }
+
+    #[test]
+    fn padding_is_no_operations() {
+        for missing in 1..16 {
+            let listing = text(|e| e.align(16, missing));
+            assert!(
+                listing.split("; ").all(|line| line.starts_with("nop") || line == "xchg ax,ax"),
+                "{listing}"
+            );
+        }
     }
 }

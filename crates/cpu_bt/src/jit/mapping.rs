@@ -133,7 +133,10 @@ mod tests {
         uses[2] = 0;
         uses[3] = 0;
         let mapping = Mapping::choose(&uses, 1 << 2, 2);
-        assert_eq!((mapping.loc(13), mapping.loc(3), mapping.loc(2)), (Loc::Host(3), Loc::Memory, Loc::Host(2)));
+        assert_eq!(
+            (mapping.loc(13), mapping.loc(3), mapping.loc(2)),
+            (Loc::Host(3), Loc::Memory, Loc::Host(2))
+        );
         assert_eq!((mapping.loc(14), mapping.loc(4)), (Loc::Memory, Loc::Host(host::R15)));
         assert_eq!(Mapping::from_bits(mapping.bits()), mapping);
     }

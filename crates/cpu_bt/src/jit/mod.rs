@@ -92,3 +92,8 @@ pub(crate) fn key_of(cpu: &Cpu) -> Key {
 pub(crate) fn page_id(gpa: u64, key: Key) -> u32 {
     (gpa >> 12 & (FRAMES - 1)) as u32 | ((key.0 >> 2) as u32) << 28
 }
+
+/// The physical address of the page with an identity.
+pub(crate) fn page_of(id: u32) -> u64 {
+    (id as u64 & (FRAMES - 1)) << 12
+}

@@ -2,12 +2,12 @@
 
 use super::cache::Key;
 use super::state::{JitState, NO_EXIT, Site};
-use super::{HOT, key_of, page_id};
+use super::{HOT, key_of, page_id, page_of};
+use crate::block::cache::Known;
 use crate::block::{Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::regs::RIP;
-use crate::signals::signal;
 use x86::reg::rflags;
 
 /// What a helper tells translated code.
@@ -25,26 +25,24 @@ impl Cpu {
     pub(crate) fn run_translated(&mut self) -> Result<bool> {
         let linear = self.regs.r[RIP];
         let key = key_of(self);
-        let linked = self.jit.exit == NO_EXIT;
-        let code = match self.blocks.translated(linear, self.mode.key, key) {
-            Some((code, id)) if linked => {
-                // The entry verifies that its page is known, and the page may have made room for another.
-                self.jit.note_page(self.mode.data, linear & !0xfff, id);
-                code
-            }
-            _ => match self.find_translation(linear, key)? {
-                Some(code) => code,
-                None => return Ok(false),
-            },
+        let known = match self.blocks.translated(linear, key) {
+            Known::Nothing => self.find_translation(linear, key)?,
+            known => known,
         };
+        let exit = std::mem::replace(&mut self.jit.exit, NO_EXIT);
+        let Known::Code(code, id) = known else { return Ok(false) };
+        // The entry verifies that its page is known, which may have made room for another.
+        self.jit.note_page(self.mode.data, linear & !0xfff, id);
+        if exit != NO_EXIT {
+            self.vm.code.cache().link(exit, page_of(id) | linear & 0xfff, key);
+        }
         self.enter_translated(code, linear);
         self.take_translated_fault()?;
         Ok(true)
     }
 
     fn enter_translated(&mut self, code: u64, linear: u64) {
-        let enabled = self.regs.flag(rflags::IF);
-        self.jit.poll_mask = if enabled { u32::MAX } else { !signal::INTERRUPT };
+        self.jit.poll_mask = !self.deferred();
         self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
         self.jit.exit = NO_EXIT;
         let enter = self.jit.enter;
@@ -60,42 +58,54 @@ impl Cpu {
         self.regs.rflags = self.regs.rflags & !rflags::STATUS | self.jit.flags & rflags::STATUS;
     }
 
-    /// Finds the translation of the present instruction, or makes it when its block is hot, and links
-    /// the exit that led here to it.
+    /// Finds the translation of the present instruction, or makes it when its block is hot.
     #[inline(never)]
-    fn find_translation(&mut self, linear: u64, key: Key) -> Result<Option<u64>> {
-        let block = self.find_block(linear)?;
-        let exit = std::mem::replace(&mut self.jit.exit, NO_EXIT);
-        // Others may have translated what this vCPU meets first.
-        if !self.jit.ready && !self.prepare_code_cache() {
-            return Ok(None);
-        }
-        if block.second_page.is_some() || block.hits.get() == UNTRANSLATABLE {
-            return Ok(None);
-        }
-        let gpa = block.gpa;
-        let vm = self.vm.clone();
-        let mut found = {
-            let cache = vm.code.cache();
-            cache.find(gpa, key).map(|translation| translation.verified)
+    fn find_translation(&mut self, linear: u64, key: Key) -> Result<Known> {
+        let gpa = self.fetch_address(linear)?;
+        let code = match self.blocks.translated_at(gpa, key) {
+            Some(code) => code,
+            None => match self.find_or_translate(linear, gpa, key)? {
+                Known::Code(code, _) => code,
+                known => {
+                    self.blocks.note_translated(linear, gpa, key, known);
+                    return Ok(known);
+                }
+            },
         };
-        if found.is_none() {
-            let hits = block.hits.get();
-            block.hits.set(hits + 1);
-            if hits < HOT {
-                return Ok(None);
-            }
-            found = self.translate_trace(gpa, key);
-            block.hits.set(if found.is_some() { 0 } else { UNTRANSLATABLE });
-        }
-        let Some(code) = found else { return Ok(None) };
-        if exit != NO_EXIT {
-            vm.code.cache().link(exit, gpa, key);
-        }
-        self.jit.note_page(self.mode.data, linear & !0xfff, page_id(gpa, key));
+        let known = Known::Code(code, page_id(gpa, key));
+        self.blocks.note_translated(linear, gpa, key, known);
         self.jit.note_target(self.mode.data, linear, code);
-        self.blocks.note_translated(linear, self.mode.key, key, code, page_id(gpa, key));
-        Ok(Some(code))
+        Ok(known)
+    }
+
+    fn find_or_translate(&mut self, linear: u64, gpa: u64, key: Key) -> Result<Known> {
+        let block = self.find_block(linear)?;
+        // Others may have translated what this vCPU meets first.
+        if block.second_page.is_some() || !self.jit.ready && !self.prepare_code_cache() {
+            return Ok(Known::Nothing);
+        }
+        if block.hits.get() == UNTRANSLATABLE {
+            return Ok(Known::Interpret);
+        }
+        let found = self.vm.code.cache().find(gpa, key).map(|translation| translation.verified);
+        if let Some(code) = found {
+            return Ok(Known::Code(code, page_id(gpa, key)));
+        }
+        let hits = block.hits.get();
+        block.hits.set(hits + 1);
+        if hits < HOT {
+            return Ok(Known::Nothing);
+        }
+        match self.translate_trace(gpa, key) {
+            Some(code) => {
+                block.hits.set(0);
+                Ok(Known::Code(code, page_id(gpa, key)))
+            }
+            None => {
+                block.hits.set(UNTRANSLATABLE);
+                Ok(Known::Interpret)
+            }
+        }
     }
 
     /// The fault that translated code ended with.
@@ -134,7 +144,7 @@ impl Cpu {
     /// Executes the instruction of the noted site by its handler.
     fn interpret_site(&mut self) -> u64 {
         let linear = self.settle();
-        let generation = self.blocks.generation();
+        let forgotten = self.blocks.forgotten();
         let result = self.find_block(linear).and_then(|block| {
             let op = &block.ops[0];
             self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
@@ -147,7 +157,7 @@ impl Cpu {
         self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
         match result {
             Ok((Flow::Next, false))
-                if !self.code_modified && self.exit.is_none() && self.blocks.generation() == generation =>
+                if !self.code_modified && self.exit.is_none() && self.blocks.forgotten() == forgotten =>
             {
                 self.unsettle();
                 verdict::DONE

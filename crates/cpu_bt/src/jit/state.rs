@@ -38,6 +38,8 @@ pub(crate) struct JitState {
     /// The vCPU itself.
     pub(crate) cpu: *mut crate::cpu::Cpu,
     pub(crate) host_mxcsr: u32,
+    /// A supervisor's bank has a page in the lower half of the address space.
+    pub(crate) supervisor_lower: bool,
     /// The tables have been set up.
     pub(crate) ready: bool,
     /// Address of the routine that enters translated code.
@@ -61,7 +63,13 @@ pub(crate) struct Site(pub(crate) u32);
 impl Site {
     /// `offset` is the instruction's in its page, `len` the operand's length in bytes (a power of two up
     /// to 32).
-    pub(crate) fn new(offset: u16, mapping: super::mapping::Mapping, len: usize, write: bool, aligned: bool) -> Site {
+    pub(crate) fn new(
+        offset: u16,
+        mapping: super::mapping::Mapping,
+        len: usize,
+        write: bool,
+        aligned: bool,
+    ) -> Site {
         let len = len.trailing_zeros();
         Site(offset as u32 | mapping.bits() << 12 | len << 24 | (write as u32) << 27 | (aligned as u32) << 28)
     }
@@ -90,6 +98,21 @@ impl JitState {
         }
     }
 
+    /// Forgets where pages in the lower half of the address space lead.
+    pub(crate) fn forget_lower_pages(&mut self) {
+        self.page_tags[MmuIndex::User as usize].fill(1);
+        if std::mem::take(&mut self.supervisor_lower) {
+            self.forget_pages();
+        }
+    }
+
+    /// Forgets where one page leads.
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        for tags in &mut self.page_tags {
+            tags[(linear >> 12) as usize % PAGES] = 1;
+        }
+    }
+
     /// Sends all indirect branches out.
     pub(crate) fn forget_targets(&mut self) {
         let miss = self.leave;
@@ -100,6 +123,7 @@ impl JitState {
 
     /// Notes that a linear page leads to contents `id`.
     pub(crate) fn note_page(&mut self, mmu: MmuIndex, page: u64, id: u32) {
+        self.supervisor_lower |= mmu != MmuIndex::User && page >> 63 == 0;
         let index = (page >> 12) as usize % PAGES;
         self.page_tags[mmu as usize][index] = page;
         self.page_ids[mmu as usize][index] = id;

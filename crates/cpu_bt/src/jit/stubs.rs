@@ -194,7 +194,8 @@ fn if_simd_loaded(e: &mut Emit, routine: u64) {
 
 /// Moves all vector registers and MXCSR between the register file and the host.
 fn simd(e: &mut Emit, avx: bool, load: bool) {
-    let (file, mxcsr) = (offset_of!(Cpu, regs) + offset_of!(Regs, ymm), offset_of!(Cpu, regs) + offset_of!(Regs, mxcsr));
+    let (file, mxcsr) =
+        (offset_of!(Cpu, regs) + offset_of!(Regs, ymm), offset_of!(Cpu, regs) + offset_of!(Regs, mxcsr));
     for number in 0..16u8 {
         let at = (file + 32 * number as usize) as i32;
         let modrm = [(number & 7) << 3 | 4, 0x25];

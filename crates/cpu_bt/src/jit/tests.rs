@@ -307,7 +307,10 @@ fn check(seed: u64) -> Option<String> {
     }
     let mut text = format!("seed {seed}: {outcome:?}\n");
     for (number, (a, b)) in a.gpr.iter().zip(b.gpr).enumerate().filter(|(_, (a, b))| **a != *b) {
-        text.push_str(&format!("{:?}: {a:#x} interpreted, {b:#x} translated\n", iced_x86::Register::RAX + number as u32));
+        text.push_str(&format!(
+            "{:?}: {a:#x} interpreted, {b:#x} translated\n",
+            iced_x86::Register::RAX + number as u32
+        ));
     }
     let at = left.iter().zip(&right).position(|(a, b)| a != b);
     text.push_str(&format!("flags {:#x} {:#x}, rip {:#x} {:#x}, vectors equal: {}, mxcsr {:#x} {:#x}, x87 equal: {}, memory from {at:x?}\n", a.rflags, b.rflags, a.rip, b.rip, a.ymm == b.ymm, a.mxcsr, b.mxcsr, a.x87 == b.x87));

@@ -110,7 +110,14 @@ impl Cpu {
 
     /// Follows the code from `start` on and decides how each instruction is done.
     fn collect(&mut self, page: &[u8; 4096], start: u16, key: Key) -> Trace {
-        let mut trace = Trace { steps: Vec::new(), lines: 0, end: start as u64, simd: false, live: liveness::ALL, loops: false };
+        let mut trace = Trace {
+            steps: Vec::new(),
+            lines: 0,
+            end: start as u64,
+            simd: false,
+            live: liveness::ALL,
+            loops: false,
+        };
         let mut decoder = Decoder::with_ip(64, page, 0, DecoderOptions::NONE);
         let mut at = start as u64;
         while trace.steps.len() < INSTRUCTIONS_MAX {
@@ -129,7 +136,8 @@ impl Cpu {
                 break;
             }
             trace.lines |= line_mask(at, insn.len() as u64);
-            trace.simd |= plan.as_ref().is_some_and(|plan| matches!(plan.class, PlanClass::Sse | PlanClass::Avx));
+            trace.simd |=
+                plan.as_ref().is_some_and(|plan| matches!(plan.class, PlanClass::Sse | PlanClass::Avx));
             let offset = at as u16;
             at += insn.len() as u64;
             trace.end = at;
@@ -270,8 +278,15 @@ fn has_string_operand(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|n| {
         matches!(
             insn.op_kind(n),
-            MemorySegSI | MemorySegESI | MemorySegRSI | MemorySegDI | MemorySegEDI | MemorySegRDI | MemoryESDI
-                | MemoryESEDI | MemoryESRDI
+            MemorySegSI
+                | MemorySegESI
+                | MemorySegRSI
+                | MemorySegDI
+                | MemorySegEDI
+                | MemorySegRDI
+                | MemoryESDI
+                | MemoryESEDI
+                | MemoryESRDI
         )
     })
 }
@@ -292,7 +307,12 @@ fn can_reencode(insn: &Instruction, plan: &Plan, key: Key) -> bool {
         return available;
     }
     // AH to BH cannot be encoded beside S0.
-    available && !high && reaches(insn) && plan.size <= 32 && plan.size.is_power_of_two() && !has_fixed_address(insn)
+    available
+        && !high
+        && reaches(insn)
+        && plan.size <= 32
+        && plan.size.is_power_of_two()
+        && !has_fixed_address(insn)
 }
 
 /// The forms of MOV with nothing but a 64-bit address.
@@ -300,8 +320,14 @@ fn has_fixed_address(insn: &Instruction) -> bool {
     use Code::*;
     matches!(
         insn.code(),
-        Mov_AL_moffs8 | Mov_AX_moffs16 | Mov_EAX_moffs32 | Mov_RAX_moffs64 | Mov_moffs8_AL | Mov_moffs16_AX
-            | Mov_moffs32_EAX | Mov_moffs64_RAX
+        Mov_AL_moffs8
+            | Mov_AX_moffs16
+            | Mov_EAX_moffs32
+            | Mov_RAX_moffs64
+            | Mov_moffs8_AL
+            | Mov_moffs16_AX
+            | Mov_moffs32_EAX
+            | Mov_moffs64_RAX
     )
 }
 
@@ -541,7 +567,10 @@ impl Translator {
             Register::GS => x86::state::seg::GS,
             _ => return,
         };
-        let at = offset_of!(Cpu, regs) + offset_of!(Regs, seg) + segment * size_of::<Segment>() + offset_of!(Segment, base);
+        let at = offset_of!(Cpu, regs)
+            + offset_of!(Regs, seg)
+            + segment * size_of::<Segment>()
+            + offset_of!(Segment, base);
         self.e.gs_load(S1, at as i32);
         self.e.lea(true, S0, Some(S0), Some((S1, 0)), 0);
     }
@@ -630,8 +659,13 @@ impl Translator {
         if memory {
             self.address(insn);
             let aligned = plan.align as usize >= plan.size as usize && plan.align > 1;
-            let site =
-                Site::new(step.offset, self.mapping, plan.size as usize, plan.memory != Memory::Read, aligned);
+            let site = Site::new(
+                step.offset,
+                self.mapping,
+                plan.size as usize,
+                plan.memory != Memory::Read,
+                aligned,
+            );
             let keep = liveness::before(insn, step.live) != 0;
             self.look_up(site, keep, after);
             new.set_memory_base(host_register(8, S0));

@@ -38,8 +38,8 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn write<T: Int>(&mut self, linear: u64, value: T) -> Result<()> {
         match self.tlb.lookup_write(self.mode.data, linear, T::BYTES) {
-            // SAFETY: a TLB entry maps a whole page of RAM.
             Some(ptr) => {
+                // SAFETY: a TLB entry maps a whole page of RAM.
                 unsafe { T::store(ptr, value) };
                 Ok(())
             }
@@ -132,18 +132,6 @@ impl Cpu {
             self.code_modified |= self.ram.is_code_watched(gpa);
             self.ram.report_write(gpa, len as u64);
         }
-    }
-
-    // ---- implicit accesses: descriptor tables, task state, interrupt frames ----
-
-    /// Reads with supervisor privilege whatever the present one is.
-    pub(crate) fn read_implicit<T: Int>(&mut self, linear: u64) -> Result<T> {
-        self.read_slow(linear, self.implicit_mmu())
-    }
-
-    /// Writes with supervisor privilege whatever the present one is.
-    pub(crate) fn write_implicit<T: Int>(&mut self, linear: u64, value: T) -> Result<()> {
-        self.write_slow(linear, value, self.implicit_mmu())
     }
 
     // ---- the slow way ----

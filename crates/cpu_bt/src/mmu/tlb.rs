@@ -42,6 +42,17 @@ pub(crate) struct FetchEntry {
     pub(crate) gpa: u64,
 }
 
+/// What is left after dropping translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nothing.
+    Nothing,
+    /// Of code pages, those in the upper half of the address space.
+    UpperCode,
+    /// Everything but one page.
+    OtherPages,
+}
+
 const NONE: Entry = Entry { page: EMPTY, host: 0 };
 const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
 
@@ -56,6 +67,8 @@ pub(crate) struct Tlb {
     /// Linear addresses between which large pages were entered, page by page: in the lower half of the
     /// address space and in the upper.
     large: [(u64, u64); 2],
+    /// Code was fetched from a page in the upper half that is not global.
+    local_upper_code: bool,
 }
 
 const NO_LARGE: (u64, u64) = (u64::MAX, 0);
@@ -68,6 +81,7 @@ impl Tlb {
             fetch: [NO_FETCH; FETCH_ENTRIES],
             has_local: [false; 3],
             large: [NO_LARGE; 2],
+            local_upper_code: false,
         }
     }
 
@@ -82,7 +96,7 @@ impl Tlb {
         let entry = &self.read[mmu as usize][Tlb::index(linear)];
         // The page of the last byte is compared, so an access across pages misses.
         let page = linear.wrapping_add(len as u64 - 1) & !0xfff;
-        (entry.page == page).then(|| (entry.host | linear & 0xfff) as *const u8)
+        (entry.page == page).then_some((entry.host | linear & 0xfff) as *const u8)
     }
 
     /// Host address for writing `len` bytes, if they lie in one cached page.
@@ -90,7 +104,7 @@ impl Tlb {
     pub(crate) fn lookup_write(&self, mmu: MmuIndex, linear: u64, len: usize) -> Option<*mut u8> {
         let entry = &self.write[mmu as usize][Tlb::index(linear)];
         let page = linear.wrapping_add(len as u64 - 1) & !0xfff;
-        (entry.page == page).then(|| (entry.host | linear & 0xfff) as *mut u8)
+        (entry.page == page).then_some((entry.host | linear & 0xfff) as *mut u8)
     }
 
     /// Enters a page.
@@ -118,7 +132,8 @@ impl Tlb {
         (entry.page == linear & !0xfff && entry.user == user).then_some(entry.gpa)
     }
 
-    pub(crate) fn insert_fetch(&mut self, linear: u64, user: bool, gpa: u64) {
+    pub(crate) fn insert_fetch(&mut self, linear: u64, user: bool, gpa: u64, global: bool) {
+        self.local_upper_code |= !global && linear >> 63 != 0;
         let entry = FetchEntry { page: linear & !0xfff, user, gpa: gpa & !0xfff };
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = entry;
     }
@@ -136,23 +151,34 @@ impl Tlb {
         }
         self.fetch.fill(NO_FETCH);
         self.large = [NO_LARGE; 2];
+        self.local_upper_code = false;
     }
 
     /// Drops everything but arrays with global pages only.
-    pub(crate) fn flush_local(&mut self) {
+    pub(crate) fn flush_local(&mut self) -> Left {
         for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
             if self.has_local[mmu as usize] {
                 self.clear(mmu);
             }
         }
-        self.fetch.fill(NO_FETCH);
+        // The kernel's code is global, and it would be a pity to look all of it up again.
+        if self.local_upper_code {
+            self.local_upper_code = false;
+            self.fetch.fill(NO_FETCH);
+            return Left::Nothing;
+        }
+        for entry in self.fetch.iter_mut().filter(|entry| entry.page >> 63 == 0) {
+            *entry = NO_FETCH;
+        }
+        Left::UpperCode
     }
 
     /// Drops one page, of whatever size it is.
-    pub(crate) fn flush_page(&mut self, linear: u64) {
+    pub(crate) fn flush_page(&mut self, linear: u64) -> Left {
         let large = self.large[(linear >> 63) as usize];
         if (large.0..=large.1).contains(&linear) {
-            return self.flush_all();
+            self.flush_all();
+            return Left::Nothing;
         }
         let page = linear & !0xfff;
         for entries in self.read.iter_mut().chain(&mut self.write) {
@@ -162,6 +188,7 @@ impl Tlb {
             }
         }
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = NO_FETCH;
+        Left::OtherPages
     }
 
     /// Drops all permissions to write without report.
@@ -176,21 +203,35 @@ impl Cpu {
     /// Forgets all translations of linear addresses.
     pub(crate) fn flush_tlb_all(&mut self) {
         self.tlb.flush_all();
-        self.blocks.forget_addresses();
-        self.jit.forget_pages();
+        self.forget_code_addresses(Left::Nothing, 0);
     }
 
     /// Forgets the translations of pages that are not global: what a move to CR3 does.
     pub(crate) fn flush_tlb_local(&mut self) {
-        self.tlb.flush_local();
-        self.blocks.forget_addresses();
-        self.jit.forget_pages();
+        let left = self.tlb.flush_local();
+        self.forget_code_addresses(left, 0);
     }
 
     /// Forgets the translation of the page of `linear`.
     pub(crate) fn flush_tlb_page(&mut self, linear: u64) {
-        self.tlb.flush_page(linear);
-        self.blocks.forget_addresses();
-        self.jit.forget_pages();
+        let left = self.tlb.flush_page(linear);
+        self.forget_code_addresses(left, linear);
+    }
+
+    fn forget_code_addresses(&mut self, left: Left, linear: u64) {
+        match left {
+            Left::Nothing => {
+                self.blocks.forget_addresses();
+                self.jit.forget_pages();
+            }
+            Left::UpperCode => {
+                self.blocks.forget_half(0);
+                self.jit.forget_lower_pages();
+            }
+            Left::OtherPages => {
+                self.blocks.forget_half(linear);
+                self.jit.forget_page(linear);
+            }
+        }
     }
 }

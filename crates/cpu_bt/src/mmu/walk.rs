@@ -169,7 +169,10 @@ impl Cpu {
             (MmuIndex::User, Access::Read) => rights.user,
             (MmuIndex::User, Access::Write) => rights.user && rights.writable,
             (MmuIndex::User, Access::Fetch) => rights.user && !rights.no_execute,
-            (_, Access::Fetch) => !rights.no_execute && !(rights.user && self.sys.cr4 & cr4::SMEP != 0),
+            (_, Access::Fetch) => {
+                let smep = self.sys.cr4 & cr4::SMEP != 0;
+                !rights.no_execute && (!rights.user || !smep)
+            }
             // Index `Kernel` is used exactly when SMAP forbids user pages or for implicit accesses.
             (MmuIndex::Kernel, _) if rights.user && self.sys.cr4 & cr4::SMAP != 0 => false,
             (_, Access::Read) => true,
