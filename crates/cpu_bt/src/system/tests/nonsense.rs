@@ -144,7 +144,7 @@ fn scramble(machine: &mut Machine, random: &mut Random) {
 
 #[test]
 fn random_system_code_does_no_harm() {
-    let mut random = Random(std::env::var("SEED").map_or(0x9e37_79b9_7f4a_7c15, |s| s.parse().unwrap()));
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for _ in 0..400 {
         let vendor = if random.below(2) == 0 { Vendor::Intel } else { Vendor::Amd };
         let start = random.start();
@@ -178,7 +178,7 @@ fn random_system_code_does_no_harm() {
 
 #[test]
 fn random_states_are_refused_or_execute() {
-    let mut random = Random(std::env::var("SEED").map_or(0x1234_5678_9abc_def1, |s| s.parse().unwrap()));
+    let mut random = Random(0x1234_5678_9abc_def1);
     let mut accepted = 0;
     for _ in 0..600 {
         let start = random.start();
@@ -223,7 +223,9 @@ fn spoil(state: &mut CpuState, random: &mut Random) {
         16 => state.msrs.push((value as u32, random.number())),
         17 => {
             let len = state.xsave.len() as u64;
-            state.xsave[random.below(len) as usize] = value as u8;
+            if len > 0 {
+                state.xsave[random.below(len) as usize] = value as u8;
+            }
         }
         18 => state.xsave.truncate(random.below(900) as usize),
         19 => state.lapic.base = value,
