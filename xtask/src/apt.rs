@@ -1,5 +1,7 @@
 //! Host packages: which are missing, and how to get them.
 
+use std::process::Stdio;
+
 use anyhow::{Context, Result, bail};
 
 use crate::host;
@@ -54,7 +56,9 @@ pub(crate) fn ensure(groups: &[&[Need]]) -> Result<()> {
         host::run(
             host::command(["apt-get", "install", "--yes", "--no-install-recommends", "-qq"])
                 .args(&missing)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                // Two lines for each package, which nobody reads; errors go elsewhere.
+                .stdout(Stdio::null()),
         )
     };
     // A fresh machine has no package lists at all, an older one may have stale ones.

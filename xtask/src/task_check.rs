@@ -36,6 +36,14 @@ pub(crate) fn check(steps: &mut Steps, workspace: &Workspace) {
     });
     steps.step("layers", layers::check);
     steps.step("lints", || {
-        host::run(host::cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+        host::run(host::cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--keep-going",
+            "--",
+            "--deny",
+            "warnings",
+        ]))
     });
 }
