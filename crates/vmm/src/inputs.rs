@@ -73,6 +73,14 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// Starts to write what the guest writes.
+    ///
+    /// # Errors
+    /// When the host refuses another thread.
+    pub fn start(&mut self) -> io::Result<()> {
+        self.outputs.iter_mut().try_for_each(Output::start)
+    }
+
     /// Leaves new files in place: the machine has come to life.
     pub fn keep_files(&mut self) {
         self.new_files.drain(..).for_each(Made::keep);
@@ -265,8 +273,7 @@ fn open_output(device: &CharDevice, name: &str, lines: &mut Lines) -> Result<Box
             file
         }
     };
-    let output = Output::start(name, file)
-        .map_err(|e| Error::host("a thread for output cannot be started").with_source(e))?;
+    let output = Output::new(name, file);
     let writer = output.writer();
     lines.outputs.push(output);
     Ok(Box::new(writer))

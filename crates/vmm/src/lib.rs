@@ -26,6 +26,7 @@ pub mod inputs;
 pub mod log;
 pub mod machine;
 pub mod program;
+pub mod sandbox;
 pub mod signals;
 pub mod spec;
 pub mod state;

@@ -5,10 +5,11 @@ use crate::control::{Handler, Listener, Server};
 use crate::controller::{Controller, Ended, Event, Parts};
 use crate::inputs::{self, Lines};
 use crate::machine::{GuestEvents, Machine};
+use crate::sandbox::Needs;
 use crate::spec::VmSpec;
 use crate::terminal::{CharSink, Input, RawMode, Wake};
 use crate::vcpu::Gate;
-use crate::{Error, ErrorKind, engines, signals};
+use crate::{Error, ErrorKind, engines, sandbox, signals};
 use api::worker::config::CharDevice;
 use api::worker::exit;
 use clap::Parser;
@@ -52,6 +53,11 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     let engine = engines::choose(spec.engine, engines::all())?;
     let (inputs, mut lines) = inputs::open(&spec)?;
     let control = spec.control.as_deref().map(Listener::bind).transpose()?;
+    // Nothing more is opened, and no other thread exists yet.
+    if spec.sandbox {
+        sandbox::enter(&needs(&spec))?;
+    }
+    lines.start().map_err(thread)?;
 
     let (sender, events) = channel();
     let gate = Arc::new(Gate::default());
@@ -75,7 +81,6 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
             started,
         },
     )?;
-    let thread = |e: io::Error| Error::host("a thread cannot be started").with_source(e);
     let on_signal = sender.clone();
     signals.start(move |signal| drop(on_signal.send(Event::Signal(signal)))).map_err(thread)?;
     let server = control.map(|control| serve(control, sender.clone())).transpose().map_err(thread)?;
@@ -89,6 +94,19 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     lines.finish();
     drop(raw_mode);
     Ok(ended)
+}
+
+fn thread(e: io::Error) -> Error {
+    Error::host("a thread cannot be started").with_source(e)
+}
+
+/// What of the host's files the machine still needs when it runs.
+fn needs(spec: &VmSpec) -> Needs {
+    let vsock = spec.vsock.as_ref().map(|vsock| vsock.socket.clone());
+    Needs {
+        removed: spec.control.iter().cloned().chain(vsock).collect(),
+        name_servers: !spec.nets.is_empty(),
+    }
 }
 
 fn serve(control: Listener, sender: Sender<Event>) -> io::Result<Server> {

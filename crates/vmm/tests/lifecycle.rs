@@ -237,7 +237,8 @@ fn prepare(
     let mut config = folder.config();
     change(&mut config, &folder);
     let spec = VmSpec::try_from(config).unwrap();
-    let (inputs, lines) = vmm::inputs::open(&spec).unwrap();
+    let (inputs, mut lines) = vmm::inputs::open(&spec).unwrap();
+    lines.start().unwrap();
     let (sender, events) = channel();
     let gate = Arc::new(Gate::default());
     let to_controller = sender.clone();

@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Output {
     shared: Arc<Shared>,
+    name: String,
+    /// Until the thread has it.
+    file: Option<File>,
 }
 
 /// Where a device writes to.
@@ -51,15 +54,21 @@ struct State {
 }
 
 impl Output {
-    /// Starts the thread that writes to `file`.
+    /// Prepares to write to `file`. What is written waits until [`Output::start`].
+    pub fn new(name: &str, file: File) -> Output {
+        Output { shared: Arc::default(), name: name.to_owned(), file: Some(file) }
+    }
+
+    /// Starts the thread; nothing happens when it runs already.
     ///
     /// # Errors
     /// When the host refuses another thread.
-    pub fn start(name: &str, file: File) -> io::Result<Output> {
-        let shared = Arc::new(Shared::default());
-        let for_thread = shared.clone();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || for_thread.run(file))?;
-        Ok(Output { shared })
+    pub fn start(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.take() {
+            let shared = self.shared.clone();
+            std::thread::Builder::new().name(self.name.clone()).spawn(move || shared.run(file))?;
+        }
+        Ok(())
     }
 
     /// A writer for a device.
@@ -75,6 +84,9 @@ impl Output {
     /// Waits until everything is written, but not longer than `patience`, and ends the thread. What is
     /// written later is dropped.
     pub fn finish(self, patience: Duration) {
+        if self.file.is_some() {
+            return;
+        }
         let mut state = self.shared.lock();
         state.closed = true;
         self.shared.work.notify_all();
@@ -184,7 +196,8 @@ mod tests {
     #[test]
     fn everything_arrives_in_order_even_when_more_than_the_buffer() {
         let (mut reader, writer) = pipe();
-        let output = Output::start("test", writer).unwrap();
+        let mut output = Output::new("test", writer);
+        output.start().unwrap();
         let text: Vec<u8> = (0..BUFFER_SIZE * 3).map(|i| (i % 251) as u8).collect();
         let expected = text.clone();
         let reading = std::thread::spawn(move || {
@@ -204,7 +217,8 @@ mod tests {
     #[test]
     fn a_reader_that_does_not_read_costs_a_wait_and_then_only_text() {
         let (reader, writer) = pipe();
-        let output = Output::start("test", writer).unwrap();
+        let mut output = Output::new("test", writer);
+        output.start().unwrap();
         let mut to = output.writer();
         // Pipe, thread and buffer hold a part; all else is dropped after one wait.
         for _ in 0..64 {
@@ -219,7 +233,8 @@ mod tests {
     fn a_reader_that_is_gone_is_no_error() {
         let (reader, writer) = pipe();
         drop(reader);
-        let output = Output::start("test", writer).unwrap();
+        let mut output = Output::new("test", writer);
+        output.start().unwrap();
         let mut to = output.writer();
         for _ in 0..10 {
             to.write_all(&[1; BUFFER_SIZE]).unwrap();
