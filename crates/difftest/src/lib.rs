@@ -14,6 +14,10 @@
 //! ```
 //!
 //! The host is right by definition. Everything is derived from a seed, so a failure can be repeated.
+//! The tests run a bounded number of cases; `DIFFTEST_FULL=1` runs many more, and `DIFFTEST_SEED`,
+//! `DIFFTEST_CASES` and `DIFFTEST_FILTER` (parts of opcode names) choose others. What may differ, and
+//! why, is said where it is tolerated, in `suite` and `compare`.
+//!
 //! [`fuzzing`] feeds arbitrary bytes to the engine, in all modes, without an oracle: it must survive.
 
 mod case;

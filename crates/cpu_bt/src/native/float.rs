@@ -31,7 +31,8 @@ pub(super) fn any_unmasked(mxcsr: u32) -> bool {
 
 /// MXCSR for the host function: the guest's, with everything masked and no flag set.
 pub(super) fn set_image_mxcsr(regs: &mut Regs, value: u32) {
-    regs.fx[IMAGE_MXCSR..IMAGE_MXCSR + 4].copy_from_slice(&value.to_le_bytes());
+    // Reserved bits are refused wherever MXCSR is loaded; on the host they would fault.
+    regs.fx[IMAGE_MXCSR..IMAGE_MXCSR + 4].copy_from_slice(&(value & MXCSR_MASK).to_le_bytes());
 }
 
 fn image_flags(regs: &Regs) -> u32 {

@@ -184,9 +184,10 @@ pub(super) fn invoke(cpu: &mut Cpu, op: &Op, stub: &Stub, memory: *mut u8, arith
         }
     }
     let ignored = unmasked(&cpu.regs);
-    if ignored != 0 {
-        let status = word(&cpu.regs, image::STATUS) & !(ignored | SUMMARY);
-        set_word(&mut cpu.regs, image::STATUS, status);
+    // The host must not find anything pending, not even a summary without a cause.
+    let status = word(&cpu.regs, image::STATUS);
+    if status & SUMMARY != 0 || ignored != 0 {
+        set_word(&mut cpu.regs, image::STATUS, status & !(ignored | SUMMARY));
     }
     let result = match stub.mxcsr {
         true => float::invoke(cpu, stub, memory),
