@@ -57,7 +57,8 @@ impl Cpu {
         if watched || self.shadow || self.regs.flag(rflags::TF) {
             return self.step_single(watched);
         }
-        if self.vm.translate && self.mode.is_64() {
+        // Translations distinguish the supervisor from the user, not rings 1 and 2.
+        if self.vm.translate && self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) {
             match self.run_translated() {
                 Ok(true) => return,
                 Ok(false) => {}

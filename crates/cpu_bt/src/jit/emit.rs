@@ -173,6 +173,29 @@ impl Emit {
         self.gs_indexed(true, &[0x03], reg, index, displacement);
     }
 
+    /// `or reg, gs:[displacement]`
+    pub(crate) fn gs_or(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(true, &[0x0b], reg, displacement);
+    }
+
+    /// `or dword gs:[displacement], imm`
+    pub(crate) fn gs_or32_imm(&mut self, displacement: i32, value: u32) {
+        self.gs_op(false, &[0x81], 1, displacement);
+        self.imm32(value as i32);
+    }
+
+    /// `and dword gs:[displacement], imm`
+    pub(crate) fn gs_and32_imm(&mut self, displacement: i32, value: u32) {
+        self.gs_op(false, &[0x81], 4, displacement);
+        self.imm32(value as i32);
+    }
+
+    /// `pushfq; pop reg`; R8 or higher. The stack is the host's.
+    pub(crate) fn host_flags_to(&mut self, reg: u8) {
+        debug_assert!(reg >= 8);
+        self.bytes(&[0x9c, 0x41, 0x58 | reg & 7]);
+    }
+
     /// `cmp reg, gs:[displacement]`
     pub(crate) fn gs_cmp(&mut self, reg: u8, displacement: i32) {
         self.gs_op(true, &[0x3b], reg, displacement);
@@ -435,13 +458,17 @@ mod tests {
     #[test]
     fn a_decoder_reads_what_was_meant() {
         type Case = (fn(&mut Emit), &'static str);
-        let cases: [Case; 32] = [
+        let cases: [Case; 36] = [
             (|e| e.gs_load(14, 0x40), "mov r14,gs:[40h]"),
             (|e| e.gs_store(0x40, 3), "mov gs:[40h],rbx"),
             (|e| e.gs_store_imm32(0x40, 7), "mov dword ptr gs:[40h],7"),
             (|e| e.gs_test32(13, 0x40), "test gs:[40h],r13d"),
             (|e| e.gs_cmp8_imm(0x40, 1), "cmp byte ptr gs:[40h],1"),
             (|e| e.gs_cmp(14, 0x40), "cmp r14,gs:[40h]"),
+            (|e| e.gs_or(13, 0x40), "or r13,gs:[40h]"),
+            (|e| e.gs_or32_imm(0x40, 0x200), "or dword ptr gs:[40h],200h"),
+            (|e| e.gs_and32_imm(0x40, !1), "and dword ptr gs:[40h],0FFFFFFFEh"),
+            (|e| e.host_flags_to(13), "pushfq; pop r13"),
             (|e| e.gs_sub_indexed(14, 13, 0x400), "sub r14,gs:[r13+400h]"),
             (|e| e.gs_add_indexed(14, 13, 0x400), "add r14,gs:[r13+400h]"),
             (|e| e.gs_load_scaled(14, 13, 3, 0x400), "mov r14,gs:[r13*8+400h]"),

@@ -43,7 +43,7 @@ impl Cpu {
 
     fn enter_translated(&mut self, code: u64, linear: u64) {
         self.jit.poll_mask = !self.deferred();
-        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
+        self.split_flags();
         self.jit.exit = NO_EXIT;
         let enter = self.jit.enter;
         // SAFETY: `enter` is the generated routine with this signature; `code` is a trace in the same
@@ -55,7 +55,18 @@ impl Cpu {
             enter(code, linear, self);
         }
         self.jit.simd_loaded = 0;
-        self.regs.rflags = self.regs.rflags & !rflags::STATUS | self.jit.flags & rflags::STATUS;
+        self.join_flags();
+    }
+
+    /// RFLAGS as translated code keeps them.
+    fn split_flags(&mut self) {
+        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
+        self.jit.system_flags = self.regs.rflags & !rflags::STATUS;
+    }
+
+    /// RFLAGS from what translated code left.
+    fn join_flags(&mut self) {
+        self.regs.rflags = self.jit.system_flags | self.jit.flags & rflags::STATUS;
     }
 
     /// Finds the translation of the present instruction, or makes it when its block is hot.
@@ -130,7 +141,7 @@ impl Cpu {
     fn settle(&mut self) -> u64 {
         let site = Site(self.jit.site);
         site.mapping().to_file(&self.jit.host, &mut self.regs);
-        self.regs.rflags = self.regs.rflags & !rflags::STATUS | self.jit.flags & rflags::STATUS;
+        self.join_flags();
         let linear = self.jit.page.wrapping_add(site.offset());
         self.regs.r[RIP] = linear;
         linear
@@ -154,7 +165,7 @@ impl Cpu {
                 }
             })
         });
-        self.jit.flags = self.regs.rflags & rflags::STATUS | rflags::FIXED;
+        self.split_flags();
         match result {
             Ok((Flow::Next, false))
                 if !self.code_modified && self.exit.is_none() && self.blocks.forgotten() == forgotten =>

@@ -19,6 +19,8 @@ pub(crate) struct JitState {
     pub(crate) signals: *const u32,
     /// The requests that end a trace now.
     pub(crate) poll_mask: u32,
+    /// RFLAGS without the status flags, which are the host's.
+    pub(crate) system_flags: u64,
     /// Which instruction calls a helper: see [`Site`].
     pub(crate) site: u32,
     /// The exit that was taken, if it can be linked.

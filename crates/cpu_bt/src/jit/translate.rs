@@ -14,6 +14,7 @@ use crate::mmu::tlb::{Entry, MmuIndex, Tlb};
 use crate::native;
 use crate::native::classify::{Class as PlanClass, Memory, Plan};
 use crate::regs::{RSP, Regs};
+use crate::signals::signal;
 use crate::vm::line_mask;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic as M, OpCodeOperandKind,
@@ -21,6 +22,7 @@ use iced_x86::{
 };
 use std::mem::offset_of;
 use x86::Segment;
+use x86::reg::rflags;
 
 /// Most instructions in a trace.
 const INSTRUCTIONS_MAX: usize = 64;
@@ -163,6 +165,13 @@ impl Cpu {
                 }
             }
         }
+        // STI holds interrupts off for one instruction more, so that has to be in the trace too.
+        while let Some(last) = trace.steps.last()
+            && last.insn.mnemonic() == M::Sti
+        {
+            trace.end = last.offset as u64;
+            trace.steps.pop();
+        }
         // Twice: what matters at the head is known only after the first time.
         let mut at_head = liveness::ALL;
         for _ in 0..2 {
@@ -195,6 +204,10 @@ impl Cpu {
             return simple(Way::Nothing);
         }
         let class = self.classify(insn);
+        let supervisor = key.mmu() != MmuIndex::User;
+        if matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq) && supervisor {
+            return simple(Way::Special);
+        }
         if class == Class::System || has_string_operand(insn) {
             return simple(Way::Depart);
         }
@@ -739,6 +752,9 @@ impl Translator {
             M::Push => self.push(step),
             M::Pop => self.pop(step),
             M::Leave => self.leave(step),
+            M::Cli => self.set_interrupts(step, false),
+            M::Sti => self.set_interrupts(step, true),
+            M::Pushfq => self.push_flags(step),
             M::Ret => {
                 let after = self.e.label();
                 self.stack_read(step, after);
@@ -819,9 +835,13 @@ impl Translator {
 
     /// Leaves the host address of the eight bytes below the stack pointer in S0.
     fn stack_write(&mut self, step: &Step, after: Label) {
+        self.stack_write_keeping(step, step.live, after);
+    }
+
+    fn stack_write_keeping(&mut self, step: &Step, live: u32, after: Label) {
         self.e.lea_disp32(S0, host::R15, -8);
         let site = Site::new(step.offset, self.mapping, 8, true, false);
-        self.look_up(site, step.live != 0, after);
+        self.look_up(site, live != 0, after);
     }
 
     fn push(&mut self, step: &Step) {
@@ -833,6 +853,44 @@ impl Translator {
                 self.e.store64(S0, register);
             }
             _ => self.e.store64_imm(S0, step.insn.immediate(0) as i32),
+        }
+        self.e.lea_disp32(host::R15, host::R15, -8);
+        self.e.bind(after);
+    }
+
+    /// CLI and STI of a supervisor: RFLAGS.IF, and whether interrupts end traces.
+    fn set_interrupts(&mut self, step: &Step, enable: bool) {
+        let keep = step.live != 0;
+        if keep {
+            self.save_flags();
+        }
+        let (flag, request) = (rflags::IF as u32, signal::INTERRUPT);
+        if enable {
+            self.e.gs_or32_imm(jit!(system_flags), flag);
+            self.e.gs_or32_imm(jit!(poll_mask), request);
+        } else {
+            self.e.gs_and32_imm(jit!(system_flags), !flag);
+            self.e.gs_and32_imm(jit!(poll_mask), !request);
+        }
+        if keep {
+            self.restore_flags();
+        }
+    }
+
+    /// PUSHFQ of a supervisor.
+    fn push_flags(&mut self, step: &Step) {
+        let after = self.e.label();
+        self.stack_write_keeping(step, liveness::ALL, after);
+        self.e.host_flags_to(S1);
+        let keep = step.live != 0;
+        if keep {
+            self.save_flags();
+        }
+        self.e.and32_imm(S1, rflags::STATUS as u32);
+        self.e.gs_or(S1, jit!(system_flags));
+        self.e.store64(S0, S1);
+        if keep {
+            self.restore_flags();
         }
         self.e.lea_disp32(host::R15, host::R15, -8);
         self.e.bind(after);
