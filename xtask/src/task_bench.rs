@@ -10,7 +10,7 @@ use crate::{apt, host, task_test};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: boot, cpu; everything if none is named
+    /// What to measure: boot, cpu, jobs; everything if none is named
     #[arg(value_name = "BENCH")]
     benches: Vec<String>,
     /// Runs of each subject; the middle one counts
@@ -19,6 +19,12 @@ pub(crate) struct Args {
     /// Programs to measure, of bt, kvm and qemu
     #[arg(long, default_value = "bt,qemu", value_name = "LIST")]
     programs: String,
+    /// cpu: parts of names of rows, with commas between; others are left out
+    #[arg(long, value_name = "LIST")]
+    rows: Option<String>,
+    /// cpu: one short round
+    #[arg(long)]
+    quick: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -26,8 +32,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     let guests = guests::ensure(&workspace, Freshness::Cached)?;
     task_test::build_worker()?;
+    let workloads = guests::workloads::build(&workspace, &guests)?;
     let mut harness = host::cargo();
     harness.args(["run", "--quiet", "--package", "vm_test", "--", "bench"]);
+    harness.env("ARNIA_WORKLOADS", workloads);
+    if let Some(rows) = &args.rows {
+        harness.args(["--rows", rows]);
+    }
+    if args.quick {
+        harness.arg("--quick");
+    }
     harness.args(["--runs", &args.runs.to_string(), "--programs", &args.programs, "--output"]);
     harness.arg(workspace.root().join("benches/results")).args(&args.benches);
     let status = task_test::with_harness_paths(&mut harness, &workspace, &guests).status()?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::guests::{self, Freshness, Guests};
 use crate::steps::{Steps, cargo_test};
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, given_worker};
 use crate::{apt, host, task_fuzz};
 
 #[derive(clap::Args)]
@@ -44,34 +44,43 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(steps.finish())
 }
 
-/// All tests that need no guest.
+/// All tests that need no guest, but for those of the harness, which come with the boot tests.
 pub(crate) fn unit_tests(steps: &mut Steps) {
     steps.tests("unit tests", || {
         // One failing crate must not hide the others' results.
-        cargo_test(host::cargo().args(["test", "--workspace", "--no-fail-fast"]))
+        cargo_test(host::cargo().args(["test", "--workspace", "--exclude", "vm_test", "--no-fail-fast"]))
     });
 }
 
 /// The tests that boot guests, under the worker as users get it.
 pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>) {
-    let mut ready = None;
+    let (mut ready, mut workloads) = (None, None);
     let prepared = steps.step("guests and worker", || {
         apt::ensure(&[apt::QEMU])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         build_worker()?;
+        workloads = Some(guests::workloads::build(workspace, &guests)?);
         ready = Some(guests);
         Ok(())
     });
     let Some(guests) = ready.filter(|_| prepared) else { return };
     steps.tests("boot tests", || {
         let mut test = host::cargo();
-        test.args(["test", "--package", "vm_test", "--test", "boot", "--"]).args(name);
+        test.args(["test", "--package", "vm_test", "--no-fail-fast"]);
+        if let Some(name) = name {
+            test.args(["--test", "boot", "--", name]);
+        }
+        test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
     });
 }
 
-/// Builds the worker optimised: a CPU engine in software is of no use otherwise.
+/// Builds the worker optimised: a CPU engine in software is of no use otherwise. One that the
+/// environment names is taken as it is.
 pub(crate) fn build_worker() -> Result<()> {
+    if given_worker().is_some() {
+        return Ok(());
+    }
     host::run(host::cargo().args(["build", "--release", "--package", "vmm", "--bin", "arnia-vmm"]))
 }
 

@@ -36,10 +36,15 @@ impl Workspace {
         self.root.join(".cache")
     }
 
-    /// The worker as `cargo build --release` leaves it.
+    /// The worker: the one that `ARNIA_VMM` names, or else as `cargo build --release` leaves it.
     pub(crate) fn worker(&self) -> PathBuf {
-        self.target.join("release/arnia-vmm")
+        given_worker().unwrap_or_else(|| self.target.join("release/arnia-vmm"))
     }
+}
+
+/// A worker that is already built, if the environment names one (`ARNIA_VMM`).
+pub(crate) fn given_worker() -> Option<PathBuf> {
+    std::env::var_os("ARNIA_VMM").map(PathBuf::from)
 }
 
 /// The workspace's own packages, without what they depend on from outside.

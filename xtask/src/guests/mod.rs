@@ -16,6 +16,7 @@ mod debian;
 mod kernel;
 mod packages;
 mod recipe;
+pub(crate) mod workloads;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

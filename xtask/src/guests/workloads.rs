@@ -25,7 +25,16 @@ pub(crate) fn build(workspace: &Workspace, guests: &Guests) -> Result<PathBuf> {
     // A folder of its own, so that the other flags do not make cargo build everything else again.
     let target = workspace.target().join("workloads");
     let mut cargo = host::cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "workloads", "--target", TARGET, "--target-dir"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "workloads",
+        "--target",
+        TARGET,
+        "--target-dir",
+    ]);
     host::run(cargo.arg(&target).env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
 
     let folder = target.join("guest");
