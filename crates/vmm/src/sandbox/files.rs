@@ -30,6 +30,9 @@ fn try_restrict(needs: &Needs) -> Result<RestrictionStatus, RulesetError> {
         .handle_access(AccessFs::from_all(ABI_USED))?
         .scope(Scope::from_all(ABI_USED))?
         .create()?;
+    // What it can learn of itself: how long its threads had to wait for a processor, which guests are told
+    // as stolen time.
+    rules = allow(rules, Path::new("/proc/self"), AccessFs::ReadFile.into())?;
     if needs.name_servers {
         // The file itself, so that nothing else of /etc can be read; and where it leads to, which programs
         // that manage networks replace as a whole.

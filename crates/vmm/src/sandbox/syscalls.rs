@@ -126,6 +126,9 @@ const IOCTLS: [u64; 9] = [
     libc::FIONBIO,
 ];
 
+/// `arch_prctl` codes (asm/prctl.h): the base of GS, by which translated code finds its state.
+const ARCH_PRCTLS: [u64; 2] = [0x1001, 0x1004];
+
 /// `prctl` options: a thread's name, and a mapping's.
 const PRCTLS: [i32; 2] = [libc::PR_SET_NAME, 0x5356_4d41];
 
@@ -175,6 +178,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     };
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS.map(|option| option as u64))?);
+    rules.insert(libc::SYS_arch_prctl, one_of(0, &ARCH_PRCTLS)?);
     rules.insert(libc::SYS_clone3, Vec::new());
     // A signal to itself, as abort() sends.
     rules.insert(libc::SYS_tgkill, one_of(0, &[std::process::id() as u64])?);
