@@ -87,6 +87,12 @@ impl Guest {
         }
     }
 
+    /// Another initramfs or initrd.
+    pub fn initrd(mut self, path: &Path) -> Self {
+        self.initrd = path.to_owned();
+        self
+    }
+
     /// The number of CPUs.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
@@ -238,7 +244,7 @@ impl Guest {
         let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
         option("-machine", "q35,memory-backend=ram".into());
         option("-object", format!("memory-backend-memfd,id=ram,size={}M", self.memory_mib).into());
-        option("-accel", "tcg,thread=multi".into());
+        option("-accel", "tcg,thread=multi,tb-size=512".into());
         // All that its translator offers, but for what no engine of ours has either: page tables of
         // five levels, and hardware virtualization inside the guest.
         option("-cpu", "max,-la57,-svm".into());

@@ -18,6 +18,7 @@
 //!   beside it for comparison and as a check of the harness itself.
 //! - [`Guest`]: a machine to be; [`Vm`]: the running one. Dropping a [`Vm`] ends it.
 //! - [`Console`] and [`Shell`]: waiting for what the guest prints, and having it run commands.
+//! - [`workloads::Workloads`]: a program that does the same on the host and in guests.
 //! - [`Suite`]: tests over engines and numbers of CPUs, with skips that are seen.
 //!
 //! Nothing waits without a bound ([`Patience`]), and whatever a run printed is kept in its folder.
@@ -37,6 +38,7 @@ mod program;
 mod shell;
 mod suite;
 mod vm;
+pub mod workloads;
 
 pub use artifacts::{Artifacts, copy_sparse};
 pub use console::Console;

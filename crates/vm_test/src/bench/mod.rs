@@ -3,13 +3,15 @@
 
 mod boot;
 mod cpu;
+mod jobs;
 mod process;
+mod ratios;
 mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::{Artifacts, Program};
@@ -20,8 +22,10 @@ use report::Report;
 pub enum Bench {
     /// Boot to init, an idle guest's use of the host, memory beyond the guest's own
     Boot,
-    /// Speed of execution, by small programs of busybox
+    /// Speed of execution, by the workload program
     Cpu,
+    /// Speed of execution, by small programs of busybox
+    Jobs,
 }
 
 /// What is measured, and how often.
@@ -35,6 +39,12 @@ pub struct Options {
     /// Programs to measure, of bt, kvm and qemu
     #[arg(long, value_delimiter = ',', default_value = "bt,qemu", value_name = "LIST")]
     programs: Vec<Program>,
+    /// cpu: parts of names of rows, with commas between; others are left out
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    rows: Vec<String>,
+    /// cpu: one short round
+    #[arg(long)]
+    quick: bool,
     /// Folder for the folder with the results
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
@@ -69,14 +79,24 @@ pub fn run(options: &Options) -> Result<()> {
         match bench {
             Bench::Boot => boot::measure(&bed, &mut report)?,
             Bench::Cpu => cpu::measure(&bed, &mut report)?,
+            Bench::Jobs => jobs::measure(&bed, &mut report)?,
         }
     }
     let _ = std::fs::remove_dir_all(&scratch);
     print!("\n{}", report.summary());
-    let folder = options.output.join(format!("{}-{}", told("date", &["+%F"])?, host_name()?));
+    let folder = fresh_folder(&options.output, &format!("{}-{}", told("date", &["+%F"])?, host_name()?));
     report.save(&folder, &machine(&artifacts, load)?)?;
     println!("\nsaved in {}", folder.display());
+    let faults = report.faults();
+    ensure!(faults.is_empty(), "the figures are worth nothing: {}", faults.join("; "));
     Ok(())
+}
+
+/// A folder that is not there yet: results of earlier runs are kept.
+fn fresh_folder(parent: &Path, name: &str) -> PathBuf {
+    let numbered = (2..).map(|number| parent.join(format!("{name}-{number}")));
+    let mut candidates = std::iter::once(parent.join(name)).chain(numbered);
+    candidates.find(|folder| !folder.exists()).unwrap_or_else(|| parent.join(name))
 }
 
 /// What the figures depend on.

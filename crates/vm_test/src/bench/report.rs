@@ -8,10 +8,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::ratios::Ratios;
+
 /// All figures of one run of the benchmarks.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     measures: Vec<Measure>,
+    /// Figures of the workload program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workloads: Option<Ratios>,
 }
 
 /// One quantity, of each subject.
@@ -33,8 +38,31 @@ impl Report {
         self.measures[position].subjects.entry(subject.to_owned()).or_default().push(figure);
     }
 
-    /// A table of medians, each with its ratio to ours.
+    /// Takes over the figures of the workload program.
+    pub(crate) fn set_ratios(&mut self, ratios: Ratios) {
+        self.workloads = Some(ratios);
+    }
+
+    /// What must not be and was.
+    pub(crate) fn faults(&self) -> &[String] {
+        self.workloads.as_ref().map_or(&[], Ratios::faults)
+    }
+
+    /// Tables of all figures, in Markdown.
     pub(crate) fn summary(&self) -> String {
+        let mut text = self.table();
+        if let Some(workloads) = &self.workloads {
+            let boot = self.measures.iter().find(|measure| measure.name.starts_with("boot to init"));
+            let boots = boot.and_then(|boot| {
+                Some((median(boot.subjects.get("bt")?), median(boot.subjects.get("qemu")?)))
+            });
+            text += &format!("\n{}", workloads.summary(boots));
+        }
+        text
+    }
+
+    /// A table of medians, each with its ratio to ours.
+    fn table(&self) -> String {
         let mut table =
             String::from("| measure | subject | median | least | most | runs | relative to bt |\n");
         table += "|---|---|---:|---:|---:|---:|---:|\n";

@@ -5,6 +5,7 @@ mod busybox;
 mod debian;
 mod refusals;
 mod terminal;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ fn main() -> Result<ExitCode> {
     refusals::add(&mut suite);
     terminal::add(&mut suite);
     busybox::add(&mut suite);
+    workloads::add(&mut suite);
     debian::add(&mut suite);
     Ok(suite.run())
 }
