@@ -266,6 +266,8 @@ impl Machine {
         regs.ymm = state.ymm;
         regs.fx[..160].copy_from_slice(&state.x87);
         let cpu = &mut self.cpu;
+        // Where translated code left is not what leads here.
+        cpu.jit.exit = crate::jit::state::NO_EXIT;
         (cpu.shadow, cpu.halted, cpu.pending_exception, cpu.exit) = (false, false, None, None);
         cpu.update_mode();
     }
