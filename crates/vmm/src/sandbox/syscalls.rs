@@ -83,6 +83,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_getpid,
+    libc::SYS_getpgrp,
     libc::SYS_gettid,
     libc::SYS_getrusage,
     libc::SYS_sysinfo,
