@@ -3,6 +3,7 @@
 use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::jit::state::NO_EXIT;
 use crate::regs::RIP;
 use crate::signals::signal;
 use cpu::VmExit;
@@ -169,6 +170,8 @@ impl Cpu {
     /// Everything that happens between instructions.
     #[cold]
     fn handle_events(&mut self) {
+        // Events change where the guest goes on, and in which address space.
+        self.jit.exit = NO_EXIT;
         self.heed_requests();
         if self.signals.take(signal::CODE_VOIDED) != 0 {
             // Some of the noted code addresses lead straight out again.

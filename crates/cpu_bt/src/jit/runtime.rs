@@ -33,7 +33,9 @@ impl Cpu {
         let Known::Code(code, id) = known else { return Ok(false) };
         // The entry verifies that its page is known, which may have made room for another.
         self.jit.note_page(self.mode.data, linear & !0xfff, id);
-        if exit != NO_EXIT {
+        // An interrupt may have been delivered since the exit was taken: this is its target only if the
+        // guest is still where it left.
+        if exit != NO_EXIT && linear == self.jit.exit_target {
             self.vm.code.cache().link(exit, page_of(id) | linear & 0xfff, key);
         }
         self.enter_translated(code, linear);
@@ -55,6 +57,7 @@ impl Cpu {
             enter(code, linear, self);
         }
         self.jit.simd_loaded = 0;
+        self.jit.exit_target = self.regs.r[RIP];
         self.join_flags();
     }
 

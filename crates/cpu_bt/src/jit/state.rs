@@ -25,6 +25,8 @@ pub(crate) struct JitState {
     pub(crate) site: u32,
     /// The exit that was taken, if it can be linked.
     pub(crate) exit: u32,
+    /// Where the guest was when it left translated code.
+    pub(crate) exit_target: u64,
     /// The guest's vector registers and MXCSR are in the host's.
     pub(crate) simd_loaded: u8,
     /// RAX while flags are in AX.
