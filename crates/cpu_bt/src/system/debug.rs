@@ -77,38 +77,73 @@ pub(super) fn clean_dr7(value: u64) -> u64 {
     value & DR7_WRITABLE | dr7::FIXED
 }
 
+/// What a breakpoint register waits for (SDM vol. 3B, figure 18-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Execute,
+    Write,
+    /// Port input and output; not watched.
+    Port,
+    ReadOrWrite,
+}
+
+/// An armed breakpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Breakpoint {
+    pub(super) condition: Condition,
+    pub(super) address: u64,
+    /// Bytes watched: 1, 2, 4 or 8.
+    pub(super) len: u64,
+    /// Its bit in DR6.
+    pub(super) status: u64,
+}
+
 impl Cpu {
-    /// Whether an instruction breakpoint is armed, so that each instruction has to be looked at.
+    /// Whether a breakpoint is armed, so that each instruction has to be looked at.
     pub(crate) fn has_breakpoints(&self) -> bool {
-        self.sys.dr7 & dr7::ENABLES != 0 && (0..4).any(|index| self.is_instruction_breakpoint(index))
+        self.breakpoints().any(|breakpoint| breakpoint.condition != Condition::Port)
     }
 
-    fn is_instruction_breakpoint(&self, index: u32) -> bool {
-        self.sys.dr7 >> (2 * index) & 3 != 0 && self.sys.dr7 >> (16 + 4 * index) & 3 == 0
+    /// The armed breakpoints.
+    pub(super) fn breakpoints(&self) -> impl Iterator<Item = Breakpoint> + use<> {
+        let (dr, dr7) = (self.sys.dr, self.sys.dr7);
+        (0..4).filter(move |index| dr7 >> (2 * index) & 3 != 0).map(move |index| {
+            let bits = dr7 >> (16 + 4 * index);
+            let condition = [Condition::Execute, Condition::Write, Condition::Port, Condition::ReadOrWrite];
+            let len = [1, 2, 8, 4][(bits >> 2 & 3) as usize];
+            Breakpoint {
+                condition: condition[(bits & 3) as usize],
+                // The address is aligned to the length.
+                address: dr[index as usize] & !(len - 1),
+                len,
+                status: dr6::B0 << index,
+            }
+        })
     }
 
-    /// Raises #DB when an instruction breakpoint is set on the instruction at `linear`, unless
-    /// RFLAGS.RF holds it off; call it before the instruction executes.
+    /// Does what armed breakpoints ask for at the instruction at `linear`. Call it before the
+    /// instruction executes, while [`Cpu::has_breakpoints`].
     ///
     /// # Errors
-    /// #DB, with DR6 saying which breakpoint.
+    /// #DB, with DR6 saying which breakpoint: before the instruction where it is set on its execution
+    /// (unless RFLAGS.RF holds that off), after it where it has accessed watched data. In the second
+    /// case the instruction has been executed and RIP is past it. Or what the instruction raised.
     pub(crate) fn check_breakpoints(&mut self, linear: u64) -> Result<()> {
-        if self.regs.flag(rflags::RF) {
-            // RF lasts for one instruction.
-            self.regs.rflags &= !rflags::RF;
-            return Ok(());
+        let resumed = self.regs.flag(rflags::RF);
+        // RF lasts for one instruction.
+        self.regs.rflags &= !rflags::RF;
+        let on_execution = |breakpoint: &Breakpoint| {
+            breakpoint.condition == Condition::Execute && breakpoint.address == linear
+        };
+        let hit = match resumed {
+            true => 0,
+            false => self.breakpoints().filter(on_execution).fold(0, |hit, one| hit | one.status),
+        };
+        if hit != 0 {
+            self.sys.dr6 = self.sys.dr6 & !0xf | hit;
+            return Err(Fault::new(Vector::Debug));
         }
-        let mut hit = 0;
-        for index in 0..4 {
-            if self.is_instruction_breakpoint(index) && self.sys.dr[index as usize] == linear {
-                hit |= dr6::B0 << index;
-            }
-        }
-        if hit == 0 {
-            return Ok(());
-        }
-        self.sys.dr6 = self.sys.dr6 & !0xf | hit;
-        Err(Fault::new(Vector::Debug))
+        self.execute_watched(linear)
     }
 
     /// RF matters only to instruction breakpoints; while none is armed it is not kept, because nothing

@@ -24,6 +24,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod watch;
 mod xsave_image;
 
 use crate::block::{Detail, Op};

@@ -73,8 +73,8 @@ fn push<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     let selector = cpu.regs.seg[segment_index(op, 0)].selector;
     let mut stack = cpu.current_stack();
     match T::BYTES {
-        // Only the low half of the doubleword is written (SDM vol. 2B, PUSH, on recent processors).
-        4 => {
+        // Intel's processors write only the low half of the doubleword (SDM vol. 2B, PUSH).
+        4 if cpu.is_intel() => {
             stack.skip(4u64.wrapping_neg());
             let mut low = stack;
             low.skip(2);

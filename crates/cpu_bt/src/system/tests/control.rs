@@ -231,8 +231,8 @@ fn instruction_breakpoints_hit_once() {
     let mut machine = Machine::new(Start::Long { cpl: 0 });
     assert!(!machine.cpu.has_breakpoints());
     machine.cpu.sys.dr[2] = CODE;
-    // Enabled for writes: no instruction breakpoint.
-    machine.cpu.sys.dr7 = dr7::FIXED | 1 << 4 | 1 << 24;
+    // Ports are not watched.
+    machine.cpu.sys.dr7 = dr7::FIXED | 1 << 4 | 2 << 24;
     assert!(!machine.cpu.has_breakpoints());
     machine.cpu.sys.dr7 = dr7::FIXED | 1 << 4;
     assert!(machine.cpu.has_breakpoints());

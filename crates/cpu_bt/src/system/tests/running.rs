@@ -1,7 +1,7 @@
 //! System instructions in running code: shadows, single steps, breakpoints of the loop, interrupts.
 
 use super::machine::*;
-use crate::regs::RBX;
+use crate::regs::{RAX, RBX, RCX, RDI, RSP};
 use crate::signals::signal;
 use ::cpu::{CpuIo, VmExit};
 use iced_x86::IcedError;
@@ -101,7 +101,6 @@ fn loading_ss_holds_the_trap_off_for_one_instruction() {
 }
 
 #[test]
-#[ignore = "the execution loop spins while an NMI waits for IRET"]
 fn an_nmi_waits_for_iret_and_no_instruction_is_lost() {
     let mut machine = Machine::new(Start::Long { cpl: 0 });
     counting_handler(&mut machine, 2);
@@ -188,4 +187,76 @@ fn sti_lets_interrupts_in_after_the_next_instruction() {
     let exit = machine.cpu.with_io(&StopPort(&signals), |cpu| cpu.execute());
     assert_eq!(exit, VmExit::Kicked);
     assert_eq!(machine.load::<u64>(DATA), CODE + 2);
+}
+
+#[test]
+fn data_breakpoints_trap_after_the_access() {
+    // Watched: eight bytes for writes, two bytes for both.
+    let arm = |machine: &mut Machine| {
+        machine.cpu.sys.dr = [DATA + 0x100, DATA + 0x200, 0, 0];
+        machine.cpu.sys.dr7 |= 1 | 1 << 2 | 0b1001 << 16 | 0b0111 << 20;
+    };
+    // What the handler finds: DR6 and the address that the trap returns to.
+    let handler = |machine: &mut Machine| {
+        put(machine, HANDLERS + 16, |a| {
+            a.mov(r15, qword_ptr(rsp))?;
+            a.mov(r14, dr6)?;
+            a.out(0xf4, al)
+        });
+    };
+    type Write = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let cases: [(&str, Write, Option<u64>); 11] = [
+        ("write", |a| a.mov(dword_ptr(DATA + 0x104), eax), Some(1)),
+        ("last byte", |a| a.mov(byte_ptr(DATA + 0x107), al), Some(1)),
+        ("past it", |a| a.mov(byte_ptr(DATA + 0x108), al), None),
+        ("overlap from below", |a| a.mov(qword_ptr(DATA + 0xf9), rax), Some(1)),
+        ("read of what waits for writes", |a| a.mov(rax, qword_ptr(DATA + 0x100)), None),
+        ("read", |a| a.mov(ax, word_ptr(DATA + 0x200)), Some(2)),
+        ("read-modify-write", |a| a.inc(dword_ptr(DATA + 0x1fe)), Some(2)),
+        ("string", |a| a.rep().stosb(), Some(1)),
+        ("push", |a| a.push(rax), Some(2)),
+        ("by registers", |a| a.mov(word_ptr(rbx + rcx * 8 + 0xf8), ax), Some(1)),
+        ("address only", |a| a.lea(rax, qword_ptr(DATA + 0x200)), None),
+    ];
+    for (what, instruction, expected) in cases {
+        let mut machine = Machine::new(Start::Long { cpl: 0 });
+        arm(&mut machine);
+        handler(&mut machine);
+        let r = &mut machine.cpu.regs.r;
+        (r[RAX], r[RBX], r[RCX], r[RDI], r[RSP]) = (0, DATA, 1, DATA + 0x100, DATA + 0x208);
+        assert_eq!(run(&mut machine, instruction), VmExit::Kicked, "{what}");
+        let r = &machine.cpu.regs.r;
+        match expected {
+            None => assert_eq!(r[14], 0, "{what}"),
+            Some(bits) => {
+                assert_eq!(r[14], x86::reg::dr6::FIXED | bits, "{what}");
+                assert!(r[15] > CODE && r[15] < CODE + 16, "{what}: trap at {:#x}", r[15]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_instruction_breakpoint_stops_before_and_lets_go_on() {
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    // The handler counts, sets RF in the frame and returns.
+    put(&mut machine, HANDLERS + 16, |a| {
+        a.inc(rbx)?;
+        a.or(dword_ptr(rsp + 16), rflags::RF as i32)?;
+        a.iretq()
+    });
+    machine.cpu.sys.dr[3] = CODE + 1;
+    machine.cpu.sys.dr7 |= 1 << 6;
+    machine.cpu.regs.r[RCX] = 3;
+    let exit = run(&mut machine, |a| {
+        let mut again = a.create_label();
+        a.nop()?;
+        a.set_label(&mut again)?;
+        a.nop()?;
+        a.dec(rcx)?;
+        a.jne(again)
+    });
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!((machine.cpu.regs.r[RBX], machine.cpu.regs.r[RCX]), (3, 0));
+    assert!(!machine.cpu.regs.flag(rflags::RF));
 }

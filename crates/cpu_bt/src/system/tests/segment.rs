@@ -134,11 +134,13 @@ fn push_writes_the_selector() {
     machine.store(STACK - 8, u64::MAX);
     machine.run(&[0x0f, 0xa0]).unwrap();
     assert_eq!(machine.stack::<u64, 1>(), [DATA32 as u64]);
-    let mut machine = Machine::new(Start::Protected { cpl: 0 });
-    machine.store(STACK - 4, u32::MAX);
-    machine.run(&[0x06]).unwrap();
-    assert_eq!(machine.stack::<u32, 1>(), [0xffff_0000 | DATA32 as u32]);
-    assert_eq!(machine.cpu.regs.r[RSP], STACK - 4);
+    for (vendor, upper) in [(Vendor::Intel, 0xffff_0000), (Vendor::Amd, 0)] {
+        let mut machine = Machine::of(Start::Protected { cpl: 0 }, vendor);
+        machine.store(STACK - 4, u32::MAX);
+        machine.run(&[0x06]).unwrap();
+        assert_eq!(machine.stack::<u32, 1>(), [upper | DATA32 as u32]);
+        assert_eq!(machine.cpu.regs.r[RSP], STACK - 4);
+    }
 }
 
 #[test]
