@@ -98,7 +98,17 @@ impl Workloads {
         let (input, output) = (child.0.stdin.take(), child.0.stdout.take());
         let (Some(input), Some(output)) = (input, output) else { bail!("the program has no pipes") };
         let mut console = Console::new(input, output, File::create(folder.join("native.log"))?);
-        let session = follow(&mut console, told)?;
+        let followed = follow(&mut console, told);
+        drop(console);
+        // Whatever went wrong, how the program ended says more; one that hangs must not be waited for.
+        let session = match followed {
+            Ok(session) => session,
+            Err(error) => {
+                let ended =
+                    child.0.try_wait()?.map_or("it still runs".to_owned(), |status| status.to_string());
+                return Err(error.context(format!("the workloads failed on the host ({ended})")));
+            }
+        };
         child.0.wait()?;
         ensure!(session.failures.is_empty(), "failed on the host: {}", session.failures.join("; "));
         Ok(session)
