@@ -47,6 +47,10 @@ const R8: [AsmRegister8; 20] =
 /// RSI and RDI point into data and RSP into the stack; the code leaves them alone but for pushes and
 /// pops, so that every access succeeds.
 fn writable(random: &mut Random) -> usize {
+    // Those that live in memory, and change places with others where they are used much.
+    if random.below(2) == 0 {
+        return random.pick(&[13, 14, 15]);
+    }
     random.pick(&[0, 1, 2, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15])
 }
 
@@ -180,10 +184,35 @@ fn program(random: &mut Random) -> (Vec<u8>, u64) {
         if random.below(8) == 0 {
             // A call, and a function that returns.
             let (mut function, mut back) = (a.create_label(), a.create_label());
-            a.call(function).unwrap();
-            a.jmp(back).unwrap();
+            match random.below(4) {
+                0 => a.call(function).unwrap(),
+                1 => {
+                    a.lea(rax, ptr(function)).unwrap();
+                    a.call(rax).unwrap();
+                }
+                2 => {
+                    a.lea(rax, ptr(function)).unwrap();
+                    a.mov(qword_ptr(rdi + 3000), rax).unwrap();
+                    a.mov(r8d, random.value() as u32).unwrap();
+                    a.xor(eax, eax).unwrap();
+                    a.call(qword_ptr(rdi + 3000)).unwrap();
+                }
+                _ => {
+                    a.lea(r13, ptr(function)).unwrap();
+                    a.call(r13).unwrap();
+                }
+            }
+            if random.below(2) == 0 {
+                a.jmp(back).unwrap();
+            } else {
+                a.lea(r14, ptr(back)).unwrap();
+                a.jmp(r14).unwrap();
+            }
             a.set_label(&mut function).unwrap();
             while instruction_without_stack(&mut a, random).is_err() {}
+            a.mov(r10, r8).unwrap();
+            a.mov(r8, r9).unwrap();
+            a.mov(r9, qword_ptr(rsp + 8)).unwrap();
             a.ret().unwrap();
             a.set_label(&mut back).unwrap();
             a.nop().unwrap();

@@ -158,6 +158,7 @@ impl Cpu {
                     // Go on at the target; the jump itself needs no code.
                     trace.steps.last_mut().expect("just pushed").way = Way::Nothing;
                     at = target;
+                    trace.end = target;
                 }
                 _ => {
                     trace.loops |= flow == FlowControl::UnconditionalBranch && target == start as u64;
@@ -425,17 +426,19 @@ impl Translator {
             if matches!(step.way, Way::Nothing | Way::Callout) {
                 continue;
             }
-            let mut explicit = 0u16;
+            let (mut explicit, mut high) = (0u16, false);
             for n in 0..step.insn.op_count() {
                 if step.insn.op_kind(n) == OpKind::Register
                     && let Some(number) = gpr_number(step.insn.op_register(n))
                 {
                     uses[number as usize & 0xf] += 1;
                     explicit |= 1 << (number & 0xf);
-                    if number >= crate::regs::HIGH {
-                        fixed |= 1 << (number & 0xf);
-                    }
+                    high |= number >= crate::regs::HIGH;
                 }
+            }
+            if high {
+                // Nothing beside AH to BH may move to where it needs a REX prefix.
+                fixed |= explicit;
             }
             for register in [step.insn.memory_base(), step.insn.memory_index()] {
                 if let Some(number) = gpr_number(register) {
@@ -668,6 +671,16 @@ impl Translator {
                 }
             }
         }
+        if memory {
+            new.set_memory_base(host_register(8, S0));
+            new.set_memory_index(Register::None);
+            new.set_memory_index_scale(1);
+            new.set_memory_displacement64(0);
+            new.set_memory_displ_size(0);
+            new.set_segment_prefix(Register::None);
+        }
+        // What cannot be encoded so, its handler does.
+        let Some(encoded) = self.encode(&new) else { return self.callout(step) };
         let after = self.e.label();
         if memory {
             self.address(insn);
@@ -681,17 +694,11 @@ impl Translator {
             );
             let keep = liveness::before(insn, step.live) != 0;
             self.look_up(site, keep, after);
-            new.set_memory_base(host_register(8, S0));
-            new.set_memory_index(Register::None);
-            new.set_memory_index_scale(1);
-            new.set_memory_displacement64(0);
-            new.set_memory_displ_size(0);
-            new.set_segment_prefix(Register::None);
         }
         for (&guest, &register) in absent.iter().zip(scratch) {
             self.e.gs_load(register, slot(guest));
         }
-        self.encode(&new);
+        self.e.bytes(&encoded);
         for (&guest, &register) in absent.iter().zip(scratch) {
             if plan.gprs_written & 1 << guest != 0 {
                 self.e.gs_store(slot(guest), register);
@@ -734,13 +741,11 @@ impl Translator {
         }
     }
 
-    fn encode(&mut self, insn: &Instruction) {
-        let at = self.e.here();
-        self.encoder.encode(insn, at).expect("can_reencode admits only what encodes");
-        let mut buffer = self.encoder.take_buffer();
-        self.e.bytes(&buffer);
-        buffer.clear();
-        self.encoder.set_buffer(buffer);
+    /// The bytes of an instruction, which do not depend on its place.
+    fn encode(&mut self, insn: &Instruction) -> Option<Vec<u8>> {
+        let result = self.encoder.encode(insn, 0);
+        let bytes = self.encoder.take_buffer();
+        result.ok().map(|_| bytes)
     }
 
     // ---- stack and branches ----
