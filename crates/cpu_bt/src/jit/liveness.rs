@@ -13,6 +13,10 @@ pub(super) fn before(insn: &Instruction, after: u32) -> u32 {
 
 /// The flags that `insn` certainly sets.
 pub(super) fn overwritten(insn: &Instruction) -> u32 {
+    // A repeated instruction may execute no iteration.
+    if insn.has_rep_prefix() || insn.has_repne_prefix() {
+        return 0;
+    }
     match insn.mnemonic() {
         // A count of zero leaves all flags alone.
         M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => {

@@ -162,7 +162,7 @@ impl Cpu {
         let result = self.find_block(linear).and_then(|block| {
             let op = &block.ops[0];
             self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
-            (op.run)(self, op).map(|flow| (flow, op.ends_block)).inspect_err(|fault| {
+            (op.run)(self, op).inspect_err(|fault| {
                 if !fault.is_leave() {
                     self.regs.r[RIP] = linear;
                 }
@@ -170,7 +170,7 @@ impl Cpu {
         });
         self.split_flags();
         match result {
-            Ok((Flow::Next, false))
+            Ok(Flow::Next)
                 if !self.code_modified && self.exit.is_none() && self.blocks.forgotten() == forgotten =>
             {
                 self.unsettle();

@@ -100,7 +100,7 @@ fn instruction(a: &mut CodeAssembler, random: &mut Random) -> Result<(), iced_x8
     fn qword_or(m: AsmMemoryOperand) -> AsmMemoryOperand {
         dword_ptr(m)
     }
-    let kind = random.below(46);
+    let kind = random.below(48);
     match kind {
         0 => sized!(add),
         1 => sized!(sub),
@@ -154,6 +154,14 @@ fn instruction(a: &mut CodeAssembler, random: &mut Random) -> Result<(), iced_x8
         42 => a.vpaddq(ymm1, ymm3, ymmword_ptr(m)),
         43 => a.addsd(xmm2, qword_ptr(m)),
         44 => a.mov(R8[s % 4], R8[16 + d % 4]),
+        46 => {
+            a.push(rsi)?;
+            a.push(rdi)?;
+            a.mov(ecx, imm & 31)?;
+            a.rep().movsb()?;
+            a.pop(rdi)?;
+            a.pop(rsi)
+        }
         _ => a.popcnt(R64[d], qword_ptr(m)),
     }?;
     // These leave flags undefined, and nobody promises what they are.

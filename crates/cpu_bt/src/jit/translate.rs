@@ -209,8 +209,11 @@ impl Cpu {
         if matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq) && supervisor {
             return simple(Way::Special);
         }
-        if class == Class::System || has_string_operand(insn) {
+        if class == Class::System {
             return simple(Way::Depart);
+        }
+        if has_string_operand(insn) {
+            return simple(if class == Class::Interpreted { Way::Callout } else { Way::Depart });
         }
         match insn.mnemonic() {
             M::Jmp | M::Call | M::Ret => return simple(branch_way(insn)),

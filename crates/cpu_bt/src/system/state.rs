@@ -3,7 +3,7 @@
 use super::debug::{clean_dr6, clean_dr7};
 use super::msr::SAVED;
 use super::xsave_image;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, SystemRegs};
 use crate::fault::Fault;
 use crate::regs::RIP;
 use crate::signals::signal;
@@ -165,7 +165,14 @@ impl Cpu {
 
     /// Writes the model-specific registers of a state.
     fn load_msrs(&mut self, state: &CpuState) -> Result<(), String> {
-        self.sys.other_msrs.clear();
+        // What the state does not mention is as after power-up.
+        self.kvm_reset();
+        let initial = SystemRegs::new();
+        let sys = &mut self.sys;
+        sys.other_msrs.clear();
+        (sys.star, sys.lstar, sys.cstar, sys.sfmask) = (0, 0, 0, 0);
+        (sys.sysenter_cs, sys.sysenter_esp, sys.sysenter_eip) = (0, 0, 0);
+        (sys.kernel_gs_base, sys.tsc_aux, sys.pat) = (0, 0, initial.pat);
         // First those that others depend on.
         let adjust = state.msrs.iter().find(|(number, _)| *number == msr::TSC_ADJUST);
         self.sys.tsc_adjust = adjust.map_or(0, |(_, value)| *value);
