@@ -42,8 +42,11 @@ impl std::error::Error for Overlap {}
 /// A map from addresses to devices. Accesses take a read lock only, so vCPUs do not wait for each other.
 #[derive(Default)]
 pub struct Bus {
-    ranges: RwLock<BTreeMap<u64, (u64, Arc<dyn BusDevice>)>>,
+    /// Length and device by start address.
+    ranges: RwLock<BTreeMap<u64, Placed>>,
 }
+
+type Placed = (u64, Arc<dyn BusDevice>);
 
 impl Bus {
     /// Creates an empty bus.

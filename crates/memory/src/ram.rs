@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn sizes_that_cannot_be_are_refused() {
-        for size in [0, 1, 4095, u64::MAX & !4095] {
+        for size in [0, 1, 4095, !4095] {
             assert_eq!(Ram::new(size).err().map(|e| e.kind()), Some(ErrorKind::BadSize), "{size}");
         }
     }

@@ -49,7 +49,8 @@ impl Msix {
         pending_offset: u32,
         sink: Arc<dyn MsiSink>,
     ) -> Msix {
-        assert!((1..=2048).contains(&vectors) && table_offset % 8 == 0 && pending_offset % 8 == 0);
+        assert!((1..=2048).contains(&vectors));
+        assert!(table_offset.is_multiple_of(8) && pending_offset.is_multiple_of(8));
         let mut body = [0; 10];
         body[0..2].copy_from_slice(&(vectors - 1).to_le_bytes());
         body[2..6].copy_from_slice(&(table_offset | bar as u32).to_le_bytes());
