@@ -173,10 +173,6 @@ impl Cpu {
         // Events change where the guest goes on, and in which address space.
         self.jit.exit = NO_EXIT;
         self.heed_requests();
-        if self.signals.take(signal::CODE_VOIDED) != 0 {
-            // Some of the noted code addresses lead straight out again.
-            self.blocks.forget_translated();
-        }
         if self.signals.take(signal::FLUSH_ALL) != 0 {
             self.flush_tlb_all();
         }

@@ -25,7 +25,7 @@ mod native;
 mod regs;
 mod signals;
 mod system;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
 mod vcpu;

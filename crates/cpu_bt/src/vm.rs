@@ -290,10 +290,14 @@ impl crate::cpu::Cpu {
         }
     }
 
-    /// Sees to what other vCPUs may be waiting for.
+    /// Sees to what happened to code and to what other vCPUs may be waiting for.
     pub(crate) fn heed_requests(&mut self) {
         if self.signals.take(signal::FLUSH_WRITES) != 0 {
             self.tlb.flush_writes();
+        }
+        if self.signals.take(signal::CODE_VOIDED) != 0 {
+            // Some of the noted code addresses lead straight out again.
+            self.blocks.forget_translated();
         }
         if self.signals.take(signal::DROP_CODE) != 0 {
             self.forget_translations();
