@@ -115,9 +115,9 @@ pub(super) fn last_bus(machine: &Machine) -> u8 {
     ((machine.ecam.len >> 20).clamp(1, 256) - 1) as u8
 }
 
-/// WAET: tells Windows that the RTC and the PM timer need no workarounds for flaws of real chips.
+/// WAET: tells Windows that the PM timer needs no workaround for flaws of real chips. Not so of the RTC,
+/// whose register C has to be read before its next interrupt, as on a real one.
 pub(super) fn waet() -> Vec<u8> {
-    const RTC_GOOD: u32 = 1 << 0;
     const PM_TIMER_GOOD: u32 = 1 << 1;
-    table(b"WAET", 1, &(RTC_GOOD | PM_TIMER_GOOD).to_le_bytes())
+    table(b"WAET", 1, &PM_TIMER_GOOD.to_le_bytes())
 }
