@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::signals::{Signals, signal};
-use cpu::{CpuIo, Error, Kicker, Vcpu, VmExit};
+use cpu::{CpuIo, Error, ErrorKind, Kicker, Vcpu, VmExit};
 use std::sync::Arc;
 use x86::CpuState;
 
@@ -23,7 +23,10 @@ impl Vcpu for BtVcpu {
     }
 
     fn run(&mut self, io: &dyn CpuIo) -> Result<VmExit, Error> {
-        crate::jit::runtime::use_vcpu(&raw mut *self.0);
+        crate::jit::runtime::use_vcpu(&raw mut *self.0).map_err(|error| {
+            let context = "cannot set the GS base of a vCPU's thread, which translated code needs";
+            Error::new(ErrorKind::HostRefused, context).with_source(error)
+        })?;
         Ok(self.0.with_io(io, Cpu::execute))
     }
 

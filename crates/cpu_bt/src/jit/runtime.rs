@@ -249,8 +249,11 @@ pub(crate) unsafe fn initialise(jit: *mut JitState, signals: *const u32, cpu: *m
 }
 
 /// Points GS of this thread at the vCPU, so that translated code finds it.
-pub(crate) fn use_vcpu(cpu: *mut Cpu) {
+pub(crate) fn use_vcpu(cpu: *mut Cpu) -> std::io::Result<()> {
     const ARCH_SET_GS: libc::c_int = 0x1001;
     // SAFETY: sets the GS base of this thread, which nothing else in the process uses.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, cpu) };
+    match unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, cpu) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
