@@ -1,10 +1,15 @@
 //! Making the socket.
 
 use crate::Error;
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+
+/// Clients that may wait to be accepted, as many as the standard library lets wait.
+const BACKLOG: i32 = 128;
 
 /// Listens at `path`, readable and writable for this user alone.
 pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
@@ -37,10 +42,13 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
 }
 
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    // The socket must never exist with wider rights, so the mask is set before. It belongs to the whole
-    // process; other threads of this program make no files at this time.
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let result = UnixListener::bind(path);
-    rustix::process::umask(before);
-    result
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The file must never exist with wider rights. Linux makes it with those that the socket has when it
+    // is bound, less the process's mask (net/unix/af_unix.c, unix_bind_bsd). Setting the mask instead would
+    // change the rights of whatever another thread makes at the same moment.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
 }

@@ -88,7 +88,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_getrusage,
     libc::SYS_sysinfo,
     libc::SYS_getrandom,
-    libc::SYS_umask,
     // Sockets that are there, and what comes in through them.
     libc::SYS_bind,
     libc::SYS_connect,
