@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The guest's instruction set is the host's, so an instruction is re-encoded, not re-invented
-//! ([`translate`]): guest registers live in host registers ([`mapping`]), host flags carry guest flags,
+//! ([`translator`]): guest registers live in host registers ([`mapping`]), host flags carry guest flags,
 //! and a memory operand is replaced by `[S0]` after an inline look-up in the software TLB. What is rare
 //! or privileged executes by its interpreter handler, either called from translated code or after
 //! leaving it; so does every instruction that meets a device, a page edge or watched code.
@@ -33,7 +33,9 @@ pub(crate) mod state;
 mod stubs;
 #[cfg(test)]
 mod tests;
-mod translate;
+mod trace;
+mod translator;
+mod way;
 
 use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;

@@ -1,0 +1,97 @@
+//! Code that is rarely executed and stands behind the trace.
+
+use super::Translator;
+use crate::jit::emit::Label;
+use crate::jit::mapping::{S0, S1};
+use crate::jit::state::Site;
+use crate::jit::stubs::jit;
+
+/// Code that is rarely executed and stands behind the trace.
+pub(super) enum Cold {
+    /// A look-up missed.
+    Miss { label: Label, back: Label, after: Label, site: Site, table: i32, flags_saved: bool },
+    /// Requests are pending at the head: leave for it.
+    Poll { label: Label, flags_saved: bool },
+    /// Requests are pending when the trace goes back to its head.
+    LoopPoll { label: Label, flags_saved: bool },
+    /// The linear page leads elsewhere: the target is in S0.
+    Unverified { label: Label, flags_saved: bool },
+    /// The vector registers are not loaded.
+    LoadSimd { label: Label, back: Label },
+    /// A branch out.
+    Exit { label: Label, target: u64, number: Option<u32> },
+    /// Back to the head.
+    Loop { label: Label },
+}
+
+impl Translator {
+    pub(super) fn emit_cold(&mut self, head: u16) {
+        let depart = self.entries[2];
+        self.e.bind(depart);
+        self.leave_for(head as u64);
+        // Cold code may ask for more of it.
+        while let Some(cold) = self.cold.pop() {
+            match cold {
+                Cold::Miss { label, back, after, site, table, flags_saved } => {
+                    self.e.bind(label);
+                    self.e.gs_add_indexed(S0, S1, table);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    self.e.gs_store_imm32(jit!(site), site.0);
+                    let keep = self.e.label();
+                    self.e.call_to(self.stubs.slow);
+                    // Five bytes, which the routine skips when the instruction is done.
+                    self.e.jmp(keep);
+                    self.e.jmp(after);
+                    self.e.bind(keep);
+                    if flags_saved {
+                        self.save_flags();
+                    }
+                    self.e.jmp(back);
+                }
+                Cold::Poll { label, flags_saved } => {
+                    self.e.bind(label);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    self.leave_for(head as u64);
+                }
+                Cold::LoopPoll { label, flags_saved } => {
+                    self.e.bind(label);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    self.mapping.emit_leave(&mut self.e);
+                    self.leave_for(head as u64);
+                }
+                Cold::Unverified { label, flags_saved } => {
+                    self.e.bind(label);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    self.e.gs_load(S0, jit!(target));
+                    self.e.lea_disp32(S0, S0, head as i32);
+                    self.e.jmp_to(self.stubs.leave);
+                }
+                Cold::LoadSimd { label, back } => {
+                    self.e.bind(label);
+                    self.e.call_to(self.stubs.load_simd);
+                    self.e.jmp(back);
+                }
+                Cold::Exit { label, target, number: None } => {
+                    self.e.bind(label);
+                    self.exit(target);
+                }
+                Cold::Exit { label, target, number: Some(number) } => {
+                    self.e.bind(label);
+                    self.leave_to_link(target, number);
+                }
+                Cold::Loop { label } => {
+                    self.e.bind(label);
+                    self.loop_back();
+                }
+            }
+        }
+    }
+}

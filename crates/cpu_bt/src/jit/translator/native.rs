@@ -1,0 +1,126 @@
+//! Instructions that execute as themselves, with registers renamed and their memory operand replaced.
+
+use super::Translator;
+use super::registers::host_register;
+use crate::block::decode::gpr_number;
+use crate::jit::liveness;
+use crate::jit::mapping::{Loc, S0, S1, slot};
+use crate::jit::state::Site;
+use crate::jit::trace::Step;
+use crate::native::classify::Memory;
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+
+impl Translator {
+    pub(super) fn native(&mut self, step: &Step) {
+        let insn = &step.insn;
+        if insn.mnemonic() == M::Lea {
+            return self.lea(step);
+        }
+        let plan = step.plan.as_ref().expect("native instructions have a plan");
+        let memory = plan.memory != Memory::None;
+        // Registers that live in memory, other than those of the address.
+        let mut absent: Vec<u8> = Vec::new();
+        for n in 0..insn.op_count() {
+            if insn.op_kind(n) == OpKind::Register
+                && let Some(number) = gpr_number(insn.op_register(n))
+                && self.mapping.loc(number & 0xf) == Loc::Memory
+                && !absent.contains(&(number & 0xf))
+            {
+                absent.push(number & 0xf);
+            }
+        }
+        let scratch: &[u8] = if memory { &[S1] } else { &[S0, S1] };
+        if absent.len() > scratch.len() {
+            return self.callout(step);
+        }
+        let mut new = *insn;
+        for n in 0..insn.op_count() {
+            if insn.op_kind(n) == OpKind::Register
+                && let Some(number) = gpr_number(insn.op_register(n))
+            {
+                let to = match self.mapping.loc(number & 0xf) {
+                    Loc::Host(to) => to,
+                    Loc::Memory => scratch[absent.iter().position(|&a| a == number & 0xf).expect("listed")],
+                };
+                if number < crate::regs::HIGH {
+                    new.set_op_register(n, host_register(insn.op_register(n).size(), to));
+                }
+            }
+        }
+        if memory {
+            new.set_memory_base(host_register(8, S0));
+            new.set_memory_index(Register::None);
+            new.set_memory_index_scale(1);
+            new.set_memory_displacement64(0);
+            new.set_memory_displ_size(0);
+            new.set_segment_prefix(Register::None);
+        }
+        // What cannot be encoded so, its handler does.
+        let Some(encoded) = self.encode(&new) else { return self.callout(step) };
+        let after = self.e.label();
+        if memory {
+            self.address(insn);
+            let aligned = plan.align as usize >= plan.size as usize && plan.align > 1;
+            let site = Site::new(
+                step.offset,
+                self.mapping,
+                plan.size as usize,
+                plan.memory != Memory::Read,
+                aligned,
+            );
+            let keep = liveness::before(insn, step.live) != 0;
+            self.look_up(site, keep, after);
+        }
+        for (&guest, &register) in absent.iter().zip(scratch) {
+            self.e.gs_load(register, slot(guest));
+        }
+        self.e.bytes(&encoded);
+        for (&guest, &register) in absent.iter().zip(scratch) {
+            if plan.gprs_written & 1 << guest != 0 {
+                self.e.gs_store(slot(guest), register);
+            }
+        }
+        self.e.bind(after);
+    }
+
+    pub(super) fn lea(&mut self, step: &Step) {
+        let insn = &step.insn;
+        let guest = gpr_number(insn.op0_register()).expect("LEA has a register");
+        let size = insn.op0_register().size();
+        // A segment prefix means nothing to LEA.
+        let mut plain = *insn;
+        plain.set_segment_prefix(Register::None);
+        self.address(&plain);
+        match (self.mapping.loc(guest), size) {
+            (Loc::Host(to), 8) => self.e.mov(to, S0),
+            (Loc::Host(to), 4) => self.e.mov32(to, S0),
+            (Loc::Memory, 8) => self.e.gs_store(slot(guest), S0),
+            (Loc::Memory, 4) => {
+                self.e.mov32(S0, S0);
+                self.e.gs_store(slot(guest), S0);
+            }
+            (loc, _) => {
+                // 16 bits: the rest of the register stays.
+                let to = match loc {
+                    Loc::Host(to) => to,
+                    Loc::Memory => {
+                        self.e.gs_load(S1, slot(guest));
+                        S1
+                    }
+                };
+                // mov to16, r14w
+                self.e.bytes(&[0x66, 0x44 | to >> 3, 0x89, 0xc0 | (S0 & 7) << 3 | to & 7]);
+                if loc == Loc::Memory {
+                    self.e.gs_store(slot(guest), S1);
+                }
+            }
+        }
+    }
+
+    /// The bytes of an instruction, which do not depend on its place.
+    pub(super) fn encode(&mut self, insn: &Instruction) -> Option<Vec<u8>> {
+        let result = self.encoder.encode(insn, 0);
+        let bytes = self.encoder.take_buffer();
+        result.ok().map(|_| bytes)
+    }
+}

@@ -1,0 +1,89 @@
+//! Which registers a trace keeps in host registers.
+
+use super::Translator;
+use crate::block::decode::gpr_number;
+use crate::jit::mapping::{Loc, Mapping, slot};
+use crate::jit::trace::Trace;
+use crate::jit::way::Way;
+use iced_x86::{Instruction, Mnemonic as M, OpCodeOperandKind, OpKind, Register};
+
+impl Translator {
+    pub(super) fn choose_mapping(&mut self, trace: &Trace) -> Mapping {
+        let (mut uses, mut fixed) = ([0u32; 16], 0u16);
+        for step in &trace.steps {
+            if matches!(step.way, Way::Nothing | Way::Callout) {
+                continue;
+            }
+            let (mut explicit, mut high) = (0u16, false);
+            for n in 0..step.insn.op_count() {
+                if step.insn.op_kind(n) == OpKind::Register
+                    && let Some(number) = gpr_number(step.insn.op_register(n))
+                {
+                    uses[number as usize & 0xf] += 1;
+                    explicit |= 1 << (number & 0xf);
+                    high |= number >= crate::regs::HIGH;
+                }
+            }
+            if high {
+                // Nothing beside AH to BH may move to where it needs a REX prefix.
+                fixed |= explicit;
+            }
+            for register in [step.insn.memory_base(), step.insn.memory_index()] {
+                if let Some(number) = gpr_number(register) {
+                    uses[number as usize & 0xf] += 1;
+                    explicit |= 1 << (number & 0xf);
+                }
+            }
+            if let Some(plan) = &step.plan {
+                fixed |= plan.gprs & !explicit | fixed_operands(&step.insn);
+            }
+            if step.insn.mnemonic() == M::Leave {
+                fixed |= 1 << crate::regs::RBP;
+            }
+        }
+        // A loop pays for the change once, anything else at every execution.
+        let gain_min = if trace.loops { 1 } else { 6 };
+        // RAX holds flags where they have to be kept.
+        fixed |= 1;
+        Mapping::choose(&uses, fixed, gain_min)
+    }
+
+    /// The host register that holds a guest register, loading it into `scratch` if it is in memory.
+    pub(super) fn read_register(&mut self, guest: u8, scratch: u8) -> u8 {
+        match self.mapping.loc(guest) {
+            Loc::Host(number) => number,
+            Loc::Memory => {
+                self.e.gs_load(scratch, slot(guest));
+                scratch
+            }
+        }
+    }
+}
+
+/// The general register of `size` bytes with this number; for bytes the low one.
+pub(super) fn host_register(size: usize, number: u8) -> Register {
+    let first = match size {
+        8 => Register::RAX,
+        4 => Register::EAX,
+        2 => Register::AX,
+        // AL to BL, then AH to BH stand in between.
+        _ if number >= 4 => return Register::SPL + (number as u32 - 4),
+        _ => Register::AL,
+    };
+    first + number as u32
+}
+
+/// Guest registers that an operand of the instruction is by its encoding.
+pub(super) fn fixed_operands(insn: &Instruction) -> u16 {
+    use OpCodeOperandKind as K;
+    let code = insn.op_code();
+    (0..insn.op_count()).fold(0, |fixed, n| {
+        fixed
+            | match code.op_kind(n) {
+                K::al | K::ax | K::eax | K::rax => 1 << crate::regs::RAX,
+                K::cl => 1 << crate::regs::RCX,
+                K::dx => 1 << crate::regs::RDX,
+                _ => 0,
+            }
+    })
+}
