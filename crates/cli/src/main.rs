@@ -1,0 +1,5 @@
+//! `arnia`: virtual machines from the command line.
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
