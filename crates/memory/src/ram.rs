@@ -10,8 +10,9 @@ use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion, mmap::Mma
 
 /// Size of a page of guest memory as tracked here, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
-/// RAM below 4 GiB ends here at the latest; what follows is for memory-mapped devices.
-pub const LOW_RAM_END: u64 = 0xC000_0000;
+/// RAM below 4 GiB ends here at the latest; what follows is for memory-mapped devices. It is where BIOS
+/// firmware for the Q35 chipset puts PCI configuration space, whatever the size of memory.
+pub const LOW_RAM_END: u64 = 0xB000_0000;
 /// RAM that does not fit below [`LOW_RAM_END`] continues here.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
@@ -36,18 +37,24 @@ impl RamRange {
 pub struct HostPage {
     /// Host address of the page's first byte. Valid for [`PAGE_SIZE`] bytes while the [`Ram`] lives.
     pub ptr: *mut u8,
+    /// The page is read-only memory: what a guest writes there goes to whatever device has that address.
+    pub read_only: bool,
 }
 
 struct Region {
     range: RamRange,
     hva: *mut u8,
     watch: Arc<RegionWatch>,
+    read_only: bool,
 }
 
 /// The RAM of one machine. Shared by engine, devices and loaders through an `Arc`.
 pub struct Ram {
     guest: GuestMemory,
+    /// RAM, then read-only memory.
     regions: Vec<Region>,
+    /// What keeps read-only memory mapped.
+    roms: Vec<MmapRegion>,
     shared: Arc<WatchShared>,
     file: Arc<File>,
 }
@@ -94,14 +101,40 @@ impl Ram {
                     .with_file_offset(FileOffset::from_arc(file.clone(), offset))
                     .build()
                     .map_err(|e| refused("map").with_source(e))?;
-            regions.push(Region { range, hva: mapping.as_ptr(), watch });
+            regions.push(Region { range, hva: mapping.as_ptr(), watch, read_only: false });
             let region =
                 GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(|| refused("place"))?;
             mapped.push(region);
             offset += range.len;
         }
         let guest = GuestMemory::from_regions(mapped).map_err(|e| refused("arrange").with_source(e))?;
-        Ok(Ram { guest, regions, shared, file })
+        Ok(Ram { guest, regions, roms: Vec::new(), shared, file })
+    }
+
+    /// Adds read-only memory with these contents at `start`: firmware. Guests execute it and read it like
+    /// RAM; devices and loaders do not see it, and it belongs to no dirty log.
+    ///
+    /// # Errors
+    /// When the place is taken, start or length are no multiples of the page size, or the host refuses.
+    pub fn add_rom(&mut self, start: u64, data: &[u8]) -> Result<(), Error> {
+        let len = data.len() as u64;
+        let end = start
+            .checked_add(len)
+            .filter(|_| len > 0 && len.is_multiple_of(PAGE_SIZE) && start.is_multiple_of(PAGE_SIZE));
+        let taken = |end: u64| self.regions.iter().any(|r| r.range.start < end && start < r.range.end());
+        if end.is_none_or(taken) {
+            let context = format!("cannot place {len} bytes of read-only memory at {start:#x}");
+            return Err(Error::new(ErrorKind::BadSize, context));
+        }
+        let refused = || Error::new(ErrorKind::HostRefused, format!("cannot map {len} bytes of memory"));
+        let mapping: MmapRegion = MmapRegion::new(data.len()).map_err(|e| refused().with_source(e))?;
+        let hva = mapping.as_ptr();
+        // SAFETY: the mapping is new, so nobody else uses it, and as long as the data.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), hva, data.len()) };
+        let watch = Arc::new(RegionWatch::new(start, len, self.shared.clone()));
+        self.regions.push(Region { range: RamRange { start, len }, hva, watch, read_only: true });
+        self.roms.push(mapping);
+        Ok(())
     }
 
     /// The view for devices, rings and loaders.
@@ -116,7 +149,16 @@ impl Ram {
 
     /// The ranges that are RAM, in ascending order.
     pub fn ranges(&self) -> impl Iterator<Item = RamRange> + '_ {
-        self.regions.iter().map(|region| region.range)
+        self.ram_regions().map(|region| region.range)
+    }
+
+    /// The ranges that are read-only memory.
+    pub fn rom_ranges(&self) -> impl Iterator<Item = RamRange> + '_ {
+        self.regions.iter().filter(|region| region.read_only).map(|region| region.range)
+    }
+
+    fn ram_regions(&self) -> impl Iterator<Item = &Region> + '_ {
+        self.regions.iter().filter(|region| !region.read_only)
     }
 
     /// Host address of a range's first byte, for engines that map memory slots.
@@ -131,7 +173,7 @@ impl Ram {
 
     #[inline]
     fn region(&self, gpa: u64) -> Option<(&Region, usize)> {
-        // Two regions at most: a loop over them is faster than any index.
+        // Two of RAM at most, and one or two of firmware: a loop over them is faster than any index.
         for region in &self.regions {
             let offset = gpa.wrapping_sub(region.range.start);
             if offset < region.range.len {
@@ -141,22 +183,24 @@ impl Ram {
         None
     }
 
-    /// The host page behind the page that contains `gpa`; `None` when that is not RAM.
+    /// The host page behind the page that contains `gpa`; `None` when that is no memory.
     #[inline]
     pub fn host_page(&self, gpa: u64) -> Option<HostPage> {
         let (region, offset) = self.region(gpa)?;
         // SAFETY: `offset` is inside the mapping, whose length is a multiple of the page size.
-        Some(HostPage { ptr: unsafe { region.hva.add(offset & !(PAGE_SIZE as usize - 1)) } })
+        let ptr = unsafe { region.hva.add(offset & !(PAGE_SIZE as usize - 1)) };
+        Some(HostPage { ptr, read_only: region.read_only })
     }
 
     /// Whether writes to the page of `gpa` have to be reported with [`Ram::report_write`]: it holds
-    /// watched code, or dirty logging is on and the page is not in the log yet. An engine caches a page
-    /// as freely writable only while this is false.
+    /// watched code, or dirty logging is on and the page is not in the log yet. So of pages that are not
+    /// RAM. An engine caches a page as freely writable only while this is false.
     #[inline]
     pub fn write_needs_report(&self, gpa: u64) -> bool {
         let Some((region, offset)) = self.region(gpa) else { return true };
         let page = offset / PAGE_SIZE as usize;
-        region.watch.code.get(page)
+        region.read_only
+            || region.watch.code.get(page)
             || (self.shared.logging.load(Ordering::Relaxed) && !region.watch.dirty.get(page))
     }
 
@@ -200,7 +244,7 @@ impl Ram {
     /// Turns the dirty log on (with an empty log) or off. When turning it on, vCPUs of a software
     /// engine must be paused, or drop their cached write permissions before the first `take_dirty`.
     pub fn set_dirty_logging(&self, on: bool) {
-        for region in &self.regions {
+        for region in self.ram_regions() {
             region.watch.dirty.take();
         }
         self.shared.logging.store(on, Ordering::SeqCst);
@@ -213,22 +257,23 @@ impl Ram {
 
     /// Takes the log: for each range one bit per page, least significant bit first, and leaves it empty.
     pub fn take_dirty(&self) -> Vec<(RamRange, Vec<u64>)> {
-        self.regions.iter().map(|region| (region.range, region.watch.dirty.take())).collect()
+        self.ram_regions().map(|region| (region.range, region.watch.dirty.take())).collect()
     }
 
     /// Reads a naturally aligned integer of 1, 2, 4 or 8 bytes atomically. For page-table walks and the
     /// like; `None` when it is not RAM or not aligned.
     #[inline]
     pub fn load<T: AtomicInt>(&self, gpa: u64) -> Option<T> {
-        let ptr = self.atomic_ptr::<T>(gpa)?;
+        let ptr = self.atomic_ptr::<T>(gpa, Use::Read)?;
         // SAFETY: `atomic_ptr` checked bounds and alignment; the mapping lives as long as `self`.
         Some(unsafe { T::load(ptr) })
     }
 
-    /// Writes a naturally aligned integer atomically and reports the write.
+    /// Writes a naturally aligned integer atomically and reports the write. `None` as for
+    /// [`Ram::load`], and for read-only memory.
     #[inline]
     pub fn store<T: AtomicInt>(&self, gpa: u64, value: T) -> Option<()> {
-        let ptr = self.atomic_ptr::<T>(gpa)?;
+        let ptr = self.atomic_ptr::<T>(gpa, Use::Write)?;
         // SAFETY: as in `load`.
         unsafe { T::store(ptr, value) };
         self.report_write(gpa, size_of::<T>() as u64);
@@ -236,10 +281,10 @@ impl Ram {
     }
 
     /// Replaces `current` by `new` atomically and reports the write; `Some(false)` when the memory did
-    /// not hold `current`.
+    /// not hold `current`, `None` as for [`Ram::store`].
     #[inline]
     pub fn compare_exchange<T: AtomicInt>(&self, gpa: u64, current: T, new: T) -> Option<bool> {
-        let ptr = self.atomic_ptr::<T>(gpa)?;
+        let ptr = self.atomic_ptr::<T>(gpa, Use::Write)?;
         // SAFETY: as in `load`.
         let done = unsafe { T::compare_exchange(ptr, current, new) };
         if done {
@@ -249,14 +294,21 @@ impl Ram {
     }
 
     #[inline]
-    fn atomic_ptr<T: AtomicInt>(&self, gpa: u64) -> Option<*mut T> {
+    fn atomic_ptr<T: AtomicInt>(&self, gpa: u64, use_: Use) -> Option<*mut T> {
         let (region, offset) = self.region(gpa)?;
-        if !offset.is_multiple_of(size_of::<T>()) {
+        if !offset.is_multiple_of(size_of::<T>()) || (use_ == Use::Write && region.read_only) {
             return None;
         }
         // SAFETY: aligned, and a region is a multiple of the page size, so the whole integer is inside.
         Some(unsafe { region.hva.add(offset) }.cast())
     }
+}
+
+/// What a pointer to guest memory is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Write,
 }
 
 /// An integer that the host loads and stores atomically.
@@ -347,6 +399,24 @@ mod tests {
         assert_eq!(log[0].1[0], 1 << 2 | 1 << 3 | 1 << 8 | 1 << 9 | 1 << 10);
         assert!(ram.take_dirty()[0].1.iter().all(|word| *word == 0));
         assert!(ram.write_needs_report(0x3000));
+    }
+
+    #[test]
+    fn read_only_memory_is_read_by_guests_and_written_by_nobody() {
+        let mut ram = Ram::new(MIB).unwrap();
+        let start = HIGH_RAM_START - 0x2000;
+        ram.add_rom(start, &[[1; 0x1000], [2; 0x1000]].concat()).unwrap();
+        assert_eq!((ram.load::<u8>(start), ram.load::<u8>(start + 0x1fff)), (Some(1), Some(2)));
+        assert_eq!(ram.store(start, 7u8), None);
+        assert_eq!(ram.compare_exchange(start, 1u8, 7), None);
+        assert!(ram.host_page(start).unwrap().read_only && !ram.host_page(0).unwrap().read_only);
+        assert!(ram.write_needs_report(start));
+        assert!(ram.guest().write_slice(&[7], GuestAddress(start)).is_err());
+        assert_eq!((ram.size(), ram.ranges().count(), ram.take_dirty().len()), (MIB, 1, 1));
+        assert_eq!(ram.rom_ranges().collect::<Vec<_>>(), [RamRange { start, len: 0x2000 }]);
+        for (start, len) in [(0, 0x1000), (start + 0x1000, 0x1000), (MIB + 1, 0x1000), (MIB, 1), (MIB, 0)] {
+            assert!(ram.add_rom(start, &vec![0; len]).is_err(), "{start:#x} {len:#x}");
+        }
     }
 
     #[derive(Default)]

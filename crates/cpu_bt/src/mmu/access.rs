@@ -120,7 +120,7 @@ impl Cpu {
             self.translate(last & !0xfff, Access::Write, self.mode.data)?;
             return Ok(None);
         }
-        Ok(match self.place(translation.gpa) {
+        Ok(match self.place_to_write(translation.gpa) {
             Place::Ram(ptr) => Some((ptr, translation.gpa)),
             Place::Device(_) => None,
         })
@@ -210,6 +210,14 @@ impl Cpu {
         }
     }
 
+    /// Where a write goes: read-only memory leaves it to whatever device has the address.
+    fn place_to_write(&self, gpa: u64) -> Place {
+        match self.ram.host_page(gpa) {
+            Some(page) if page.read_only => Place::Device(gpa),
+            _ => self.place(gpa),
+        }
+    }
+
     /// Reads bytes of one physical page.
     fn read_place(&mut self, gpa: u64, bytes: &mut [u8]) {
         match self.place(gpa) {
@@ -234,7 +242,7 @@ impl Cpu {
 
     /// Writes bytes of one physical page and reports it where needed.
     fn write_place(&mut self, gpa: u64, bytes: &[u8]) {
-        match self.place(gpa) {
+        match self.place_to_write(gpa) {
             Place::Ram(ptr) => {
                 // SAFETY: the bytes lie in one page of RAM.
                 unsafe {

@@ -9,21 +9,18 @@ use device::{Bus, BusDevice, Overlap};
 use std::sync::Arc;
 
 impl PciRoot {
-    /// Places the configuration ports (with the reset register that lies among them), the ECAM window and
-    /// the windows for base address registers. A window of length 0 is left out.
+    /// Places the configuration ports (with the reset register that lies among them), the hole below 4 GiB
+    /// (configuration space and base address registers) and the other windows for base address
+    /// registers. A window of length 0 is left out.
     ///
     /// # Errors
     /// When a range is taken.
     pub fn attach(self: &Arc<Self>, pio: &Bus, mmio: &Bus, reset: Arc<ResetControl>) -> Result<(), Overlap> {
         let ports = ConfigPorts { root: self.clone(), reset };
         pio.insert(PORT_CONFIG_ADDRESS.into(), 8, Arc::new(ports))?;
-        mmio.insert(ECAM_BASE, ECAM_LEN, Arc::new(Ecam { root: self.clone() }))?;
+        mmio.insert(HOLE32.start, HOLE32.len, Arc::new(Hole { root: self.clone() }))?;
         let windows = self.windows();
-        for (bus, space, window) in [
-            (pio, Space::Io, windows.io),
-            (mmio, Space::Memory, windows.mmio32),
-            (mmio, Space::Memory, windows.mmio64),
-        ] {
+        for (bus, space, window) in [(pio, Space::Io, windows.io), (mmio, Space::Memory, windows.mmio64)] {
             if window.len > 0 {
                 let front = BarWindow { root: self.clone(), space, start: window.start };
                 bus.insert(window.start, window.len, Arc::new(front))?;
@@ -88,11 +85,21 @@ impl BusDevice for ConfigPorts {
     }
 }
 
-/// The enhanced configuration access mechanism (PCI Express 6.0, §7.2.2): 4 KiB per function.
-struct Ecam {
+/// The addresses between RAM and the I/O APIC: configuration space where PCIEXBAR says, base address registers
+/// elsewhere.
+struct Hole {
     root: Arc<PciRoot>,
 }
 
+impl Hole {
+    /// Offset in configuration space, if the address is decoded as such.
+    fn ecam_offset(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.root.ecam_base()?)?;
+        (offset < ECAM_DECODED_LEN).then_some(offset)
+    }
+}
+
+/// The enhanced configuration access mechanism (PCI Express 6.0, §7.2.2): 4 KiB per function.
 fn ecam_target(offset: u64, len: usize) -> Option<(Bdf, u16)> {
     let register = (offset & 0xfff) as u16;
     let bdf = Bdf {
@@ -103,16 +110,28 @@ fn ecam_target(offset: u64, len: usize) -> Option<(Bdf, u16)> {
     (register as usize + len <= 0x1000).then_some((bdf, register))
 }
 
-impl BusDevice for Ecam {
+impl BusDevice for Hole {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some((bdf, register)) = ecam_target(offset, data.len()) {
-            self.root.config_read(bdf, register, data);
+        let address = HOLE32.start + offset;
+        match self.ecam_offset(address) {
+            None => self.root.bar_read(Space::Memory, address, data),
+            Some(offset) => {
+                if let Some((bdf, register)) = ecam_target(offset, data.len()) {
+                    self.root.config_read(bdf, register, data);
+                }
+            }
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some((bdf, register)) = ecam_target(offset, data.len()) {
-            self.root.config_write(bdf, register, data);
+        let address = HOLE32.start + offset;
+        match self.ecam_offset(address) {
+            None => self.root.bar_write(Space::Memory, address, data),
+            Some(offset) => {
+                if let Some((bdf, register)) = ecam_target(offset, data.len()) {
+                    self.root.config_write(bdf, register, data);
+                }
+            }
         }
     }
 }

@@ -1,15 +1,20 @@
 //! The host bridge, function 00:00.0.
 
+use super::spec::{ECAM_BASE, PCIEXBAR_ADDRESS, PCIEXBAR_ENABLE, REG_PCIEXBAR};
 use crate::sync::lock;
 use device::pci::{Bar, ConfigSaved, ConfigSpace, Identity, PciFunction};
 use device::state::RestoreError;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The host bridge: nothing but an identity, by which systems and firmware know the machine. It is that of
-/// the Q35 chipset (Intel 82G33/G31/P35/P31 Express DRAM controller), which UEFI firmware for virtual
-/// machines expects, with the subsystem that marks a virtual one.
+/// The host bridge: an identity, by which systems and firmware know the machine, and the register that
+/// places configuration space in memory. It is that of the Q35 chipset (Intel 82G33/G31/P35/P31 Express DRAM
+/// controller), which firmware for virtual machines expects, with the subsystem that marks a virtual one.
+/// Its shadow memory registers do not exist: what is below 1 MiB is always RAM.
 pub struct HostBridge {
     config: Mutex<ConfigSpace>,
+    /// PCIEXBAR as last written, so that accesses need not take the lock.
+    pciexbar: AtomicU64,
 }
 
 const IDENTITY: Identity = Identity {
@@ -22,15 +27,41 @@ const IDENTITY: Identity = Identity {
     class: 0x06_00_00,
 };
 
+/// Where configuration space is until firmware moves it: a machine that boots without firmware has it
+/// where firmware would have left it.
+const PCIEXBAR_DEFAULT: u64 = ECAM_BASE | PCIEXBAR_ENABLE;
+
+fn config_space() -> ConfigSpace {
+    let mut space = ConfigSpace::new(IDENTITY);
+    space.set_u32(REG_PCIEXBAR, PCIEXBAR_DEFAULT as u32);
+    space.set_u32(REG_PCIEXBAR + 4, (PCIEXBAR_DEFAULT >> 32) as u32);
+    let writable = PCIEXBAR_ADDRESS | PCIEXBAR_ENABLE;
+    space.set_writable_u32(REG_PCIEXBAR, writable as u32);
+    space.set_writable_u32(REG_PCIEXBAR + 4, (writable >> 32) as u32);
+    space
+}
+
+fn pciexbar(space: &ConfigSpace) -> u64 {
+    space.u32(REG_PCIEXBAR) as u64 | (space.u32(REG_PCIEXBAR + 4) as u64) << 32
+}
+
 impl HostBridge {
     /// Creates the bridge.
     pub fn new() -> HostBridge {
-        HostBridge { config: Mutex::new(ConfigSpace::new(IDENTITY)) }
+        HostBridge { config: Mutex::new(config_space()), pciexbar: AtomicU64::new(PCIEXBAR_DEFAULT) }
     }
 
     /// Puts the bridge in its state after power-on.
     pub fn reset(&self) {
-        *lock(&self.config) = ConfigSpace::new(IDENTITY);
+        let mut config = lock(&self.config);
+        *config = config_space();
+        self.pciexbar.store(PCIEXBAR_DEFAULT, Ordering::Relaxed);
+    }
+
+    /// The first address of configuration space, if it is decoded at all.
+    pub fn ecam_base(&self) -> Option<u64> {
+        let register = self.pciexbar.load(Ordering::Relaxed);
+        (register & PCIEXBAR_ENABLE != 0).then_some(register & PCIEXBAR_ADDRESS)
     }
 
     /// The saved form.
@@ -43,7 +74,10 @@ impl HostBridge {
     /// # Errors
     /// When it is another function's.
     pub fn restore(&self, saved: ConfigSaved) -> Result<(), RestoreError> {
-        lock(&self.config).restore(saved)
+        let mut config = lock(&self.config);
+        config.restore(saved)?;
+        self.pciexbar.store(pciexbar(&config), Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -59,7 +93,9 @@ impl PciFunction for HostBridge {
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
-        lock(&self.config).write(offset, data);
+        let mut config = lock(&self.config);
+        config.write(offset, data);
+        self.pciexbar.store(pciexbar(&config), Ordering::Relaxed);
     }
 
     fn bars(&self) -> Vec<Bar> {

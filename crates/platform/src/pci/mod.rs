@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! ports 0xCF8..0xCFF ─┐
-//! ECAM window ────────┴─> PciRoot ──by bus, device, function──> PciFunction (configuration)
-//! MMIO32, MMIO64, I/O ──> PciRoot ──by enabled BAR────────────> PciFunction (BARs)
+//! hole: PCIEXBAR ─────┴─> PciRoot ──by bus, device, function──> PciFunction (configuration)
+//! hole, MMIO64, I/O ────> PciRoot ──by enabled BAR────────────> PciFunction (BARs)
 //! ```
 //!
 //! Functions sit on bus 0 beside the [`HostBridge`]; they interrupt by MSI-X, or by a line from

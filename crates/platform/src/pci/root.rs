@@ -80,6 +80,11 @@ impl PciRoot {
         self.windows
     }
 
+    /// Where PCI configuration space is in memory, if it is decoded: firmware may move it.
+    pub fn ecam_base(&self) -> Option<u64> {
+        self.host_bridge.ecam_base()
+    }
+
     /// Places a function.
     ///
     /// # Errors

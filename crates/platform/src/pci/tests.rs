@@ -134,6 +134,32 @@ fn both_mechanisms_show_the_same_space_and_ecam_all_of_it() {
 }
 
 #[test]
+fn firmware_moves_configuration_space() {
+    let rig = rig();
+    assert_eq!(rig.root.ecam_base(), Some(ECAM_BASE));
+    // The way of UEFI firmware: by ports, upper half first.
+    rig.pio.write(0xcf8, &0x8000_0064u32.to_le_bytes());
+    rig.pio.write(0xcfc, &0u32.to_le_bytes());
+    rig.pio.write(0xcf8, &0x8000_0060u32.to_le_bytes());
+    rig.pio.write(0xcfc, &0xe000_0001u32.to_le_bytes());
+    assert_eq!(rig.root.ecam_base(), Some(0xe000_0000));
+    let mut data = [0; 4];
+    rig.mmio.read(0xe000_0000, &mut data);
+    assert_eq!(u32::from_le_bytes(data), 0x29c0_8086);
+    rig.mmio.read(ECAM_BASE, &mut data);
+    assert_eq!(data, [0xff; 4], "no longer there");
+    // Bits that do not exist stay zero; what is not decoded is not there; a saved bridge goes on.
+    rig.mmio.write(0xe000_0060, &0xdfff_fffeu32.to_le_bytes());
+    assert_eq!((rig.ports_read(0, 0x60), rig.root.ecam_base()), (0xd000_0000, None));
+    rig.pio.write(0xcfc, &0xd000_0001u32.to_le_bytes());
+    let saved = rig.root.save();
+    rig.root.reset();
+    assert_eq!(rig.root.ecam_base(), Some(ECAM_BASE));
+    rig.root.restore(saved).unwrap();
+    assert_eq!(rig.root.ecam_base(), Some(0xd000_0000));
+}
+
+#[test]
 fn several_functions_of_a_device_are_announced_by_the_first() {
     let rig = rig();
     for function in [0, 5] {

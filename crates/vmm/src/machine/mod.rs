@@ -31,8 +31,13 @@ use std::sync::Arc;
 use virtio::VirtioPci;
 use x86::CpuState;
 
-/// Addresses for PCI devices above RAM.
-const PCI_WINDOW_SIZE: u64 = 1 << 40;
+/// Where PCI devices can be: above RAM, all that the processors can address, since firmware places
+/// them as high as it likes.
+fn pci_windows(ram_end: u64) -> Windows {
+    const PHYS_END: u64 = 1 << x86::cpuid::PHYS_BITS;
+    let start = Windows::above_ram(ram_end, 0).mmio64.start;
+    Windows::above_ram(ram_end, PHYS_END - start)
+}
 
 /// One machine, without its vCPU threads.
 pub struct Machine {
@@ -94,7 +99,7 @@ impl Machine {
         let msi: Arc<dyn MsiSink> = Arc::new(EngineMsi(vm.clone()));
         let for_intr = vm.clone();
         let ram_end = ram.ranges().map(|range| range.end()).max().unwrap_or(0);
-        let windows = Windows::above_ram(ram_end, PCI_WINDOW_SIZE);
+        let windows = pci_windows(ram_end);
         let platform = Platform::new(PlatformConfig {
             timers: timers.clone(),
             pio: pio.clone(),
