@@ -57,9 +57,23 @@ pub trait Vm: Send + Sync {
     /// Raises a non-maskable interrupt on a vCPU.
     fn signal_nmi(&self, vcpu: u32);
 
-    /// Tells the engine that guest time was paused or resumed, that the dirty log was switched, or that
-    /// memory was replaced while all vCPUs were stopped: it drops what it derived from them.
+    /// Tells the engine that guest time was paused or resumed, or that the dirty log was switched or taken,
+    /// while all vCPUs were stopped: it drops what it derived from them.
     fn resynchronise(&self);
+
+    /// Tells the engine that the contents of memory were replaced without reports, while all vCPUs were
+    /// stopped: it drops all that it has made from code in memory.
+    fn memory_replaced(&self);
+
+    /// Brings the machine's dirty log ([`Ram::take_dirty`]) up to date with what vCPUs have written, for
+    /// engines whose vCPUs do not report their writes themselves. All vCPUs are stopped. Called before the
+    /// log is taken, and [`Vm::resynchronise`] after.
+    ///
+    /// # Errors
+    /// When the host refuses: what the log lacks is not known then.
+    fn collect_dirty(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Counters by name, for observation: blocks, misses, exits and so on.
     fn counters(&self) -> Vec<(String, u64)>;

@@ -71,7 +71,7 @@ impl Engine for BtEngine {
 pub(crate) fn share(config: VmConfig, options: &Options) -> Arc<VmShared> {
     let signals: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Signals::new())).collect();
     let code = Arc::new(CodePages::new(config.ram.clone(), signals.clone(), options.code_cache_size_max));
-    config.ram.set_code_watcher(code.clone());
+    config.ram.set_code_watcher(&code);
     let lapics =
         (0..config.vcpus).map(|id| Lapic::new(id, signals[id as usize].clone(), &config.timers)).collect();
     Arc::new(VmShared {
@@ -120,8 +120,11 @@ impl Vm for BtVm {
         }
     }
 
-    fn resynchronise(&self) {
+    fn memory_replaced(&self) {
         self.shared.code.void_all();
+    }
+
+    fn resynchronise(&self) {
         for (signals, lapic) in self.shared.signals.iter().zip(&self.shared.lapics) {
             lapic.clock_changed();
             signals.raise(signal::FLUSH_ALL);

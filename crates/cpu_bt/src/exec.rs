@@ -227,6 +227,19 @@ impl Cpu {
         }
     }
 
+    /// Carries out INIT, start-up and wake-up messages that are pending. Between runs.
+    pub(crate) fn take_messages(&mut self) {
+        if self.signals.take(signal::INIT) != 0 {
+            self.init_message();
+        }
+        if self.signals.take(signal::SIPI) != 0 && self.wait_for_sipi {
+            self.startup_message();
+        }
+        if self.signals.take(signal::UNHALT) != 0 && self.lapic.take_unhalted() {
+            self.halted = false;
+        }
+    }
+
     /// Sleeps until something is to be done.
     fn idle(&mut self) {
         // With interrupts disabled, only NMI, INIT and requests of the host end a halt.

@@ -31,6 +31,8 @@ impl Vcpu for BtVcpu {
     }
 
     fn state(&mut self) -> Result<CpuState, Error> {
+        // Messages that came just before the vCPU was stopped have no place in the saved state.
+        self.0.take_messages();
         Ok(self.0.save())
     }
 

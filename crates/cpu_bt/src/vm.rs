@@ -34,9 +34,9 @@ pub(crate) struct CodePages {
     ram: Arc<Ram>,
     ranges: Vec<(RamRange, usize)>,
     /// Raised whenever decoded code of a page was written: blocks of older versions are void.
-    versions: Vec<AtomicU32>,
+    versions: Box<[AtomicU32]>,
     /// For each page the 64-byte lines that code was decoded from.
-    lines: Vec<AtomicU64>,
+    lines: Box<[AtomicU64]>,
     /// The translations. Held while a page becomes watched or its code void.
     cache: Mutex<CodeCache>,
     signals: Vec<Arc<Signals>>,
@@ -111,8 +111,8 @@ impl CodePages {
         CodePages {
             ram,
             ranges,
-            versions: (0..pages).map(|_| AtomicU32::new(0)).collect(),
-            lines: (0..pages).map(|_| AtomicU64::new(0)).collect(),
+            versions: memory::zeroed(pages),
+            lines: memory::zeroed(pages),
             cache: Mutex::new(CodeCache::new(cache_size_max)),
             signals,
             voided: Counter::default(),

@@ -271,7 +271,7 @@ mod tests {
         ram.set_dirty_logging(true);
         let bytes: Vec<u8> = (0..40).collect();
         buffers.copy_from(20, &bytes);
-        assert_eq!(ram.take_dirty()[0].1[0], 1 << 2 | 1 << 5);
+        assert_eq!(ram.take_dirty().iter().collect::<Vec<_>>(), [2, 5]);
         let mut back = [0; 12];
         ram.guest().read_slice(&mut back, GuestAddress(0x1ff0 + 20)).unwrap();
         assert_eq!(back, bytes[..12]);

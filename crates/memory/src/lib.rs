@@ -1,8 +1,9 @@
 //! Guest-physical memory: RAM regions, volatile and atomic access, dirty tracking and the code-page
 //! watch.
 //!
-//! [`Ram`] is the memory of one machine, backed by a memfd. Every writer goes through it or reports to
-//! it, so that two things are always true:
+//! [`Ram`] is the memory of one machine: a memfd, or a private copy-on-write mapping of files that hold
+//! a saved machine's memory. Every writer goes through it or reports to it, so that two things are always
+//! true:
 //!
 //! - while dirty logging is on, each page written since the last [`Ram::take_dirty`] is in the log;
 //! - when a page that an engine holds translated code of is written, that engine's [`CodeWatcher`]
@@ -15,13 +16,21 @@
 //!
 //! RAM is never a Rust reference outside this crate: all access is volatile, atomic, or by raw pointer.
 
+mod contents;
 mod error;
+mod map;
+mod pages;
 mod ram;
 mod watch;
+mod zeroed;
 
+pub use contents::data_ranges;
 pub use error::{Error, ErrorKind};
+pub use map::FileSegment;
+pub use pages::PageSet;
 pub use ram::{HIGH_RAM_START, HostPage, LOW_RAM_END, PAGE_SIZE, Ram, RamRange};
 pub use watch::{CodeWatcher, WriteWatch};
+pub use zeroed::{Zeroable, zeroed};
 
 pub use vm_memory::{Bytes, GuestAddress};
 

@@ -1,12 +1,12 @@
 //! The RAM of one machine.
 
+use crate::map::{self, FileSegment};
 use crate::watch::{CodeWatcher, RegionWatch, WatchShared, WriteWatch};
-use crate::{Error, ErrorKind, GuestMemory};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use crate::{Error, ErrorKind, GuestMemory, PageSet};
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
 
 /// Size of a page of guest memory as tracked here, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
@@ -41,14 +41,27 @@ pub struct HostPage {
     pub read_only: bool,
 }
 
-struct Region {
-    range: RamRange,
-    hva: *mut u8,
+pub(crate) struct Region {
+    pub(crate) range: RamRange,
+    /// Where the region begins among all RAM.
+    pub(crate) offset: u64,
+    pub(crate) hva: *mut u8,
     watch: Arc<RegionWatch>,
     read_only: bool,
 }
 
+/// What holds the bytes.
+pub(crate) enum Backing {
+    /// A memfd, mapped shared: other processes can be given it.
+    Shared(Arc<File>),
+    /// Files mapped private, with nothing where no segment is. Nobody else sees what is written.
+    Private(Vec<FileSegment>),
+}
+
 /// The RAM of one machine. Shared by engine, devices and loaders through an `Arc`.
+///
+/// Its bytes are numbered in two ways: by guest-physical address, and by *offset*, in which the ranges
+/// follow each other without gaps. Pages are counted by offset.
 pub struct Ram {
     guest: GuestMemory,
     /// RAM, then read-only memory.
@@ -56,7 +69,7 @@ pub struct Ram {
     /// What keeps read-only memory mapped.
     roms: Vec<MmapRegion>,
     shared: Arc<WatchShared>,
-    file: Arc<File>,
+    backing: Mutex<Backing>,
 }
 
 // SAFETY: the raw pointers point into mappings that live as long as `guest`, and all access through
@@ -72,19 +85,28 @@ impl Ram {
     /// # Errors
     /// When `size` is zero or no multiple of the page size, or the host refuses.
     pub fn new(size: u64) -> Result<Ram, Error> {
-        if size == 0 || !size.is_multiple_of(PAGE_SIZE) || size > 1 << 46 {
-            let context =
-                format!("cannot make {size} bytes of guest memory: not a positive multiple of 4 KiB");
-            return Err(Error::new(ErrorKind::BadSize, context));
-        }
+        check_size(size)?;
+        let file = Arc::new(map::memfd(size)?);
+        Ram::build(size, Backing::Shared(file))
+    }
+
+    /// Creates `size` bytes of RAM with the contents of files, which are mapped copy-on-write: pages come
+    /// from the host's page cache when they are touched, and what is written stays in this process.
+    /// Segments do not overlap; where there is none, memory is zero. Nobody may shorten or change the
+    /// files while the RAM lives.
+    ///
+    /// # Errors
+    /// As [`Ram::new`], and when a segment does not lie on whole pages within `size` and its file.
+    pub fn from_files(size: u64, segments: Vec<FileSegment>) -> Result<Ram, Error> {
+        check_size(size)?;
+        map::check_segments(size, &segments)?;
+        Ram::build(size, Backing::Private(segments))
+    }
+
+    fn build(size: u64, backing: Backing) -> Result<Ram, Error> {
         let refused = |what: &str| {
             Error::new(ErrorKind::HostRefused, format!("cannot {what} {size} bytes of guest memory"))
         };
-        let fd =
-            memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(|e| refused("create").with_source(e))?;
-        ftruncate(&fd, size).map_err(|e| refused("size").with_source(e))?;
-        let file = Arc::new(File::from(fd));
-
         let low = size.min(LOW_RAM_END);
         let mut ranges = vec![RamRange { start: 0, len: low }];
         if size > low {
@@ -94,21 +116,24 @@ impl Ram {
         let (mut regions, mut mapped, mut offset) = (Vec::new(), Vec::new(), 0);
         for range in ranges {
             let watch = Arc::new(RegionWatch::new(range.start, range.len, shared.clone()));
+            // Room in the address space first; what lies behind it is mapped over it.
             let mapping: MmapRegion<WriteWatch> =
                 MmapRegionBuilder::new_with_bitmap(range.len as usize, WriteWatch { region: watch.clone() })
                     .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                    .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                    .with_file_offset(FileOffset::from_arc(file.clone(), offset))
+                    .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
                     .build()
                     .map_err(|e| refused("map").with_source(e))?;
-            regions.push(Region { range, hva: mapping.as_ptr(), watch, read_only: false });
+            regions.push(Region { range, offset, hva: mapping.as_ptr(), watch, read_only: false });
             let region =
                 GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(|| refused("place"))?;
             mapped.push(region);
             offset += range.len;
         }
         let guest = GuestMemory::from_regions(mapped).map_err(|e| refused("arrange").with_source(e))?;
-        Ok(Ram { guest, regions, roms: Vec::new(), shared, file })
+        for region in &regions {
+            map::map_region(region, &backing)?;
+        }
+        Ok(Ram { guest, regions, roms: Vec::new(), shared, backing: Mutex::new(backing) })
     }
 
     /// Adds read-only memory with these contents at `start`: firmware. Guests execute it and read it like
@@ -132,7 +157,13 @@ impl Ram {
         // SAFETY: the mapping is new, so nobody else uses it, and as long as the data.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), hva, data.len()) };
         let watch = Arc::new(RegionWatch::new(start, len, self.shared.clone()));
-        self.regions.push(Region { range: RamRange { start, len }, hva, watch, read_only: true });
+        self.regions.push(Region {
+            range: RamRange { start, len },
+            offset: u64::MAX,
+            hva,
+            watch,
+            read_only: true,
+        });
         self.roms.push(mapping);
         Ok(())
     }
@@ -142,9 +173,37 @@ impl Ram {
         &self.guest
     }
 
-    /// The memfd behind the RAM: regions in the order of [`Ram::ranges`], without gaps.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// The memfd behind the RAM, for processes that share it: regions in the order of [`Ram::ranges`],
+    /// without gaps. `None` for RAM that was made by [`Ram::from_files`] and not cleared since: what the
+    /// guest writes to it is seen by nobody else, so a device in another process cannot be had.
+    pub fn shared_file(&self) -> Option<Arc<File>> {
+        match &*self.backing() {
+            Backing::Shared(file) => Some(file.clone()),
+            Backing::Private(_) => None,
+        }
+    }
+
+    pub(crate) fn backing(&self) -> MutexGuard<'_, Backing> {
+        self.backing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes all memory zero by giving it back to the host. No vCPU runs and no device works. This is no
+    /// write: neither dirty log nor watcher hears of it.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn clear(&self) -> Result<(), Error> {
+        let mut backing = self.backing();
+        if let Backing::Shared(file) = &*backing {
+            return map::punch(file, self.size());
+        }
+        // From now on it is memory like any other.
+        let fresh = Backing::Shared(Arc::new(map::memfd(self.size())?));
+        for region in self.ram_regions() {
+            map::map_region(region, &fresh)?;
+        }
+        *backing = fresh;
+        Ok(())
     }
 
     /// The ranges that are RAM, in ascending order.
@@ -157,7 +216,7 @@ impl Ram {
         self.regions.iter().filter(|region| region.read_only).map(|region| region.range)
     }
 
-    fn ram_regions(&self) -> impl Iterator<Item = &Region> + '_ {
+    pub(crate) fn ram_regions(&self) -> impl Iterator<Item = &Region> + '_ {
         self.regions.iter().filter(|region| !region.read_only)
     }
 
@@ -213,12 +272,13 @@ impl Ram {
     }
 
     /// Sets who hears of writes to watched code. At most one watcher per machine, set before any vCPU
-    /// runs.
+    /// runs. It is not kept alive: a watcher usually holds the RAM.
     ///
     /// # Panics
     /// When a watcher is already set.
-    pub fn set_code_watcher(&self, watcher: Arc<dyn CodeWatcher>) {
-        assert!(self.shared.watcher.set(watcher).is_ok(), "one code watcher per machine");
+    pub fn set_code_watcher(&self, watcher: &Arc<impl CodeWatcher + 'static>) {
+        let watcher: Arc<dyn CodeWatcher> = watcher.clone();
+        assert!(self.shared.watcher.set(Arc::downgrade(&watcher)).is_ok(), "one code watcher per machine");
     }
 
     /// Starts watching the page of `gpa` for writes; returns whether it was not watched before. The
@@ -255,9 +315,19 @@ impl Ram {
         self.shared.logging.load(Ordering::Relaxed)
     }
 
-    /// Takes the log: for each range one bit per page, least significant bit first, and leaves it empty.
-    pub fn take_dirty(&self) -> Vec<(RamRange, Vec<u64>)> {
-        self.ram_regions().map(|region| (region.range, region.watch.dirty.take())).collect()
+    /// Takes the log and leaves it empty. As with [`Ram::set_dirty_logging`], vCPUs drop their cached
+    /// write permissions before the log means anything again.
+    pub fn take_dirty(&self) -> PageSet {
+        let mut log = PageSet::new(self.pages());
+        for region in self.ram_regions() {
+            log.insert_words(region.offset / PAGE_SIZE, &region.watch.dirty.take());
+        }
+        log
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.size() / PAGE_SIZE
     }
 
     /// Reads a naturally aligned integer of 1, 2, 4 or 8 bytes atomically. For page-table walks and the
@@ -309,6 +379,14 @@ impl Ram {
 enum Use {
     Read,
     Write,
+}
+
+fn check_size(size: u64) -> Result<(), Error> {
+    if size == 0 || !size.is_multiple_of(PAGE_SIZE) || size > 1 << 46 {
+        let context = format!("cannot make {size} bytes of guest memory: not a positive multiple of 4 KiB");
+        return Err(Error::new(ErrorKind::BadSize, context));
+    }
+    Ok(())
 }
 
 /// An integer that the host loads and stores atomically.
@@ -396,8 +474,8 @@ mod tests {
         ram.report_write(0x9ff0, 32);
         assert!(!ram.write_needs_report(0x3000));
         let log = ram.take_dirty();
-        assert_eq!(log[0].1[0], 1 << 2 | 1 << 3 | 1 << 8 | 1 << 9 | 1 << 10);
-        assert!(ram.take_dirty()[0].1.iter().all(|word| *word == 0));
+        assert_eq!(log.iter().collect::<Vec<_>>(), [2, 3, 8, 9, 10]);
+        assert!(ram.take_dirty().is_empty());
         assert!(ram.write_needs_report(0x3000));
     }
 
@@ -412,7 +490,10 @@ mod tests {
         assert!(ram.host_page(start).unwrap().read_only && !ram.host_page(0).unwrap().read_only);
         assert!(ram.write_needs_report(start));
         assert!(ram.guest().write_slice(&[7], GuestAddress(start)).is_err());
-        assert_eq!((ram.size(), ram.ranges().count(), ram.take_dirty().len()), (MIB, 1, 1));
+        assert_eq!(
+            (ram.size(), ram.ranges().count(), ram.take_dirty().capacity()),
+            (MIB, 1, MIB / PAGE_SIZE)
+        );
         assert_eq!(ram.rom_ranges().collect::<Vec<_>>(), [RamRange { start, len: 0x2000 }]);
         for (start, len) in [(0, 0x1000), (start + 0x1000, 0x1000), (MIB + 1, 0x1000), (MIB, 1), (MIB, 0)] {
             assert!(ram.add_rom(start, &vec![0; len]).is_err(), "{start:#x} {len:#x}");
@@ -431,7 +512,7 @@ mod tests {
     fn writes_to_watched_code_are_heard_and_others_are_not() {
         let ram = Ram::new(MIB).unwrap();
         let heard = Arc::new(Heard::default());
-        ram.set_code_watcher(heard.clone());
+        ram.set_code_watcher(&heard);
         assert!(ram.watch_code(0x5123));
         assert!(!ram.watch_code(0x5fff));
         ram.guest().write_slice(&[0; 8], GuestAddress(0x4000)).unwrap();
@@ -440,6 +521,35 @@ mod tests {
         ram.unwatch_code(0x5000);
         ram.store(0x5ff8, 0u64).unwrap();
         assert_eq!(*heard.0.lock().unwrap(), [(0x4ffc, 8), (0x5ff8, 8)]);
+    }
+
+    #[test]
+    fn a_watcher_that_holds_the_memory_does_not_keep_it() {
+        struct Holder(Arc<Ram>);
+        impl CodeWatcher for Holder {
+            fn code_written(&self, _: u64, _: u64) {
+                assert_eq!(self.0.size(), MIB);
+            }
+        }
+        let ram = Arc::new(Ram::new(MIB).unwrap());
+        let gone = Arc::downgrade(&ram);
+        let holder = Arc::new(Holder(ram.clone()));
+        ram.set_code_watcher(&holder);
+        ram.watch_code(0);
+        ram.store(0, 1u8).unwrap();
+        drop((ram, holder));
+        assert!(gone.upgrade().is_none());
+    }
+
+    #[test]
+    fn cleared_memory_is_zero_and_still_there() {
+        let ram = Ram::new(MIB).unwrap();
+        ram.store(0x1000, 7u64).unwrap();
+        ram.store(0xf_f000, 7u64).unwrap();
+        ram.clear().unwrap();
+        assert_eq!((ram.load::<u64>(0x1000), ram.load::<u64>(0xf_f000)), (Some(0), Some(0)));
+        ram.store(0x1000, 8u64).unwrap();
+        assert_eq!(ram.load::<u64>(0x1000), Some(8));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What is noted about written pages: the dirty log and the code-page watch.
 
 use crate::PAGE_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock, Weak};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 /// Hears of writes to pages that were marked with [`Ram::watch_code`](crate::Ram::watch_code).
@@ -14,11 +14,11 @@ pub trait CodeWatcher: Send + Sync {
 
 /// One bit per page.
 #[derive(Debug)]
-pub(crate) struct PageBits(Vec<AtomicU64>);
+pub(crate) struct PageBits(Box<[AtomicU64]>);
 
 impl PageBits {
     pub(crate) fn new(pages: usize) -> PageBits {
-        PageBits((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+        PageBits(crate::zeroed(pages.div_ceil(64)))
     }
 
     #[inline]
@@ -50,7 +50,7 @@ impl PageBits {
 #[derive(Default)]
 pub(crate) struct WatchShared {
     pub(crate) logging: AtomicBool,
-    pub(crate) watcher: OnceLock<Arc<dyn CodeWatcher>>,
+    pub(crate) watcher: OnceLock<Weak<dyn CodeWatcher>>,
 }
 
 /// The write watch of one region, as `vm_memory` sees it: a bitmap that is told of every write.
@@ -79,12 +79,16 @@ impl RegionWatch {
         }
         let pages = offset / PAGE_SIZE as usize..=(offset + len - 1) / PAGE_SIZE as usize;
         if self.shared.logging.load(Ordering::Relaxed) {
+            // The bytes come before the look at the log: who has just taken it and finds the page not in
+            // it then reads the new bytes.
+            fence(Ordering::SeqCst);
             for page in pages.clone() {
                 self.dirty.set(page);
             }
         }
         if let Some(watcher) = self.shared.watcher.get()
             && pages.into_iter().any(|page| self.code.get(page))
+            && let Some(watcher) = watcher.upgrade()
         {
             watcher.code_written(self.base + offset as u64, len as u64);
         }

@@ -114,6 +114,7 @@ impl Vm for TestVm {
     fn set_pic_line(&self, _: bool) {}
     fn signal_nmi(&self, _: u32) {}
     fn resynchronise(&self) {}
+    fn memory_replaced(&self) {}
     fn counters(&self) -> Vec<(String, u64)> {
         vec![("tests".into(), 1)]
     }

@@ -12,7 +12,6 @@
 mod description;
 mod devices;
 mod io;
-mod memory;
 
 pub use io::{IoCounters, VcpuIo};
 
@@ -20,11 +19,11 @@ use crate::Error;
 use crate::inputs::{BootSource, Inputs};
 use crate::spec::{VmSpec, random_bytes};
 use crate::vcpu::Gate;
-use ::disk::Disk;
-use ::memory::Ram;
 use clock::{Clock, Timers};
 use cpu::{Engine, Vcpu};
 use device::{Bus, Msi, MsiSink};
+use disk::Disk;
+use memory::Ram;
 use platform::pci::Windows;
 use platform::{Platform, PlatformConfig, PlatformEvent};
 use std::sync::Arc;
@@ -172,7 +171,8 @@ impl Machine {
         // The functions first: their workers write to memory.
         self.functions.iter().for_each(|function| function.reset());
         self.platform.reset();
-        memory::clear(&self.ram)?;
+        self.ram.clear().map_err(|e| Error::host("the machine cannot be reset").with_source(e))?;
+        self.vm.memory_replaced();
         self.vm.resynchronise();
         self.platform
             .pci

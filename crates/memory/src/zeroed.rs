@@ -1,0 +1,32 @@
+//! Tables with an entry for each page.
+
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// An atomic integer.
+///
+/// # Safety
+/// All bytes zero is a value of the type, and it has no destructor.
+pub unsafe trait Zeroable {}
+
+// SAFETY: an integer may be zero.
+unsafe impl Zeroable for AtomicU32 {}
+// SAFETY: an integer may be zero.
+unsafe impl Zeroable for AtomicU64 {}
+
+/// A table of so many zeroes. It takes no memory and no time until its parts are touched, so that a
+/// machine with much memory starts as fast as a small one.
+pub fn zeroed<T: Zeroable>(count: usize) -> Box<[T]> {
+    let layout = Layout::array::<T>(count).expect("a table that fits into the address space");
+    if layout.size() == 0 {
+        return Box::default();
+    }
+    // SAFETY: the layout has a size; memory is as `Box` would allocate it, and zero is a value of `T`.
+    unsafe {
+        let table = alloc_zeroed(layout);
+        if table.is_null() {
+            handle_alloc_error(layout);
+        }
+        Box::from_raw(std::ptr::slice_from_raw_parts_mut(table.cast(), count))
+    }
+}
