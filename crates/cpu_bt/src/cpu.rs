@@ -1,10 +1,12 @@
 //! One virtual processor's state and what is derived from it.
 
 use crate::block::cache::BlockCache;
+use crate::counters::VcpuCounts;
 use crate::fault::Fault;
 use crate::jit::runtime;
 use crate::jit::state::JitState;
 use crate::lapic::Lapic;
+use crate::lockstep::Guard;
 use crate::mmu::tlb::{MmuIndex, Tlb};
 use crate::native::Stubs;
 use crate::regs::{Regs, *};
@@ -49,6 +51,11 @@ pub(crate) struct Cpu {
     pub(crate) signals: Arc<Signals>,
     pub(crate) blocks: BlockCache,
     pub(crate) stubs: Stubs,
+    pub(crate) counts: Arc<VcpuCounts>,
+    /// What lock-step execution watches.
+    pub(crate) guard: Guard,
+    /// Why this vCPU cannot go on, if the engine is to blame.
+    pub(crate) failure: Option<String>,
     /// Where accesses to devices go; valid while `run` is on the stack.
     io: Option<*const (dyn CpuIo + 'static)>,
 }
@@ -228,6 +235,9 @@ impl Cpu {
             exit: None,
             id: id,
             ram: vm.ram.clone(),
+            counts: vm.counts[id as usize].clone(),
+            guard: Guard::default(),
+            failure: None,
             vm: vm,
             lapic: lapic,
             blocks: BlockCache::new(),

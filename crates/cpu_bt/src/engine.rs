@@ -1,28 +1,16 @@
 //! [`cpu::Engine`] and [`cpu::Vm`] of this engine.
 
+use crate::counters::VcpuCounts;
 use crate::cpu::Cpu;
 use crate::lapic::Lapic;
+use crate::lockstep::Turns;
+use crate::options::{Jit, Options};
 use crate::signals::{Signals, signal};
 use crate::vcpu::BtVcpu;
 use crate::vm::{CodePages, Counters, VmShared};
 use cpu::{Engine, Error, ErrorKind, Speed, Support, Vcpu, Vm, VmConfig};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-
-/// How the engine is to work.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Whether hot code is translated; otherwise everything is interpreted.
-    pub translate: bool,
-    /// Most memory for translated code, in bytes.
-    pub code_cache_size_max: usize,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options { translate: true, code_cache_size_max: 128 << 20 }
-    }
-}
 
 /// The software engine.
 #[derive(Clone, Debug)]
@@ -50,7 +38,7 @@ impl Engine for BtEngine {
     fn probe(&self) -> Support {
         Support {
             usable: true,
-            speed: if self.options.translate { Speed::Translated } else { Speed::Interpreted },
+            speed: if self.options.jit == Jit::On { Speed::Translated } else { Speed::Interpreted },
             findings: vec!["software CPU engine: needs nothing of the host but an x86-64 processor".into()],
             remedies: vec![],
         }
@@ -72,6 +60,7 @@ pub(crate) fn share(config: VmConfig, options: &Options) -> Arc<VmShared> {
     let signals: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Signals::new())).collect();
     let code = Arc::new(CodePages::new(config.ram.clone(), signals.clone(), options.code_cache_size_max));
     config.ram.set_code_watcher(&code);
+    let turns = Turns::new(options.jit, &signals);
     let lapics =
         (0..config.vcpus).map(|id| Lapic::new(id, signals[id as usize].clone(), &config.timers)).collect();
     Arc::new(VmShared {
@@ -84,7 +73,9 @@ pub(crate) fn share(config: VmConfig, options: &Options) -> Arc<VmShared> {
         signals,
         code,
         counters: Counters::default(),
-        translate: options.translate,
+        counts: (0..config.vcpus).map(|_| Arc::default()).collect(),
+        options: options.clone(),
+        turns,
         pic_line: AtomicBool::new(false),
     })
 }
@@ -134,6 +125,7 @@ impl Vm for BtVm {
     fn counters(&self) -> Vec<(String, u64)> {
         let code = &self.shared.code;
         let mut counters = self.shared.counters.list();
+        counters.extend(VcpuCounts::sums(self.shared.counts.iter().map(|counts| &**counts)));
         counters.push(("code_voided".into(), code.voided.get()));
         counters.push(("code_cache_bytes".into(), code.cache().used() as u64));
         counters

@@ -4,6 +4,7 @@ use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::jit::state::NO_EXIT;
+use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
 use cpu::VmExit;
@@ -54,12 +55,15 @@ impl Cpu {
     /// Executes some code: translated if there is any, interpreted otherwise.
     #[inline(always)]
     fn advance(&mut self) {
+        if self.vm.options.jit == Jit::Lockstep {
+            return self.advance_in_lockstep();
+        }
         let watched = self.sys.dr7 & dr7::ENABLES != 0 && self.has_breakpoints();
         if watched || self.shadow || self.regs.flag(rflags::TF) {
             return self.step_single(watched);
         }
         // Translations distinguish the supervisor from the user, not rings 1 and 2.
-        if self.vm.translate && self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) {
+        if self.vm.options.jit == Jit::On && self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) {
             match self.run_translated() {
                 Ok(true) => return,
                 Ok(false) => {}
@@ -71,7 +75,7 @@ impl Cpu {
 
     /// Executes one block and raises the exception it ends with.
     #[inline(always)]
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let linear = self.code_address();
         let result = self.find_block(linear).and_then(|block| self.run_block(&block));
         if let Err(fault) = result {
@@ -82,7 +86,7 @@ impl Cpu {
     /// Executes one instruction: single-stepping, in an interrupt shadow, or while instruction
     /// breakpoints are armed.
     #[cold]
-    fn step_single(&mut self, watched: bool) {
+    pub(crate) fn step_single(&mut self, watched: bool) {
         let linear = self.code_address();
         let mut result = if watched { self.check_breakpoints(linear) } else { Ok(()) };
         if result.is_ok() {

@@ -12,16 +12,20 @@
 //! privilege is used.
 
 mod block;
+mod counters;
 mod cpu;
 mod engine;
+mod event_trace;
 mod exec;
 mod fault;
 mod int;
 mod interp;
 mod jit;
 mod lapic;
+mod lockstep;
 mod mmu;
 mod native;
+mod options;
 mod regs;
 mod signals;
 mod system;
@@ -31,4 +35,6 @@ pub mod testing;
 mod vcpu;
 mod vm;
 
-pub use engine::{BtEngine, Options};
+pub use engine::BtEngine;
+pub use event_trace::{Trace, TraceFilter};
+pub use options::{CODE_CACHE_SIZE_DEFAULT, CODE_CACHE_SIZE_MIN, Jit, Options, Stress};

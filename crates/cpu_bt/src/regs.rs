@@ -25,6 +25,7 @@ pub(crate) const RDI: usize = 7;
 
 /// Registers that ordinary instructions touch.
 #[repr(C, align(64))]
+#[derive(Clone)]
 pub(crate) struct Regs {
     /// YMM0 to YMM15, whole; XMM registers are their low halves.
     pub(crate) ymm: [[u64; 4]; 16],

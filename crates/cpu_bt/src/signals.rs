@@ -34,10 +34,13 @@ pub(crate) mod signal {
     pub(crate) const CODE_VOIDED: u32 = 1 << 8;
     /// End a halt, if the local APIC says so.
     pub(crate) const UNHALT: u32 = 1 << 9;
+    /// In lock-step: let another have its turn, and end a loop to compare it.
+    pub(crate) const TURN: u32 = 1 << 10;
 
     /// Each request has a bit of its own.
     const _: () = {
-        let all = [INTERRUPT, NMI, INIT, SIPI, KICK, FLUSH_WRITES, FLUSH_ALL, DROP_CODE, CODE_VOIDED, UNHALT];
+        let all =
+            [INTERRUPT, NMI, INIT, SIPI, KICK, FLUSH_WRITES, FLUSH_ALL, DROP_CODE, CODE_VOIDED, UNHALT, TURN];
         let (mut seen, mut index) = (0, 0);
         while index < all.len() {
             assert!(all[index].is_power_of_two() && seen & all[index] == 0);

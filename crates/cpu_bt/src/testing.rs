@@ -6,6 +6,7 @@ use crate::cpu::Cpu;
 use crate::engine;
 use crate::fault::{Fault, Result};
 use crate::native;
+use crate::options::Options;
 use crate::regs::RIP;
 use clock::{Clock, Timers};
 use cpu::{CpuIo, VmConfig};
@@ -112,10 +113,18 @@ impl Machine {
     /// # Panics
     /// When the host refuses memory or a thread, or there are too many pages.
     pub fn new(mode: Mode, cpuid: Vec<Leaf>, pages: &[Page]) -> Machine {
+        Machine::with_options(mode, cpuid, pages, &Options::default())
+    }
+
+    /// Creates a machine whose engine has `options`.
+    ///
+    /// # Panics
+    /// As for [`Machine::new`].
+    pub fn with_options(mode: Mode, cpuid: Vec<Leaf>, pages: &[Page], options: &Options) -> Machine {
         let ram = Arc::new(Ram::new(RAM_SIZE).expect("8 MiB of guest memory"));
         let clock = Arc::new(Clock::new());
         let timers = Timers::new(clock.clone()).expect("a timer thread");
-        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 1, cpuid }, &engine::Options::default());
+        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 1, cpuid }, options);
         let cpu = Cpu::new(vm.clone(), 0, vm.lapics[0].clone(), vm.signals[0].clone());
         let mut machine = Machine { cpu, mode, pages: Vec::new(), natively: false };
         machine.map(pages);
@@ -234,6 +243,34 @@ impl Machine {
         self.cpu.ram.guest().write_slice(bytes, GuestAddress(gpa)).expect("memory at the page");
     }
 
+    /// One of the engine's counters.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn counter(&self, name: &str) -> u64 {
+        let vm = &self.cpu.vm;
+        let mut counters = vm.counters.list();
+        counters.extend(crate::counters::VcpuCounts::sums(vm.counts.iter().map(|counts| &**counts)));
+        counters.into_iter().find(|(each, _)| each == name).expect("a counter of that name").1
+    }
+
+    /// Translates the trace at a linear address. Nothing executes.
+    #[cfg(test)]
+    pub(crate) fn translate_at(&mut self, linear: u64) {
+        let gpa = self.physical(linear);
+        let key = crate::jit::key_of(&self.cpu);
+        self.cpu.translate_trace(gpa, key).expect("code that can be translated");
+    }
+
+    /// Writes one byte so that nobody notices.
+    #[cfg(test)]
+    pub(crate) fn poke_unreported(&mut self, linear: u64, byte: u8) {
+        let gpa = self.physical(linear);
+        let page = self.cpu.ram.host_page(gpa).expect("a page of RAM");
+        // SAFETY: inside the page.
+        unsafe { page.ptr.add((gpa & 0xfff) as usize).write(byte) };
+    }
+
     /// Reads memory within one page.
     ///
     /// # Panics
@@ -281,9 +318,9 @@ impl Machine {
                 cpu.signals.take(u32::MAX);
                 let linear = cpu.regs.r[RIP];
                 if let Ok(block) = cpu.find_block(linear)
-                    && block.hits.get() < crate::jit::HOT
+                    && block.hits.get() < cpu.vm.options.hot
                 {
-                    block.hits.set(crate::jit::HOT);
+                    block.hits.set(cpu.vm.options.hot);
                 }
                 if !cpu.run_translated()? {
                     execute(cpu, false)?;
@@ -292,6 +329,36 @@ impl Machine {
             Ok(())
         });
         self.outcome(result)
+    }
+
+    /// Executes until the instruction pointer is `end` with every trace translated and interpreted on
+    /// the same state. The machine's options say [`Jit::Lockstep`](crate::Jit::Lockstep).
+    ///
+    /// # Errors
+    /// The report of a difference.
+    pub fn run_lockstep(&mut self, end: u64) -> std::result::Result<Outcome, String> {
+        crate::jit::runtime::use_vcpu(&raw mut *self.cpu).expect("the GS base of this thread");
+        let result = self.cpu.with_io(&NoDevices, |cpu| {
+            while cpu.regs.r[RIP] != end && cpu.exit.is_none() {
+                cpu.heed_requests();
+                cpu.signals.take(u32::MAX);
+                let linear = cpu.regs.r[RIP];
+                if let Ok(block) = cpu.find_block(linear)
+                    && block.hits.get() < cpu.vm.options.hot
+                {
+                    block.hits.set(cpu.vm.options.hot);
+                }
+                if !cpu.compare_trace()? {
+                    execute(cpu, false)?;
+                }
+            }
+            Ok(())
+        });
+        if let Some(report) = self.cpu.failure.take() {
+            self.cpu.exit = None;
+            return Err(report);
+        }
+        Ok(self.outcome(result))
     }
 
     /// Executes one instruction (of one that repeats, perhaps one iteration). An exception leaves the

@@ -27,7 +27,11 @@ impl Vcpu for BtVcpu {
             let context = "cannot set the GS base of a vCPU's thread, which translated code needs";
             Error::new(ErrorKind::HostRefused, context).with_source(error)
         })?;
-        Ok(self.0.with_io(io, Cpu::execute))
+        let exit = self.0.with_io(io, Cpu::execute);
+        match self.0.failure.take() {
+            Some(failure) => Err(Error::new(ErrorKind::Internal, failure)),
+            None => Ok(exit),
+        }
     }
 
     fn state(&mut self) -> Result<CpuState, Error> {

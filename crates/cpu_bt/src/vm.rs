@@ -1,7 +1,10 @@
 //! What the vCPUs of one machine share.
 
+use crate::counters::VcpuCounts;
 use crate::jit::cache::CodeCache;
 use crate::lapic::Lapic;
+use crate::lockstep::Turns;
+use crate::options::Options;
 use crate::signals::{Signals, signal};
 use clock::Clock;
 use memory::{CodeWatcher, PAGE_SIZE, Ram, RamRange};
@@ -23,8 +26,11 @@ pub(crate) struct VmShared {
     pub(crate) signals: Vec<Arc<Signals>>,
     pub(crate) code: Arc<CodePages>,
     pub(crate) counters: Counters,
-    /// Whether hot code is translated.
-    pub(crate) translate: bool,
+    /// By vCPU.
+    pub(crate) counts: Vec<Arc<VcpuCounts>>,
+    pub(crate) options: Options,
+    /// Who executes, in lock-step.
+    pub(crate) turns: Turns,
     /// Level of the legacy interrupt controller's output.
     pub(crate) pic_line: std::sync::atomic::AtomicBool,
 }
@@ -58,6 +64,7 @@ pub(crate) struct Counters {
     pub(crate) slow_accesses: Counter,
     pub(crate) callouts: Counter,
     pub(crate) code_cache_emptied: Counter,
+    pub(crate) chains: Counter,
 }
 
 /// One count. Exact from one thread, good enough from several.
@@ -94,6 +101,7 @@ impl Counters {
             ("slow_accesses", &self.slow_accesses),
             ("callouts", &self.callouts),
             ("code_cache_emptied", &self.code_cache_emptied),
+            ("chains", &self.chains),
         ]
         .map(|(name, counter)| (name.to_owned(), counter.get()))
         .into()
@@ -292,6 +300,7 @@ impl crate::cpu::Cpu {
 
     /// Sees to what happened to code and to what other vCPUs may be waiting for.
     pub(crate) fn heed_requests(&mut self) {
+        self.signals.take(signal::TURN);
         if self.signals.take(signal::FLUSH_WRITES) != 0 {
             self.tlb.flush_writes();
         }

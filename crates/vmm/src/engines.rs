@@ -1,13 +1,17 @@
 //! The engines that this program has, and which of them runs a machine.
 
 use crate::Error;
-use api::worker::config::EngineChoice;
+use crate::bt::bt_options;
+use api::worker::config::{EngineChoice, JitConfig};
 use cpu::Engine;
 use std::sync::Arc;
 
 /// All engines, the fastest first. To add one: a line here, and its crate.
-pub fn all() -> Vec<Arc<dyn Engine>> {
-    vec![Arc::new(cpu_bt::BtEngine::new(cpu_bt::Options::default()))]
+///
+/// # Errors
+/// When the file of the software engine's trace cannot be made.
+pub fn all(jit: &JitConfig) -> Result<Vec<Arc<dyn Engine>>, Error> {
+    Ok(vec![Arc::new(cpu_bt::BtEngine::new(bt_options(jit)?))])
 }
 
 /// Chooses among `engines`: the named one, or the first that works on this host.

@@ -16,6 +16,7 @@
 //! **What is absent**: device models, instruction execution, boot protocols. This crate only brings them
 //! together; it is the only place where devices and engines meet.
 
+mod bt;
 pub mod cli;
 pub mod control;
 pub mod controller;

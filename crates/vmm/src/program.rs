@@ -50,7 +50,7 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     let signals =
         signals::take_over().map_err(|e| Error::host("signals cannot be taken over").with_source(e))?;
     let spec = VmSpec::try_from(cli.into_config()?)?;
-    let engine = engines::choose(spec.engine, engines::all())?;
+    let engine = engines::choose(spec.engine, engines::all(&spec.jit)?)?;
     let (inputs, mut lines) = inputs::open(&spec)?;
     let control = spec.control.as_deref().map(Listener::bind).transpose()?;
     // Nothing more is opened, and no other thread exists yet.

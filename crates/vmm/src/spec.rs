@@ -5,7 +5,7 @@
 
 use crate::Error;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, NetConfig, OnReset, UserNetConfig, VmConfig,
+    BootMethod, CharDevice, DiskConfig, EngineChoice, JitConfig, NetConfig, OnReset, UserNetConfig, VmConfig,
 };
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,8 @@ pub struct VmSpec {
     pub memory: u64,
     /// What executes guest code.
     pub engine: EngineChoice,
+    /// How the software engine works.
+    pub jit: JitConfig,
     /// Disks.
     pub disks: Vec<DiskSpec>,
     /// Network cards.
@@ -230,6 +232,7 @@ impl TryFrom<VmConfig> for VmSpec {
             cpu_model: config.cpu_model,
             memory,
             engine: config.engine,
+            jit: config.jit,
             disks,
             nets,
             vsock,

@@ -50,6 +50,9 @@ pub struct VmConfig {
     /// What executes guest code.
     #[serde(default)]
     pub engine: EngineChoice,
+    /// How the software engine works; nothing to an engine that has hardware.
+    #[serde(default, skip_serializing_if = "JitConfig::is_default")]
+    pub jit: JitConfig,
     /// Disks, in the order in which the guest sees them.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
@@ -114,6 +117,7 @@ impl VmConfig {
             cpu_model: None,
             memory: default_memory(),
             engine: EngineChoice::default(),
+            jit: JitConfig::default(),
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
@@ -153,6 +157,88 @@ pub enum EngineChoice {
     Kvm,
     /// Binary translation.
     Bt,
+}
+
+/// How the software engine works.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JitConfig {
+    /// Whether hot code is translated.
+    #[serde(default)]
+    pub mode: JitMode,
+    /// Most memory for translated code. Default: the engine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ByteSize>,
+    /// How often code is interpreted before it is translated. Default: the engine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hot: Option<u32>,
+    /// Forced modes, for tests of the engine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stress: Vec<JitStress>,
+    /// Where the engine tells what it does. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceConfig>,
+}
+
+impl JitConfig {
+    /// Whether everything is as by default.
+    pub fn is_default(&self) -> bool {
+        *self == JitConfig::default()
+    }
+}
+
+/// Whether hot code is translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JitMode {
+    /// Yes.
+    #[default]
+    On,
+    /// Everything is interpreted.
+    Off,
+    /// Translated and interpreted on the same state; the first difference ends the worker.
+    Lockstep,
+}
+
+/// A forced mode: what happens seldom happens all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JitStress {
+    /// The software TLB keeps one page.
+    Tlb,
+    /// Each switch of page tables forgets all addresses.
+    Flush,
+}
+
+/// What the engine tells, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceConfig {
+    /// The file; what it held is lost.
+    pub file: PathBuf,
+    /// Which events. Default: traces and exits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<TraceEvents>,
+    /// Only code at linear addresses from the first to the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<(u64, u64)>,
+    /// Only this vCPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu: Option<u32>,
+}
+
+/// Events of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TraceEvents {
+    /// Blocks decoded for the interpreter.
+    Blocks,
+    /// Traces translated, with their instructions.
+    Traces,
+    /// The host's instructions of each trace, too.
+    Host,
+    /// Returns from translated code, with the reason.
+    Exits,
 }
 
 /// What a reset of the machine does.

@@ -234,6 +234,9 @@ impl Cpu {
             self.stubs.clear();
         }
         let block = Rc::new(self.decode_block(linear, gpa)?);
+        if let Some(trace) = &self.vm.options.trace {
+            self.trace_block(trace, linear, gpa, block.ops.len());
+        }
         self.blocks.blocks.insert((gpa, key), block.clone());
         self.remember(linear, &block);
         Ok(block)

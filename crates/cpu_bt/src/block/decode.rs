@@ -24,6 +24,7 @@ impl Cpu {
         if let Some(page) = self.tlb.lookup_fetch(linear, user) {
             return Ok(page | linear & 0xfff);
         }
+        self.counts.tlb_misses_fetch.add();
         let translation = self.translate(linear, Access::Fetch, self.fetch_mmu())?;
         if translation.page_size > PAGE_SIZE {
             self.tlb.note_large(linear, translation.page_size);

@@ -27,6 +27,8 @@ pub(crate) struct Translation {
     pub(crate) depart: u64,
     /// The 64-byte lines of its page that it was made from.
     pub(crate) lines: u64,
+    /// Length of its code, from the verified entry on.
+    pub(crate) len: u32,
 }
 
 /// A branch out of a trace.
@@ -69,6 +71,8 @@ pub(crate) struct Invalidated {
 
 /// Room that must be left before a trace is translated; no trace is as long.
 const TRACE_LEN_MAX: usize = 64 * 1024;
+/// The least size of a cache.
+pub(crate) const SIZE_MIN: usize = 4 * TRACE_LEN_MAX;
 
 impl CodeCache {
     /// Creates a cache of at most `size_max` bytes of code; memory is taken at the first translation.
@@ -78,7 +82,7 @@ impl CodeCache {
             stubs: Stubs::default(),
             stubs_len: 0,
             leave: 0,
-            size_max: size_max.max(4 * TRACE_LEN_MAX),
+            size_max: size_max.max(SIZE_MIN),
             list: Vec::new(),
             by_address: Map::default(),
             by_page: Map::default(),
@@ -141,6 +145,14 @@ impl CodeCache {
         self.by_address.get(&(gpa, key)).map(|&index| &self.list[index as usize])
     }
 
+    /// The host code of a translation, and its address.
+    pub(crate) fn code_of(&self, gpa: u64, key: Key) -> Option<(u64, Vec<u8>)> {
+        let found = self.find(gpa, key)?;
+        // SAFETY: the arena's executable mapping can be read, and a valid translation lies in it.
+        let code = unsafe { std::slice::from_raw_parts(found.verified as *const u8, found.len as usize) };
+        Some((found.verified, code.to_vec()))
+    }
+
     /// The number that the next exit will have.
     pub(crate) fn next_exit(&self) -> u32 {
         self.exits.len() as u32
@@ -164,15 +176,17 @@ impl CodeCache {
     }
 
     /// Makes an exit go straight to the translation of its target from now on.
-    pub(crate) fn link(&mut self, exit: u32, target_gpa: u64, key: Key) {
-        let Some(&exit) = self.exits.get(exit as usize) else { return };
-        let Some(target) = self.find(target_gpa, key) else { return };
+    /// False when that is not possible.
+    pub(crate) fn link(&mut self, exit: u32, target_gpa: u64, key: Key) -> bool {
+        let Some(&exit) = self.exits.get(exit as usize) else { return false };
+        let Some(target) = self.find(target_gpa, key) else { return false };
         let direct = exit.same_page && exit.page == target_gpa >> 12;
         if exit.key != key || exit.same_page && !direct {
-            return;
+            return false;
         }
         let to = if direct { target.direct } else { target.verified };
         self.arena().patch_u32(exit.patch, to.wrapping_sub(exit.patch + 4) as u32);
+        true
     }
 
     /// Voids the translations of page `page` (a frame number) made from any of `lines`.

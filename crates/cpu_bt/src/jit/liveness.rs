@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits};
 
 /// All six status flags, as `RflagsBits`.
-pub(super) const ALL: u32 =
+pub(crate) const ALL: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// The flags whose values matter before `insn`, given those that matter after it.
@@ -12,7 +12,7 @@ pub(super) fn before(insn: &Instruction, after: u32) -> u32 {
 }
 
 /// The flags that `insn` certainly sets.
-pub(super) fn overwritten(insn: &Instruction) -> u32 {
+pub(crate) fn overwritten(insn: &Instruction) -> u32 {
     // A repeated instruction may execute no iteration.
     if insn.has_rep_prefix() || insn.has_repne_prefix() {
         return 0;

@@ -26,7 +26,7 @@
 pub(crate) mod arena;
 pub(crate) mod cache;
 mod emit;
-mod liveness;
+pub(crate) mod liveness;
 mod mapping;
 pub(crate) mod runtime;
 pub(crate) mod state;

@@ -2,11 +2,12 @@
 
 use super::cache::Key;
 use super::state::{JitState, NO_EXIT, Site};
-use super::{HOT, key_of, page_id, page_of};
+use super::{key_of, page_id, page_of};
 use crate::block::cache::Known;
 use crate::block::{Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::options::Jit;
 use crate::regs::RIP;
 use x86::reg::rflags;
 
@@ -36,14 +37,41 @@ impl Cpu {
         // An interrupt may have been delivered since the exit was taken: this is its target only if the
         // guest is still where it left.
         if exit != NO_EXIT && linear == self.jit.exit_target {
-            self.vm.code.cache().link(exit, page_of(id) | linear & 0xfff, key);
+            if self.vm.code.cache().link(exit, page_of(id) | linear & 0xfff, key) {
+                self.vm.counters.chains.add();
+            }
         }
+        let by_handler = self.counts.exits_handler.get();
         self.enter_translated(code, linear);
+        self.count_exit(linear, by_handler);
         self.take_translated_fault()?;
         Ok(true)
     }
 
-    fn enter_translated(&mut self, code: u64, linear: u64) {
+    /// Counts why translated code was left.
+    fn count_exit(&self, from: u64, by_handler: u64) {
+        let counts = &self.counts;
+        let why = if self.jit.fault.is_some() {
+            counts.exits_fault.add();
+            "fault"
+        } else if self.jit.exit != NO_EXIT {
+            counts.exits_unlinked.add();
+            "unlinked"
+        } else if counts.exits_handler.get() != by_handler {
+            "handler"
+        } else if self.signals.pending() & self.jit.poll_mask != 0 {
+            counts.exits_request.add();
+            "request"
+        } else {
+            counts.exits_unknown_target.add();
+            "unknown target"
+        };
+        if let Some(trace) = &self.vm.options.trace {
+            self.trace_exit(trace, from, why);
+        }
+    }
+
+    pub(crate) fn enter_translated(&mut self, code: u64, linear: u64) {
         self.jit.poll_mask = !self.deferred();
         self.split_flags();
         self.jit.exit = NO_EXIT;
@@ -74,7 +102,7 @@ impl Cpu {
 
     /// Finds the translation of the present instruction, or makes it when its block is hot.
     #[inline(never)]
-    fn find_translation(&mut self, linear: u64, key: Key) -> Result<Known> {
+    pub(crate) fn find_translation(&mut self, linear: u64, key: Key) -> Result<Known> {
         let gpa = self.fetch_address(linear)?;
         let code = match self.blocks.translated_at(gpa, key) {
             Some(code) => code,
@@ -88,7 +116,9 @@ impl Cpu {
         };
         let known = Known::Code(code, page_id(gpa, key));
         self.blocks.note_translated(linear, gpa, key, known);
-        self.jit.note_target(self.mode.data, linear, code);
+        if self.vm.options.jit == Jit::On {
+            self.jit.note_target(self.mode.data, linear, code);
+        }
         Ok(known)
     }
 
@@ -107,7 +137,7 @@ impl Cpu {
         }
         let hits = block.hits.get();
         block.hits.set(hits + 1);
-        if hits < HOT {
+        if hits < self.vm.options.hot {
             return Ok(Known::Nothing);
         }
         match self.translate_trace(gpa, key) {
@@ -158,6 +188,7 @@ impl Cpu {
     /// Executes the instruction of the noted site by its handler.
     fn interpret_site(&mut self) -> u64 {
         let linear = self.settle();
+        let mark = self.guard_mark();
         let forgotten = self.blocks.forgotten();
         let result = self.find_block(linear).and_then(|block| {
             let op = &block.ops[0];
@@ -168,6 +199,9 @@ impl Cpu {
                 }
             })
         });
+        if self.guard_undo(mark) {
+            return verdict::LEAVE;
+        }
         self.split_flags();
         match result {
             Ok(Flow::Next)
@@ -178,6 +212,7 @@ impl Cpu {
             }
             Ok(_) => {
                 self.code_modified = false;
+                self.counts.exits_handler.add();
                 verdict::LEAVE
             }
             Err(fault) => self.leave_with(fault),
@@ -195,12 +230,16 @@ impl Cpu {
             return self.interpret_site();
         }
         let host = match site.writes() {
+            true if self.guard.active() => self.guarded_for_write(linear, site.len()),
             true => self.host_for_write(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
             false => self.host_for_read(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
         };
         match host {
             Ok(Some(host)) => host,
-            Ok(None) => self.interpret_site(),
+            Ok(None) => {
+                self.counts.slow_instructions.add();
+                self.interpret_site()
+            }
             Err(fault) => {
                 self.settle();
                 self.leave_with(fault)

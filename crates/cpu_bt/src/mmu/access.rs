@@ -8,6 +8,7 @@ use crate::fault::{Fault, Result};
 use crate::int::Int;
 use crate::mmu::tlb::MmuIndex;
 use crate::mmu::walk::{Access, Translation};
+use crate::options::Jit;
 use crate::regs::FLAT;
 use memory::PAGE_SIZE;
 use x86::Vector;
@@ -121,14 +122,17 @@ impl Cpu {
             return Ok(None);
         }
         Ok(match self.place_to_write(translation.gpa) {
-            Place::Ram(ptr) => Some((ptr, translation.gpa)),
+            Place::Ram(ptr) => {
+                self.note_write(ptr, translation.gpa, len);
+                Some((ptr, translation.gpa))
+            }
             Place::Device(_) => None,
         })
     }
 
     /// Reports a write through a pointer from [`Cpu::locked`].
     pub(crate) fn wrote(&mut self, gpa: u64, len: usize) {
-        if self.ram.write_needs_report(gpa) {
+        if self.ram.write_needs_report(gpa) && !self.guard.blocks() {
             self.code_modified |= self.ram.is_code_watched(gpa);
             self.ram.report_write(gpa, len as u64);
         }
@@ -191,9 +195,19 @@ impl Cpu {
 
     /// Translates and enters the page in the TLB where that is allowed.
     fn fill(&mut self, linear: u64, access: Access, mmu: MmuIndex) -> Result<Translation> {
+        match access {
+            Access::Write => self.counts.tlb_misses_write.add(),
+            _ => self.counts.tlb_misses_read.add(),
+        }
         let translation = self.translate(linear, access, mmu)?;
         if let Place::Ram(ptr) = self.place(translation.gpa & !0xfff) {
-            let writable = translation.writable && !self.ram.write_needs_report(translation.gpa);
+            // In lock-step every write takes the slow way, where it is noted.
+            let writable = translation.writable
+                && !self.ram.write_needs_report(translation.gpa)
+                && self.vm.options.jit != Jit::Lockstep;
+            if self.vm.options.stress.one_tlb_entry {
+                self.tlb.flush_data();
+            }
             self.tlb.insert(mmu, linear, ptr, writable, translation.global);
             if translation.page_size > PAGE_SIZE {
                 self.tlb.note_large(linear, translation.page_size);
@@ -244,6 +258,7 @@ impl Cpu {
     fn write_place(&mut self, gpa: u64, bytes: &[u8]) {
         match self.place_to_write(gpa) {
             Place::Ram(ptr) => {
+                self.note_write(ptr, gpa, bytes.len());
                 // SAFETY: the bytes lie in one page of RAM.
                 unsafe {
                     match *bytes {
@@ -267,6 +282,9 @@ impl Cpu {
     }
 
     fn device_read(&mut self, gpa: u64, bytes: &mut [u8]) {
+        if self.guard.blocks() {
+            return;
+        }
         self.vm.counters.mmio.add();
         match self.lapic.mmio_offset(gpa) {
             Some(offset) => self.lapic_mmio_read(offset, bytes),
@@ -275,6 +293,9 @@ impl Cpu {
     }
 
     fn device_write(&mut self, gpa: u64, bytes: &[u8]) {
+        if self.guard.blocks() {
+            return;
+        }
         self.vm.counters.mmio.add();
         match self.lapic.mmio_offset(gpa) {
             Some(offset) => self.lapic_mmio_write(offset, bytes),

@@ -144,6 +144,14 @@ impl Tlb {
         self.has_local[mmu as usize] = false;
     }
 
+    /// Drops all data pages.
+    #[cold]
+    pub(crate) fn flush_data(&mut self) {
+        for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+            self.clear(mmu);
+        }
+    }
+
     /// Drops everything.
     pub(crate) fn flush_all(&mut self) {
         for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
@@ -202,18 +210,25 @@ impl Tlb {
 impl Cpu {
     /// Forgets all translations of linear addresses.
     pub(crate) fn flush_tlb_all(&mut self) {
+        self.counts.tlb_flushes_all.add();
         self.tlb.flush_all();
         self.forget_code_addresses(Left::Nothing, 0);
     }
 
     /// Forgets the translations of pages that are not global: what a move to CR3 does.
     pub(crate) fn flush_tlb_local(&mut self) {
+        self.counts.tlb_flushes_local.add();
+        if self.vm.options.stress.flush_at_switch {
+            self.forget_translations();
+            return self.flush_tlb_all();
+        }
         let left = self.tlb.flush_local();
         self.forget_code_addresses(left, 0);
     }
 
     /// Forgets the translation of the page of `linear`.
     pub(crate) fn flush_tlb_page(&mut self, linear: u64) {
+        self.counts.tlb_flushes_page.add();
         let left = self.tlb.flush_page(linear);
         self.forget_code_addresses(left, linear);
     }

@@ -6,7 +6,8 @@ mod options;
 use crate::Error;
 use api::ByteSize;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, NetConfig, OnReset, VmConfig, VsockConfig,
+    BootMethod, CharDevice, DiskConfig, EngineChoice, JitMode, JitStress, NetConfig, OnReset, TraceConfig,
+    VmConfig, VsockConfig,
 };
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
@@ -69,6 +70,23 @@ pub struct Cli {
     /// What executes guest code [default: auto]
     #[arg(long, value_enum)]
     engine: Option<Engine>,
+    /// How the software engine works: on translates hot code, off interprets everything, lockstep does both
+    /// on the same state and stops at the first difference [default: on]
+    #[arg(long, value_enum, value_name = "MODE")]
+    jit: Option<Jit>,
+    /// Most memory for translated code [default: 128M]
+    #[arg(long, value_name = "SIZE")]
+    jit_cache: Option<ByteSize>,
+    /// How often code is interpreted before it is translated
+    #[arg(long, value_name = "N", hide = true)]
+    jit_hot: Option<u32>,
+    /// Forced modes: tlb, flush
+    #[arg(long, value_enum, value_name = "WHAT", hide = true, value_delimiter = ',')]
+    jit_stress: Vec<JitStressed>,
+    /// Write what the software engine translates and leaves:
+    /// FILE[,events=blocks+traces+host+exits][,at=FIRST-LAST][,vcpu=N]
+    #[arg(long, value_name = "TRACE", value_parser = options::trace)]
+    trace: Option<TraceConfig>,
     /// What the processors can do: x86-64-v2, x86-64-v3, host [default: the newest that the engine gives]
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
@@ -132,6 +150,24 @@ enum Engine {
     Kvm,
     /// Binary translation: works everywhere
     Bt,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Jit {
+    /// Hot code is translated
+    On,
+    /// Everything is interpreted
+    Off,
+    /// Both on the same state; the first difference ends the program with a report
+    Lockstep,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum JitStressed {
+    /// The software TLB keeps one page
+    Tlb,
+    /// Each switch of page tables forgets all addresses
+    Flush,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -204,6 +240,19 @@ impl Cli {
             Engine::Bt => EngineChoice::Bt,
         });
         set(&mut config.engine, engine);
+        let jit = self.jit.map(|mode| match mode {
+            Jit::On => JitMode::On,
+            Jit::Off => JitMode::Off,
+            Jit::Lockstep => JitMode::Lockstep,
+        });
+        set(&mut config.jit.mode, jit);
+        set_option(&mut config.jit.cache, self.jit_cache);
+        set_option(&mut config.jit.hot, self.jit_hot);
+        set_option(&mut config.jit.trace, self.trace);
+        config.jit.stress.extend(self.jit_stress.iter().map(|stress| match stress {
+            JitStressed::Tlb => JitStress::Tlb,
+            JitStressed::Flush => JitStress::Flush,
+        }));
         config.disks.extend(self.disk);
         if self.net.contains(&Net(None)) {
             if self.net.len() > 1 {

@@ -1,7 +1,9 @@
 //! Options with parts: `--disk`, `--net`, `--vsock`, `--serial`.
 
 use super::Net;
-use api::worker::config::{CharDevice, DiskConfig, NetConfig, UserNetConfig, VsockConfig};
+use api::worker::config::{
+    CharDevice, DiskConfig, NetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
+};
 use std::path::PathBuf;
 
 /// Splits at commas; two commas stand for one that belongs to the text.
@@ -103,6 +105,46 @@ pub(super) fn char_device(text: &str) -> Result<CharDevice, String> {
     }
 }
 
+pub(super) fn trace(text: &str) -> Result<TraceConfig, String> {
+    const FORM: &str = "FILE[,events=blocks+traces+host+exits][,at=FIRST-LAST][,vcpu=N]";
+    let (mut file, mut events, mut at, mut vcpu) = (None, None, None, None);
+    for (index, part) in parts(text).iter().enumerate() {
+        match part.split_once('=') {
+            Some(("file", value)) => once(&mut file, "file", not_empty("file", value)?)?,
+            Some(("events", value)) => once(&mut events, "events", trace_events(value)?)?,
+            Some(("at", value)) => once(&mut at, "at", addresses(value)?)?,
+            Some(("vcpu", value)) => {
+                let number = value.parse().map_err(|_| format!("{value:?} is not a vCPU: write a number"))?;
+                once(&mut vcpu, "vcpu", number)?;
+            }
+            _ if index == 0 => file = Some(not_empty("file", part)?),
+            _ => return Err(format!("{part:?} is not known: write {FORM}")),
+        }
+    }
+    let file = file.ok_or(format!("the file is missing: write {FORM}"))?;
+    Ok(TraceConfig { file: file.into(), events: events.unwrap_or_default(), at, vcpu })
+}
+
+fn trace_events(text: &str) -> Result<Vec<TraceEvents>, String> {
+    let event = |name: &str| match name {
+        "blocks" => Ok(TraceEvents::Blocks),
+        "traces" => Ok(TraceEvents::Traces),
+        "host" => Ok(TraceEvents::Host),
+        "exits" => Ok(TraceEvents::Exits),
+        _ => Err(format!("{name:?} is no event: write blocks, traces, host, exits, with + in between")),
+    };
+    text.split('+').map(event).collect()
+}
+
+/// Two hexadecimal addresses with a hyphen between them.
+fn addresses(text: &str) -> Result<(u64, u64), String> {
+    let number = |text: &str| u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok();
+    match text.split_once('-').map(|(first, last)| (number(first), number(last))) {
+        Some((Some(first), Some(last))) if first <= last => Ok((first, last)),
+        _ => Err(format!("{text:?} are no addresses: write FIRST-LAST in hexadecimal")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +190,22 @@ mod tests {
         for text in ["", "tap", "none,mac=1", "user,forward=22", "user,mac", "user,mac=1,mac=2", "user,mtu=1"]
         {
             assert!(net(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn traces() {
+        let plain = TraceConfig { file: "t".into(), events: vec![], at: None, vcpu: None };
+        assert_eq!(trace("t"), Ok(plain.clone()));
+        let full = TraceConfig {
+            events: vec![TraceEvents::Blocks, TraceEvents::Host],
+            at: Some((0xff80, 0xffff)),
+            vcpu: Some(1),
+            ..plain
+        };
+        assert_eq!(trace("file=t,events=blocks+host,at=0xff80-ffff,vcpu=1"), Ok(full));
+        for text in ["", "file=", "t,events=all", "t,at=5", "t,at=9-5", "t,at=x-y", "t,vcpu=-1", "t,t"] {
+            assert!(trace(text).is_err(), "{text}");
         }
     }
 

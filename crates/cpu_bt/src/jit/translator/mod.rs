@@ -58,9 +58,17 @@ impl Cpu {
             translator.trace(&trace);
             let Translator { e, exits, entries, .. } = translator;
             let [direct, verified, depart] = entries.map(|label| e.address(label));
-            let translation = Translation { gpa, key, direct, verified, depart, lines: trace.lines };
-            (e.finish(), exits, translation)
+            let code = e.finish();
+            let len = (code.len() as u64 - (verified - cache.next())) as u32;
+            let translation = Translation { gpa, key, direct, verified, depart, lines: trace.lines, len };
+            (code, exits, translation)
         };
+        if let Some(told) = &vm.options.trace {
+            let linear = self.regs.r[crate::regs::RIP];
+            let mut instructions = trace.steps.iter().map(|step| step.insn);
+            let host = (translation.verified, &code[code.len() - translation.len as usize..]);
+            self.trace_translation(told, (linear, gpa, key), &mut instructions, host);
+        }
         let verified = translation.verified;
         cache.add(translation, &code, exits);
         vm.counters.translations.add();

@@ -1,0 +1,348 @@
+//! Lock-step: every trace executes twice on the same state, translated and interpreted, and the results
+//! are compared.
+//!
+//! ```text
+//! state ──┬── translated ──> registers, written bytes ──┐
+//!         │        (written bytes are put back)         ├── compare ──> go on from the interpreter's
+//!         └── interpreted, to the same address ─────────┘           or fail with a report
+//! ```
+//!
+//! Both executions are *guarded*: what they write to RAM is noted with what was there before, and they
+//! stop before an instruction that meets a device or watched code, which then executes once, interpreted.
+//! Traces do not go on into each other. One vCPU executes at a time; a device may still write to memory
+//! in between, so a difference counts only if it is there again at the next try.
+//!
+//! Not compared are flags that the manual leaves undefined, and status flags that nothing can read before
+//! they are overwritten, since translated code does not keep those.
+
+mod dead;
+mod guard;
+mod report;
+#[cfg(test)]
+mod tests;
+mod turns;
+
+pub(crate) use guard::Guard;
+pub(crate) use turns::Turns;
+
+use crate::block::cache::Known;
+use crate::block::{Block, Flow};
+use crate::cpu::Cpu;
+use crate::fault::{Fault, Result};
+use crate::jit::key_of;
+use crate::jit::state::NO_EXIT;
+use crate::regs::{RIP, Regs};
+use crate::signals::signal;
+use cpu::VmExit;
+use guard::Written;
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
+use std::rc::Rc;
+use x86::reg::{dr7, rflags};
+
+/// How often a trace is compared before a difference counts.
+const TRIES: usize = 4;
+/// Most instructions that are interpreted to reach the end of one execution of a trace.
+const INSTRUCTIONS_MAX: u64 = 20_000_000;
+/// Instructions kept for the report.
+const HISTORY: usize = 80;
+
+/// What one of the two executions came to.
+struct End {
+    regs: Regs,
+    /// The fault, and the linear address if it is a page fault.
+    fault: Option<(Fault, u64)>,
+    written: Written,
+}
+
+/// What following with the interpreter came to.
+enum Followed {
+    Same,
+    /// Something read what the manual leaves undefined.
+    Uncertain,
+    Different(Box<Difference>),
+}
+
+/// The interpreter's end, where it does not agree.
+struct Difference {
+    why: String,
+    end: End,
+    /// Status flags that were compared.
+    flags: u64,
+    instructions: Vec<(u64, Instruction)>,
+}
+
+impl Cpu {
+    /// Executes some code: a trace in lock-step, anything else interpreted.
+    #[cold]
+    pub(crate) fn advance_in_lockstep(&mut self) {
+        let vm = self.vm.clone();
+        let Some(_turn) = vm.turns.take(self) else { return };
+        let watched = self.sys.dr7 & dr7::ENABLES != 0 && self.has_breakpoints();
+        if watched || self.shadow || self.regs.flag(rflags::TF) {
+            return self.step_single(watched);
+        }
+        if self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) {
+            match self.compare_trace() {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(fault) => return self.raise(fault),
+            }
+        }
+        self.step();
+    }
+
+    /// Executes the trace at the present instruction twice; false when there is none or it does nothing.
+    pub(crate) fn compare_trace(&mut self) -> Result<bool> {
+        let linear = self.regs.r[RIP];
+        let key = key_of(self);
+        let known = match self.blocks.translated(linear, key) {
+            Known::Nothing => self.find_translation(linear, key)?,
+            known => known,
+        };
+        let Known::Code(code, id) = known else { return Ok(false) };
+        let start = self.regs.clone();
+        let mut first = None;
+        for _ in 0..TRIES {
+            self.jit.note_page(self.mode.data, linear & !0xfff, id);
+            let translated = self.translated_end(code, linear);
+            self.regs = start.clone();
+            if translated.is_nothing(&start) {
+                self.signals.take(signal::TURN);
+                return Ok(false);
+            }
+            self.guard.begin();
+            let followed = self.follow(&translated);
+            self.signals.take(signal::TURN);
+            match followed {
+                Followed::Different(difference) => {
+                    self.guard.undo_to(0);
+                    self.guard.end();
+                    self.regs = start.clone();
+                    self.shadow = false;
+                    first.get_or_insert((translated, difference));
+                }
+                followed => {
+                    self.guard.end();
+                    if first.is_some() {
+                        self.counts.lockstep_races.add();
+                    }
+                    if matches!(followed, Followed::Uncertain) {
+                        self.counts.lockstep_uncertain.add();
+                    }
+                    self.counts.lockstep_traces.add();
+                    return match translated.fault {
+                        Some((fault, address)) => {
+                            self.fault_address = address;
+                            Err(fault)
+                        }
+                        None => Ok(true),
+                    };
+                }
+            }
+        }
+        let (translated, difference) = first.expect("every try differed");
+        self.failure = Some(self.report_difference(&start, &translated, &difference, key));
+        self.exit = Some(VmExit::Kicked);
+        Ok(true)
+    }
+
+    /// Executes the trace translated, and puts memory back.
+    fn translated_end(&mut self, code: u64, linear: u64) -> End {
+        self.guard.begin();
+        self.jit.exit = NO_EXIT;
+        self.enter_translated(code, linear);
+        self.jit.exit = NO_EXIT;
+        let fault = self.take_translated_fault().err().map(|fault| (fault, self.fault_address));
+        self.code_modified = false;
+        let written = self.guard.written();
+        self.guard.undo_to(0);
+        self.guard.end();
+        End { regs: self.regs.clone(), fault, written }
+    }
+
+    /// Interprets until the state is that at the end of the translated execution. The guard has begun.
+    fn follow(&mut self, wanted: &End) -> Followed {
+        let mut follower = Follower::default();
+        let mut first: Option<Box<Difference>> = None;
+        let flags = rflags::STATUS & self.flags_that_matter(wanted.regs.r[RIP]);
+        loop {
+            if self.regs.r[RIP] == wanted.regs.r[RIP] && wanted.fault.is_none() && follower.count > 0 {
+                match self.difference(wanted, None, flags & !follower.undefined(), &follower) {
+                    None => return follower.verdict(),
+                    // A trace that loops may come here again.
+                    Some(difference) => _ = first.get_or_insert(difference),
+                }
+            }
+            let stop = match self.interpret_one(&mut follower) {
+                _ if self.guard.blocked() => Some("the interpreter met a device or watched code"),
+                Ok(()) if follower.count >= INSTRUCTIONS_MAX => Some("the interpreter did not get there"),
+                Ok(()) => None,
+                Err(fault) => {
+                    let fault = (fault, self.fault_address);
+                    let flags = flags & !follower.undefined();
+                    return match self.difference(wanted, Some(fault), flags, &follower) {
+                        None => follower.verdict(),
+                        Some(_) if follower.uncertain => Followed::Uncertain,
+                        Some(difference) => Followed::Different(first.unwrap_or(difference)),
+                    };
+                }
+            };
+            if let Some(why) = stop {
+                if follower.uncertain {
+                    return Followed::Uncertain;
+                }
+                return Followed::Different(first.unwrap_or_else(|| self.here(why, None, flags, &follower)));
+            }
+        }
+    }
+
+    /// Interprets one instruction (or some iterations of a repeated one).
+    fn interpret_one(&mut self, follower: &mut Follower) -> Result<()> {
+        let rip = self.regs.r[RIP];
+        let (block, index) = match follower.next.take() {
+            Some((block, index, at)) if at == rip => (block, index),
+            _ => (self.find_block(rip)?, 0),
+        };
+        let op = &block.ops[index];
+        let insn = self.instruction_at(&block, index);
+        follower.note(rip, &insn);
+        self.counts.lockstep_instructions.add();
+        self.shadow = false;
+        let next = rip.wrapping_add(op.len as u64);
+        self.regs.r[RIP] = next;
+        let result = (op.run)(self, op);
+        self.code_modified = false;
+        match result {
+            Ok(Flow::Next) if index + 1 < block.ops.len() => {
+                follower.next = Some((block.clone(), index + 1, next));
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(fault) => {
+                self.regs.r[RIP] = rip;
+                Err(fault)
+            }
+        }
+    }
+
+    /// An instruction of a block, decoded as if the block's page stood at 0.
+    fn instruction_at(&self, block: &Block, index: usize) -> Instruction {
+        let op = &block.ops[index];
+        let gpa = block.gpa + op.offset as u64;
+        let mut bytes = [0u8; 15];
+        let here = (0x1000 - (gpa & 0xfff)).min(op.len as u64) as usize;
+        self.copy_ram(gpa, &mut bytes[..here]);
+        if let Some(second) = block.second_page {
+            self.copy_ram(second, &mut bytes[here..op.len as usize]);
+        }
+        let ip = gpa & 0xfff;
+        Decoder::with_ip(64, &bytes[..op.len as usize], ip, DecoderOptions::NONE).decode()
+    }
+
+    /// Reads bytes of one page of RAM.
+    pub(super) fn copy_ram(&self, gpa: u64, bytes: &mut [u8]) {
+        if let Some(page) = self.ram.host_page(gpa) {
+            let offset = (gpa & 0xfff) as usize;
+            let len = bytes.len().min(0x1000 - offset);
+            // SAFETY: inside one page of RAM.
+            unsafe { std::ptr::copy(page.ptr.add(offset), bytes.as_mut_ptr(), len) };
+        }
+    }
+
+    /// How the present state differs from a translated execution's end, if it does.
+    fn difference(
+        &self,
+        wanted: &End,
+        fault: Option<(Fault, u64)>,
+        flags: u64,
+        follower: &Follower,
+    ) -> Option<Box<Difference>> {
+        let equal = fault.map(|(fault, _)| fault) == wanted.fault.map(|(fault, _)| fault)
+            && self.regs.agrees(&wanted.regs, flags)
+            && self.guard.same_bytes(&wanted.written);
+        if equal { None } else { Some(self.here("the ends differ", fault, flags, follower)) }
+    }
+
+    fn here(
+        &self,
+        why: &str,
+        fault: Option<(Fault, u64)>,
+        flags: u64,
+        follower: &Follower,
+    ) -> Box<Difference> {
+        Box::new(Difference {
+            why: why.into(),
+            end: End { regs: self.regs.clone(), fault, written: self.guard.written() },
+            flags,
+            instructions: follower.history.clone(),
+        })
+    }
+}
+
+impl End {
+    /// Whether no instruction was executed, or none that left a mark.
+    fn is_nothing(&self, start: &Regs) -> bool {
+        self.fault.is_none()
+            && self.written.values().all(|(old, new)| old == new)
+            && self.regs.agrees(start, rflags::STATUS)
+    }
+}
+
+impl Regs {
+    /// Whether everything is equal but the status flags outside `flags`.
+    fn agrees(&self, other: &Regs, flags: u64) -> bool {
+        let mask = !rflags::STATUS | flags;
+        self.r == other.r
+            && self.rflags & mask == other.rflags & mask
+            && self.mxcsr == other.mxcsr
+            && self.ymm == other.ymm
+            && self.fx[..160] == other.fx[..160]
+            && self.seg == other.seg
+    }
+}
+
+/// Keeps account of the instructions that the interpreter executes.
+#[derive(Default)]
+struct Follower {
+    count: u64,
+    /// Flags that the manual leaves undefined now, as `RflagsBits`.
+    undefined: u32,
+    /// An instruction has read one of them, or something that nobody can know.
+    uncertain: bool,
+    /// Where the block goes on: block, index, linear address.
+    next: Option<(Rc<Block>, usize, u64)>,
+    history: Vec<(u64, Instruction)>,
+}
+
+impl Follower {
+    fn note(&mut self, rip: u64, insn: &Instruction) {
+        self.count += 1;
+        if self.history.len() == HISTORY {
+            self.history.remove(0);
+        }
+        self.history.push((rip, *insn));
+        self.uncertain |= insn.rflags_read() & self.undefined != 0
+            || matches!(insn.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed)
+            // Pushes all of them.
+            || matches!(insn.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq) && self.undefined != 0;
+        let certain = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
+        self.undefined = self.undefined & !certain | insn.rflags_undefined();
+    }
+
+    /// The status flags that are undefined now, as in RFLAGS.
+    fn undefined(&self) -> u64 {
+        let pairs = [
+            (RflagsBits::CF, rflags::CF),
+            (RflagsBits::PF, rflags::PF),
+            (RflagsBits::AF, rflags::AF),
+            (RflagsBits::ZF, rflags::ZF),
+            (RflagsBits::SF, rflags::SF),
+            (RflagsBits::OF, rflags::OF),
+        ];
+        pairs.iter().filter(|(iced, _)| self.undefined & iced != 0).map(|(_, flag)| flag).sum()
+    }
+
+    fn verdict(&self) -> Followed {
+        if self.uncertain { Followed::Uncertain } else { Followed::Same }
+    }
+}

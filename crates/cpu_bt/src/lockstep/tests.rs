@@ -1,0 +1,107 @@
+//! Lock-step finds what is wrong, and nothing where nothing is.
+
+use crate::options::{Jit, Options};
+use crate::testing::{Machine, Mode, Outcome, Page, UserState};
+use iced_x86::code_asm::*;
+
+const CODE: u64 = 0x40_0000;
+const DATA: u64 = 0x80_0000;
+const MISSING: u64 = 0xa0_0000;
+
+fn machine(code: &[u8]) -> Machine {
+    let page = |linear, writable| Page { linear, writable };
+    let pages = [page(CODE, true), page(DATA, true), page(DATA + 0x1000, true)];
+    let options = Options { jit: Jit::Lockstep, ..Options::default() };
+    let cpuid = x86::cpuid::build("host", 1, 1_000_000_000).unwrap();
+    let mut machine = Machine::with_options(Mode::Long64, cpuid, &pages, &options);
+    machine.write(CODE, code);
+    let mut x87 = [0; 160];
+    x87[..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    let mut gpr = [0; 16];
+    (gpr[4], gpr[6], gpr[7]) = (DATA + 0x1800, DATA, MISSING);
+    machine.set_state(&UserState { gpr, rip: CODE, rflags: 0x202, mxcsr: 0x1f80, ymm: [[7; 4]; 16], x87 });
+    machine
+}
+
+fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> (Vec<u8>, u64) {
+    let mut a = CodeAssembler::new(64).unwrap();
+    write(&mut a).unwrap();
+    a.nop().unwrap();
+    a.hlt().unwrap();
+    let code = a.assemble(CODE).unwrap();
+    let end = CODE + code.len() as u64 - 1;
+    (code, end)
+}
+
+#[test]
+fn a_loop_that_writes_agrees_and_is_compared() {
+    let (code, end) = assemble(|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, 100)?;
+        a.set_label(&mut head)?;
+        a.add(qword_ptr(rsi), rcx)?;
+        a.lock().xadd(qword_ptr(rsi + 8), rcx)?;
+        a.push(rcx)?;
+        a.pop(rcx)?;
+        a.movups(xmmword_ptr(rsi + 32), xmm1)?;
+        a.mov(rcx, qword_ptr(rsi + 16))?;
+        a.inc(qword_ptr(rsi + 16))?;
+        a.cmp(rcx, 90)?;
+        a.jb(head)
+    });
+    let mut machine = machine(&code);
+    assert_eq!(machine.run_lockstep(end), Ok(Outcome::Completed));
+    let mut count = [0; 8];
+    machine.read(DATA + 16, &mut count);
+    assert_eq!(u64::from_le_bytes(count), 91);
+    assert!(machine.counter("lockstep_traces") > 0);
+}
+
+#[test]
+fn faults_agree() {
+    let (code, end) = assemble(|a| {
+        a.mov(eax, 5)?;
+        a.add(qword_ptr(rsi), 1)?;
+        a.mov(rax, qword_ptr(rdi))
+    });
+    let mut machine = machine(&code);
+    let outcome = machine.run_lockstep(end).unwrap();
+    assert_eq!(outcome, Outcome::Exception { vector: 14, code: Some(4), address: MISSING });
+    assert_eq!((machine.state().gpr[0], machine.state().rip), (5, CODE + 9));
+    let mut word = [0; 8];
+    machine.read(DATA, &mut word);
+    assert_eq!(u64::from_le_bytes(word), 1, "stored once, not twice");
+}
+
+#[test]
+fn code_that_writes_to_its_own_page_agrees() {
+    let (code, end) = assemble(|a| {
+        let mut patched = a.create_label();
+        a.lea(rbx, ptr(patched))?;
+        a.mov(byte_ptr(rbx + 1), 9)?;
+        a.set_label(&mut patched)?;
+        a.mov(eax, 1)
+    });
+    let mut machine = machine(&code);
+    assert_eq!(machine.run_lockstep(end), Ok(Outcome::Completed));
+    assert_eq!(machine.state().gpr[0], 9);
+}
+
+#[test]
+fn a_wrong_translation_is_reported() {
+    let (code, end) = assemble(|a| {
+        a.mov(eax, 1)?;
+        a.mov(qword_ptr(rsi), rax)?;
+        a.add(rax, 2)
+    });
+    let mut machine = machine(&code);
+    // As if the translator had read other bytes: the interpreter's are changed behind its back.
+    machine.translate_at(CODE);
+    machine.poke_unreported(CODE + 1, 3);
+    let report = machine.run_lockstep(end).unwrap_err();
+    for part in
+        ["vCPU 0 differs", "b8 03 00 00 00", "mov eax, 3", "rax ", "memory 0x401000: 0x03  0x01", "host code"]
+    {
+        assert!(report.contains(part), "{part:?} is not in\n{report}");
+    }
+}
