@@ -76,6 +76,10 @@ fn repeat(cpu: &mut Cpu, op: &Op, f: impl Fn(&mut Cpu) -> Result<Option<Progress
             Some(Progress::Again) => break,
             None => {}
         }
+        if cpu.guard.active() {
+            // Two executions of the same code have to end at the same element.
+            continue;
+        }
         let pending = cpu.signals.pending();
         if pending & !signal::INTERRUPT != 0 || pending != 0 && cpu.regs.flag(rflags::IF) || cpu.code_modified
         {

@@ -230,7 +230,6 @@ impl Cpu {
             return self.interpret_site();
         }
         let host = match site.writes() {
-            true if self.guard.active() => self.guarded_for_write(linear, site.len()),
             true => self.host_for_write(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
             false => self.host_for_read(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
         };

@@ -118,12 +118,11 @@ impl Cpu {
         }
     }
 
-    /// Host address for a guarded write by translated code; `None` when the bytes cross a page, are not
-    /// RAM, or hold watched code.
+    /// [`Cpu::host_for_write`] in lock-step: what is about to be written is noted.
     #[cold]
-    pub(crate) fn guarded_for_write(&mut self, linear: u64, len: usize) -> Result<Option<u64>> {
+    pub(crate) fn noted_for_write(&mut self, linear: u64, len: usize) -> Result<Option<*mut u8>> {
         Ok(match self.locked(linear, len)? {
-            Some((ptr, gpa)) if !self.ram.write_needs_report(gpa) => Some(ptr as u64),
+            Some((ptr, gpa)) if !self.ram.write_needs_report(gpa) => Some(ptr),
             _ => None,
         })
     }

@@ -105,6 +105,9 @@ impl Cpu {
         if let Some(ptr) = self.tlb.lookup_write(mmu, linear, len) {
             return Ok(Some(ptr));
         }
+        if self.vm.options.jit == Jit::Lockstep {
+            return self.noted_for_write(linear, len);
+        }
         self.check_alignment(linear, len)?;
         self.fill(linear, Access::Write, mmu)?;
         Ok(self.tlb.lookup_write(mmu, linear, len))
