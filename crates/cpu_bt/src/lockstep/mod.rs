@@ -36,11 +36,12 @@ use crate::signals::signal;
 use cpu::VmExit;
 use guard::Written;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use x86::reg::{dr7, rflags};
 
 /// How often a trace is compared before a difference counts.
-const TRIES: usize = 4;
+const TRIES: usize = 5;
 /// Most instructions that are interpreted to reach the end of one execution of a trace.
 const INSTRUCTIONS_MAX: u64 = 20_000_000;
 /// Instructions kept for the report.
@@ -102,7 +103,7 @@ impl Cpu {
         let Known::Code(code, id) = known else { return Ok(false) };
         let start = self.regs.clone();
         let mut first = None;
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             self.jit.note_page(self.mode.data, linear & !0xfff, id);
             let translated = self.translated_end(code, linear);
             self.regs = start.clone();
@@ -111,7 +112,8 @@ impl Cpu {
                 return Ok(false);
             }
             self.guard.begin();
-            let followed = self.follow(&translated);
+            // The first time without noting what is only wanted when there is a difference.
+            let followed = self.follow(&translated, attempt > 0);
             self.signals.take(signal::TURN);
             match followed {
                 Followed::Different(difference) => {
@@ -119,7 +121,9 @@ impl Cpu {
                     self.guard.end();
                     self.regs = start.clone();
                     self.shadow = false;
-                    first.get_or_insert((translated, difference));
+                    if attempt > 0 {
+                        first.get_or_insert((translated, difference));
+                    }
                 }
                 followed => {
                     self.guard.end();
@@ -161,13 +165,12 @@ impl Cpu {
     }
 
     /// Interprets until the state is that at the end of the translated execution. The guard has begun.
-    fn follow(&mut self, wanted: &End) -> Followed {
-        let mut follower = Follower::default();
+    fn follow(&mut self, wanted: &End, careful: bool) -> Followed {
+        let mut follower = Follower { careful, ..Follower::default() };
         let mut first: Option<Box<Difference>> = None;
-        let flags = rflags::STATUS & self.flags_that_matter(wanted.regs.r[RIP]);
         loop {
             if self.regs.r[RIP] == wanted.regs.r[RIP] && wanted.fault.is_none() && follower.count > 0 {
-                match self.difference(wanted, None, flags & !follower.undefined(), &follower) {
+                match self.difference(wanted, None, &follower) {
                     None => return follower.verdict(),
                     // A trace that loops may come here again.
                     Some(difference) => _ = first.get_or_insert(difference),
@@ -179,8 +182,7 @@ impl Cpu {
                 Ok(()) => None,
                 Err(fault) => {
                     let fault = (fault, self.fault_address);
-                    let flags = flags & !follower.undefined();
-                    return match self.difference(wanted, Some(fault), flags, &follower) {
+                    return match self.difference(wanted, Some(fault), &follower) {
                         None => follower.verdict(),
                         Some(_) if follower.uncertain => Followed::Uncertain,
                         Some(difference) => Followed::Different(first.unwrap_or(difference)),
@@ -191,7 +193,9 @@ impl Cpu {
                 if follower.uncertain {
                     return Followed::Uncertain;
                 }
-                return Followed::Different(first.unwrap_or_else(|| self.here(why, None, flags, &follower)));
+                return Followed::Different(
+                    first.unwrap_or_else(|| self.here(why, None, rflags::STATUS, &follower)),
+                );
             }
         }
     }
@@ -204,8 +208,10 @@ impl Cpu {
             _ => (self.find_block(rip)?, 0),
         };
         let op = &block.ops[index];
-        let insn = self.instruction_at(&block, index);
-        follower.note(rip, &insn);
+        follower.count += 1;
+        if follower.careful {
+            follower.note(rip, &self.instruction_at(&block, index));
+        }
         self.counts.lockstep_instructions.add();
         self.shadow = false;
         let next = rip.wrapping_add(op.len as u64);
@@ -251,12 +257,15 @@ impl Cpu {
 
     /// How the present state differs from a translated execution's end, if it does.
     fn difference(
-        &self,
+        &mut self,
         wanted: &End,
         fault: Option<(Fault, u64)>,
-        flags: u64,
         follower: &Follower,
     ) -> Option<Box<Difference>> {
+        let mut flags = rflags::STATUS;
+        if (self.regs.rflags ^ wanted.regs.rflags) & flags != 0 {
+            flags &= self.flags_that_matter(wanted.regs.r[RIP]) & !follower.undefined();
+        }
         let equal = fault.map(|(fault, _)| fault) == wanted.fault.map(|(fault, _)| fault)
             && self.regs.agrees(&wanted.regs, flags)
             && self.guard.same_bytes(&wanted.written);
@@ -274,17 +283,18 @@ impl Cpu {
             why: why.into(),
             end: End { regs: self.regs.clone(), fault, written: self.guard.written() },
             flags,
-            instructions: follower.history.clone(),
+            instructions: follower.history.iter().copied().collect(),
         })
     }
 }
 
 impl End {
-    /// Whether no instruction was executed, or none that left a mark.
+    /// Whether no instruction was executed, or none that left a mark but in status flags (which a look for
+    /// requests may spoil).
     fn is_nothing(&self, start: &Regs) -> bool {
         self.fault.is_none()
             && self.written.values().all(|(old, new)| old == new)
-            && self.regs.agrees(start, rflags::STATUS)
+            && self.regs.agrees(start, 0)
     }
 }
 
@@ -305,22 +315,23 @@ impl Regs {
 #[derive(Default)]
 struct Follower {
     count: u64,
+    /// The rest is kept.
+    careful: bool,
     /// Flags that the manual leaves undefined now, as `RflagsBits`.
     undefined: u32,
     /// An instruction has read one of them, or something that nobody can know.
     uncertain: bool,
     /// Where the block goes on: block, index, linear address.
     next: Option<(Rc<Block>, usize, u64)>,
-    history: Vec<(u64, Instruction)>,
+    history: VecDeque<(u64, Instruction)>,
 }
 
 impl Follower {
     fn note(&mut self, rip: u64, insn: &Instruction) {
-        self.count += 1;
         if self.history.len() == HISTORY {
-            self.history.remove(0);
+            self.history.pop_front();
         }
-        self.history.push((rip, *insn));
+        self.history.push_back((rip, *insn));
         self.uncertain |= insn.rflags_read() & self.undefined != 0
             || matches!(insn.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed)
             // Pushes all of them.
