@@ -36,10 +36,11 @@ impl Cpu {
         self.jit.note_page(self.mode.data, linear & !0xfff, id);
         // An interrupt may have been delivered since the exit was taken: this is its target only if the
         // guest is still where it left.
-        if exit != NO_EXIT && linear == self.jit.exit_target {
-            if self.vm.code.cache().link(exit, page_of(id) | linear & 0xfff, key) {
-                self.vm.counters.chains.add();
-            }
+        if exit != NO_EXIT
+            && linear == self.jit.exit_target
+            && self.vm.code.cache().link(exit, page_of(id) | linear & 0xfff, key)
+        {
+            self.vm.counters.chains.add();
         }
         let by_handler = self.counts.exits_handler.get();
         self.enter_translated(code, linear);
