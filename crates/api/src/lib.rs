@@ -1,11 +1,12 @@
 //! Every type that crosses a process boundary, versioned.
 //!
-//! Today that is [`worker`]: what a worker process (`arnia-vmm`) is configured with and how it is
-//! controlled. These are wire types: as written by others, options allowed, unknown fields refused. Who
-//! receives one checks it into a type of its own.
+//! [`worker`] is what a worker process (`arnia-vmm`) is configured with and how it is controlled;
+//! [`agent`] is what the host asks of the agent inside a guest. These are wire types: as written by others,
+//! options allowed, unknown fields refused. Who receives one checks it into a type of its own.
 //!
 //! There is no I/O here.
 
+pub mod agent;
 mod size;
 pub mod worker;
 
