@@ -54,12 +54,13 @@ pub(crate) fn unit_tests(steps: &mut Steps) {
 
 /// The tests that boot guests, under the worker as users get it.
 pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>) {
-    let (mut ready, mut workloads) = (None, None);
+    let (mut ready, mut workloads, mut agent) = (None, None, None);
     let prepared = steps.step("guests and worker", || {
         apt::ensure(&[apt::QEMU])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         build_worker()?;
         workloads = Some(guests::workloads::build(workspace, &guests)?);
+        agent = Some(guests::agent::build(workspace, &guests)?);
         ready = Some(guests);
         Ok(())
     });
@@ -71,6 +72,7 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
             test.args(["--test", "boot", "--", name]);
         }
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
+        test.env("ARNIA_AGENT", agent.unwrap_or_default());
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
     });
 }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use cargo_metadata::{Metadata, MetadataCommand};
 
+/// The program that runs inside guests.
+pub(crate) const AGENT: &str = "arnia-agent";
+
 /// The folders that the tasks work in.
 pub(crate) struct Workspace {
     root: PathBuf,

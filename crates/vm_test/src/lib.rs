@@ -25,6 +25,7 @@
 //! The binary of this crate holds what needs the same machinery but is no test: the scripted demo
 //! and the benchmarks.
 
+pub mod agent;
 mod artifacts;
 pub mod bench;
 mod console;

@@ -28,6 +28,24 @@ pub(crate) struct Busybox {
     pub(crate) initramfs: PathBuf,
 }
 
+impl Busybox {
+    /// Writes an initramfs with more executable files in it.
+    ///
+    /// # Errors
+    /// If the one that is there cannot be read, or the other not be written.
+    pub(crate) fn write_with(&self, files: &[(&str, &[u8])], to: &Path) -> Result<()> {
+        // The kernel unpacks archives that stand one behind the other, each over what is there already.
+        let mut initramfs =
+            fs::read(&self.initramfs).with_context(|| format!("cannot read {}", self.initramfs.display()))?;
+        let mut archive = Archive::default();
+        for (path, contents) in files {
+            archive.file(path, 0o755, contents);
+        }
+        initramfs.extend(archive.finish());
+        super::write_whole(to, &initramfs)
+    }
+}
+
 /// Builds the initramfs.
 pub(crate) fn build(
     recipe: &Recipe,

@@ -10,12 +10,14 @@
 //! was made from, so that a changed recipe is a different artifact and an unchanged one costs
 //! nothing. What reads them (the crate `vm_test`) knows only the manifest.
 
+pub(crate) mod agent;
 mod busybox;
 mod cpio;
 mod debian;
 mod kernel;
 mod packages;
 mod recipe;
+pub(crate) mod static_program;
 pub(crate) mod workloads;
 
 use std::fs::{self, File};

@@ -1,6 +1,7 @@
 //! Real guests under the real worker. `cargo xtask test` provides what they need; without it every
 //! test here is reported as skipped.
 
+mod agent;
 mod busybox;
 mod debian;
 mod refusals;
@@ -19,5 +20,6 @@ fn main() -> Result<ExitCode> {
     busybox::add(&mut suite);
     workloads::add(&mut suite);
     debian::add(&mut suite);
+    agent::add(&mut suite);
     Ok(suite.run())
 }

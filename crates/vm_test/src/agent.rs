@@ -1,0 +1,97 @@
+//! The guest agent in the guests of this harness.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use agent_client::Agent;
+use anyhow::{Context, Result, bail};
+
+use crate::Patience;
+
+/// The agent's program and units, and an initramfs that has it besides busybox.
+#[derive(Clone, Debug)]
+pub struct AgentFiles {
+    folder: PathBuf,
+}
+
+impl AgentFiles {
+    /// Finds them in the folder that `ARNIA_AGENT` names.
+    ///
+    /// # Errors
+    /// If the variable is not set.
+    pub fn from_env() -> Result<Self> {
+        let folder = std::env::var_os("ARNIA_AGENT");
+        let folder = folder.context("ARNIA_AGENT is not set; run it by `cargo xtask test`")?;
+        Ok(Self { folder: folder.into() })
+    }
+
+    /// The busybox guest's initramfs, whose test `agent` starts the agent.
+    pub fn initramfs(&self) -> PathBuf {
+        self.folder.join("initramfs.cpio")
+    }
+
+    /// Installs the agent on an unmounted ext4 file system, as our images have it.
+    ///
+    /// # Errors
+    /// If `debugfs` (package e2fsprogs) cannot do it.
+    pub fn install(&self, disk: &Path) -> Result<()> {
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        let units = "/etc/systemd/system";
+        let mut script = format!(
+            "write {} /usr/sbin/arnia-agent\nset_inode_field /usr/sbin/arnia-agent mode 0100755\n",
+            file("arnia-agent")
+        );
+        for unit in ["arnia-agent.service", "arnia-firstboot.service"] {
+            script += &format!("write {} {units}/{unit}\n", file(unit));
+            script += &format!("set_inode_field {units}/{unit} mode 0100644\n");
+            script += &format!("symlink {units}/multi-user.target.wants/{unit} {units}/{unit}\n");
+        }
+        let commands = disk.with_extension("debugfs");
+        std::fs::write(&commands, script)?;
+        let mut debugfs = Command::new("debugfs");
+        debugfs.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+        let output = debugfs.arg("-w").arg("-f").arg(&commands).arg(disk).output().context("debugfs")?;
+        std::fs::remove_file(&commands)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        // It goes on after an error, and its status says nothing; its first line is its version.
+        if !output.status.success() || said.lines().count() > 1 {
+            bail!("debugfs did not install the agent: {said}");
+        }
+        Ok(())
+    }
+}
+
+/// A path for a guest's virtio socket: short, as sockets need it, and gone afterwards.
+#[derive(Debug)]
+pub struct VsockPath(PathBuf);
+
+impl VsockPath {
+    /// A path that nobody else uses.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("arnia-vsock-{}-{number}", std::process::id())))
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The agent of the guest, when it answers.
+    ///
+    /// # Errors
+    /// If it does not within the time that a boot may take.
+    pub fn agent(&self) -> Result<Agent> {
+        let agent = Agent::of_worker(&self.0);
+        agent.wait_until_ready(Patience::Login.limit()).context("the guest's agent")?;
+        Ok(agent)
+    }
+}
+
+impl Drop for VsockPath {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
