@@ -2,12 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 
 use api::agent::frame::{Frame, FrameDecoder, FrameKind, write_frame};
 use api::agent::{AgentError, AgentErrorKind, Reply, ReplyResult, Request, RequestLine, VERSION};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::failure::{failed, invalid};
 use crate::{Root, exec, files, freeze, generalise, info, interfaces, personality, power};
+
+/// How long a host may take to hear that the guest is shutting down.
+const SHUTDOWN_WAIT_MS: u16 = 2000;
 
 /// A connection to the host.
 pub(crate) struct Connection {
@@ -52,6 +58,13 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Waits until the host sends something or hangs up.
+    fn wait_for_host(&self, limit_ms: u16) {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+        // Whatever comes of it, the time is over.
+        let _ = poll(&mut fds, PollTimeout::from(limit_ms));
     }
 
     /// Sends a frame.
@@ -128,8 +141,10 @@ fn handle(connection: &mut Connection, request: Request) -> io::Result<()> {
             return files::write(connection, &path, files::Wanted { mode, uid, gid });
         }
         Request::Shutdown { mode, force } => {
-            // The answer goes first: afterwards there may be nobody to give it.
+            // The answer goes first: afterwards there may be nobody to give it. The host hangs up when it
+            // has it; a kernel that stops at once would take it along.
             connection.reply(Ok(Reply::Done))?;
+            connection.wait_for_host(SHUTDOWN_WAIT_MS);
             if let Err(error) = power::shutdown(mode, force) {
                 eprintln!("arnia-agent: cannot shut down: {error}");
             }

@@ -7,6 +7,7 @@
 //! There is no I/O here.
 
 pub mod agent;
+pub mod image;
 mod size;
 pub mod worker;
 

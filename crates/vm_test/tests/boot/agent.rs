@@ -59,7 +59,7 @@ fn debian(case: &Case) -> Result<()> {
     ensure!(info.system.starts_with("Debian GNU/Linux 12"), "the system is {}", info.system);
 
     programs(&agent)?;
-    let finished = agent.run(&Command::shell("id -un; id -G; pwd").user("man"))?;
+    let finished = agent.run(&Command::shell("id -un; id -G; echo $HOME").user("man"))?;
     ensure!(finished.text() == "man\n12\n/var/cache/man", "as another user: {}", finished.text());
     files_both_ways(case, &agent, "/root")?;
     interfaces(&agent)?;
