@@ -462,20 +462,21 @@ pub(crate) mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let with = |change: &dyn Fn(&mut Manifest)| {
+        let with = |change: fn(&mut Manifest)| {
             let mut manifest = manifest();
             change(&mut manifest);
             Manifest::parse(&manifest.to_bytes()).expect_err("it cannot be").to_string()
         };
-        let cases: [(&dyn Fn(&mut Manifest), &str); 8] = [
-            (&|m| m.version = 2, "version 2"),
-            (&|m| m.architecture = "mips".into(), "mips"),
-            (&|m| m.disks[0].name = "../../etc/passwd".into(), "no name for a disk"),
-            (&|m| m.disks.push(m.disks[0].clone()), "twice"),
-            (&|m| m.disks[0].blob.size = 511, "size 511"),
-            (&|m| m.disks[0].blob.size = u64::MAX - 511, "impossible size"),
-            (&|m| m.description = "\x1b[2J".into(), "control characters"),
-            (&|m| m.volumes[0] = "srv".into(), "absolute path"),
+        type Change = fn(&mut Manifest);
+        let cases: [(Change, &str); 8] = [
+            (|m| m.version = 2, "version 2"),
+            (|m| m.architecture = "mips".into(), "mips"),
+            (|m| m.disks[0].name = "../../etc/passwd".into(), "no name for a disk"),
+            (|m| m.disks.push(m.disks[0].clone()), "twice"),
+            (|m| m.disks[0].blob.size = 511, "size 511"),
+            (|m| m.disks[0].blob.size = u64::MAX - 511, "impossible size"),
+            (|m| m.description = "\x1b[2J".into(), "control characters"),
+            (|m| m.volumes[0] = "srv".into(), "absolute path"),
         ];
         for (change, about) in cases {
             let error = with(change);
