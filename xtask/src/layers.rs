@@ -29,7 +29,7 @@ const LAYERS: &[Layer] = &[
     layer(0, "x86", &[]),
     layer(0, "api", &[]),
     layer(1, "agent", &["api"]),
-    layer(1, "agent_client", &["api"]),
+    layer(2, "agent_client", &["api"]),
     layer(1, "memory", &[]),
     layer(2, "cpu", &["clock", "x86", "memory"]),
     layer(2, "device", &["clock", "memory"]),
