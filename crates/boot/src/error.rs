@@ -6,6 +6,8 @@ use std::fmt;
 pub enum ErrorKind {
     /// The file is not a kernel that this machine can start.
     NotAKernel,
+    /// The file is not firmware that this machine can start.
+    NotFirmware,
     /// It is a kernel, but damaged.
     Damaged,
     /// It is a kernel, but needs a way of booting or a compression that is not supported.

@@ -30,6 +30,7 @@
 pub mod acpi;
 mod entry;
 mod error;
+pub mod firmware;
 pub mod fuzzing;
 mod image;
 pub mod layout;

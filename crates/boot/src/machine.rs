@@ -37,6 +37,8 @@ pub struct Machine {
     pub timer_gsi: u32,
     /// PCI configuration space: 1 MiB for each bus from bus 0 on.
     pub ecam: AddressRange,
+    /// The length in bytes of the addresses from there on that are no PCI device's.
+    pub ecam_decoded: u64,
     /// Ports for PCI devices; within the 64 Ki that there are.
     pub pci_io: AddressRange,
     /// Addresses below 4 GiB for PCI devices.
@@ -120,6 +122,7 @@ impl Machine {
             io_apic_id: 0,
             timer_gsi: 2,
             ecam: AddressRange { start: 0xe000_0000, len: 1 << 28 },
+            ecam_decoded: 1 << 28,
             pci_io: AddressRange { start: 0xc000, len: 0x4000 },
             pci_mmio32: AddressRange { start: 0xc000_0000, len: 1 << 29 },
             pci_mmio64: AddressRange { start: 0x100_0000_0000, len: 1 << 38 },

@@ -42,6 +42,14 @@ pub fn image(machine: &Machine, ram: &[RamRange]) -> Result<Vec<u8>, Error> {
     Ok(image)
 }
 
+/// Builds entry point and structures for firmware, which places them itself.
+pub(crate) fn linkable(machine: &Machine, ram: &[RamRange]) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    let mut anchor = image(machine, ram)?;
+    let structures = anchor.split_off(TABLE_OFFSET);
+    anchor.truncate(ENTRY_POINT_SIZE);
+    Ok((anchor, structures))
+}
+
 pub(crate) fn write(ram: &Ram, machine: &Machine) -> Result<(), Error> {
     let ranges: Vec<_> = ram.ranges().collect();
     let image = image(machine, &ranges)?;

@@ -38,6 +38,7 @@ fn machine() -> Machine {
         io_apic_id: 0,
         timer_gsi: 2,
         ecam: AddressRange { start: 0xe000_0000, len: 1 << 28 },
+        ecam_decoded: 1 << 28,
         pci_io: AddressRange { start: 0xc000, len: 0x4000 },
         pci_mmio32: AddressRange { start: 0xc000_0000, len: 1 << 28 },
         pci_mmio64: AddressRange { start: 1 << 40, len: 1 << 38 },

@@ -2,18 +2,17 @@
 //! checked before anything is made, and what was made is removed again when something later fails.
 
 use crate::Error;
+use crate::source::BootSource;
 use crate::spec::{DiskSpec, NetSpec, VmSpec};
 use crate::terminal::Output;
 use crate::undo::Made;
 use api::worker::config::CharDevice;
-use boot::{Entry, Kernel, Plan};
 use disk::{Disk, Raw};
 use memory::Ram;
 use net::{Backend, MacAddress};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::console::{Console, ConsoleInput};
@@ -106,14 +105,10 @@ impl Lines {
 /// When something cannot be used; everything is then as before.
 pub fn open(spec: &VmSpec) -> Result<(Inputs, Lines), Error> {
     // First what is only read …
-    let kernel = open_file(&spec.kernel, "kernel", "--kernel")?;
-    let initrd =
-        spec.initrd.as_deref().map(|path| open_file(path, "initial RAM disk", "--initrd")).transpose()?;
-    let ram = Arc::new(
-        Ram::new(spec.memory)
-            .map_err(|e| Error::host("the guest's memory is not to be had").with_source(e))?,
-    );
-    let boot = BootSource::new(spec, kernel, initrd, &ram)?;
+    let mut ram = Ram::new(spec.memory)
+        .map_err(|e| Error::host("the guest's memory is not to be had").with_source(e))?;
+    let boot = BootSource::open(&spec.boot, &mut ram)?;
+    let ram = Arc::new(ram);
     let disks = spec.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
     // … then what occupies ports …
     let nets = spec.nets.iter().map(plug_in).collect::<Result<Vec<_>, _>>()?;
@@ -153,89 +148,6 @@ pub fn open(spec: &VmSpec) -> Result<(Inputs, Lines), Error> {
         console,
     };
     Ok((Inputs { ram, boot, disks, devices, serial_output }, lines))
-}
-
-fn open_file(path: &Path, what: &str, option: &str) -> Result<File, Error> {
-    let cannot = |e: io::Error| {
-        Error::bad_input(format!("the {what} {path:?} cannot be opened"))
-            .with_source(e)
-            .with_advice(format!("check {option}"))
-    };
-    // A FIFO would otherwise make the program wait for a writer.
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(cannot)?;
-    if !file.metadata().map_err(cannot)?.is_file() {
-        return Err(Error::bad_input(format!("the {what} {path:?} is not a regular file"))
-            .with_advice(format!("check {option}")));
-    }
-    Ok(file)
-}
-
-/// What is booted: read anew at each start of the machine.
-pub struct BootSource {
-    path: PathBuf,
-    kernel: File,
-    initrd: Option<File>,
-    command_line: String,
-    method: boot::Method,
-    /// The plan for the first start, made while the files were checked.
-    first_plan: Option<Plan>,
-}
-
-impl BootSource {
-    fn new(spec: &VmSpec, kernel: File, initrd: Option<File>, ram: &Ram) -> Result<BootSource, Error> {
-        let mut source = BootSource {
-            path: spec.kernel.clone(),
-            kernel,
-            initrd,
-            command_line: spec.command_line.clone(),
-            method: spec.boot,
-            first_plan: None,
-        };
-        source.first_plan = Some(source.plan(ram)?);
-        Ok(source)
-    }
-
-    fn plan(&self, ram: &Ram) -> Result<Plan, Error> {
-        let bad = |e: boot::Error| {
-            let advice = match e.kind() {
-                boot::ErrorKind::TooLittleMemory => "give more with --memory",
-                boot::ErrorKind::BadCommandLine => "check --append",
-                boot::ErrorKind::Unsupported => "choose another kernel or another --boot",
-                _ => "check --kernel",
-            };
-            Error::bad_input(format!("{:?} cannot be booted", self.path)).with_source(e).with_advice(advice)
-        };
-        let initrd_size = match &self.initrd {
-            None => None,
-            Some(file) => {
-                let metadata = file.metadata();
-                Some(
-                    metadata
-                        .map_err(|e| Error::host("the initial RAM disk cannot be read").with_source(e))?
-                        .len(),
-                )
-            }
-        };
-        let inputs = boot::Inputs { ram, initrd_size, command_line: &self.command_line, method: self.method };
-        let kernel = Kernel::read(&self.kernel).map_err(bad)?;
-        let plan = Plan::new(kernel, inputs).map_err(bad)?;
-        log::info!("{}", plan.describe());
-        Ok(plan)
-    }
-
-    /// Loads everything into `ram`, which is all zero.
-    ///
-    /// # Errors
-    /// When a file is no longer what it was.
-    pub fn load(&mut self, ram: &Ram, machine: &boot::Machine, seed: [u8; 32]) -> Result<Entry, Error> {
-        let plan = match self.first_plan.take() {
-            Some(plan) => plan,
-            None => self.plan(ram)?,
-        };
-        plan.load(ram, self.initrd.as_ref(), machine, seed)
-            .map_err(|e| Error::host(format!("{:?} cannot be loaded", self.path)).with_source(e))
-    }
 }
 
 fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {

@@ -5,7 +5,8 @@
 
 use crate::Error;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, JitConfig, NetConfig, OnReset, UserNetConfig, VmConfig,
+    BootMethod, CharDevice, DiskConfig, EngineChoice, FirmwareImage, JitConfig, NetConfig, OnReset,
+    UserNetConfig, VmConfig,
 };
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
@@ -32,14 +33,8 @@ pub struct VmSpec {
     pub name: Option<String>,
     /// The machine's identity.
     pub uuid: Uuid,
-    /// Kernel file.
-    pub kernel: PathBuf,
-    /// How to enter it.
-    pub boot: boot::Method,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub command_line: String,
+    /// What the machine starts with.
+    pub boot: BootSpec,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
     pub cpus: u32,
     /// CPU model; `None` for the newest that the engine gives.
@@ -68,6 +63,37 @@ pub struct VmSpec {
     pub debug_exit: bool,
     /// Whether rights are given up before guest code runs.
     pub sandbox: bool,
+}
+
+/// What a machine starts with, checked.
+#[derive(Clone, Debug)]
+pub enum BootSpec {
+    /// A kernel file.
+    Kernel(KernelSpec),
+    /// Firmware.
+    Firmware(FirmwareSpec),
+}
+
+/// A kernel to start with.
+#[derive(Clone, Debug)]
+pub struct KernelSpec {
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// How to enter it.
+    pub method: boot::Method,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+}
+
+/// Firmware to start with.
+#[derive(Clone, Debug)]
+pub struct FirmwareSpec {
+    /// Which one.
+    pub image: FirmwareImage,
+    /// Where its variables are kept.
+    pub variables: Option<PathBuf>,
 }
 
 /// A disk, checked.
@@ -191,6 +217,13 @@ impl TryFrom<VmConfig> for VmSpec {
             return Err(Error::bad_input("serial port and console both want the terminal")
                 .with_advice("add --serial none or --console none"));
         }
+        let boot = boot_spec(
+            config.kernel,
+            config.firmware.map(|image| FirmwareSpec { image, variables: config.firmware_variables }),
+            config.boot,
+            config.initrd,
+            config.append,
+        )?;
         let disks = config.disks.into_iter().map(disk_spec).collect::<Result<Vec<_>, _>>()?;
         let nets = config.nets.into_iter().map(net_spec).collect::<Result<Vec<_>, _>>()?;
         let vsock = match config.vsock {
@@ -219,15 +252,7 @@ impl TryFrom<VmConfig> for VmSpec {
         Ok(VmSpec {
             name: config.name,
             uuid,
-            kernel: config.kernel,
-            boot: match config.boot {
-                BootMethod::Auto => boot::Method::Auto,
-                BootMethod::Direct => boot::Method::Direct,
-                BootMethod::SelfDecompressing => boot::Method::SelfDecompressing,
-                BootMethod::Pvh => boot::Method::Pvh,
-            },
-            initrd: config.initrd,
-            command_line: config.append,
+            boot,
             cpus: config.cpus,
             cpu_model: config.cpu_model,
             memory,
@@ -248,6 +273,35 @@ impl TryFrom<VmConfig> for VmSpec {
 
 fn is_printable(text: &str, len_max: usize) -> bool {
     text.len() <= len_max && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+fn boot_spec(
+    kernel: Option<PathBuf>,
+    firmware: Option<FirmwareSpec>,
+    method: BootMethod,
+    initrd: Option<PathBuf>,
+    command_line: String,
+) -> Result<BootSpec, Error> {
+    match (kernel, firmware) {
+        (None, None) => Err(Error::bad_input("neither a kernel nor firmware is named")
+            .with_advice("add --kernel FILE, or --firmware bios or uefi and a --disk to boot from")),
+        (Some(_), Some(_)) => Err(Error::bad_input("a kernel is named, and firmware too")
+            .with_advice("leave out --kernel or --firmware")),
+        (None, Some(_)) if initrd.is_some() || !command_line.is_empty() => {
+            Err(Error::bad_input("firmware takes no initial RAM disk and no command line")
+                .with_advice("leave out --initrd and --append: what is on the disk says how it boots"))
+        }
+        (None, Some(firmware)) => Ok(BootSpec::Firmware(firmware)),
+        (Some(kernel), None) => {
+            let method = match method {
+                BootMethod::Auto => boot::Method::Auto,
+                BootMethod::Direct => boot::Method::Direct,
+                BootMethod::SelfDecompressing => boot::Method::SelfDecompressing,
+                BootMethod::Pvh => boot::Method::Pvh,
+            };
+            Ok(BootSpec::Kernel(KernelSpec { kernel, method, initrd, command_line }))
+        }
+    }
 }
 
 fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
@@ -325,6 +379,9 @@ mod tests {
             |serial: &str| DiskConfig { path: "d".into(), read_only: false, serial: Some(serial.into()) };
         let net = |user: UserNetConfig| vec![NetConfig::User(user)];
         for text in [
+            refused(|c| c.kernel = None),
+            refused(|c| c.firmware = Some(FirmwareImage::Bios)),
+            refused(|c| (c.kernel, c.firmware, c.append) = (None, Some(FirmwareImage::Bios), "x".into())),
             refused(|c| c.cpus = 0),
             refused(|c| c.cpus = 256),
             refused(|c| c.memory = ByteSize(0)),

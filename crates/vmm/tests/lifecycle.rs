@@ -523,11 +523,11 @@ fn refused_inputs_leave_nothing_behind() {
     let cases: Vec<(&str, Change)> = vec![
         ("cannot be opened", {
             let p = at("absent");
-            Box::new(move |c| c.kernel = p.clone())
+            Box::new(move |c| c.kernel = Some(p.clone()))
         }),
         ("not a kernel", {
             let p = at("text");
-            Box::new(move |c| c.kernel = p.clone())
+            Box::new(move |c| c.kernel = Some(p.clone()))
         }),
         ("too little memory", {
             let p = at("large");

@@ -16,7 +16,7 @@ use crate::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// A virtual machine as its user describes it. Only the kernel is needed.
+/// A virtual machine as its user describes it. Only the kernel or the firmware is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
@@ -26,8 +26,16 @@ pub struct VmConfig {
     /// The machine's UUID, as text. Default: a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// Kernel: a bzImage or an ELF executable.
-    pub kernel: PathBuf,
+    /// Kernel: a bzImage or an ELF executable. Either this or firmware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Firmware, which finds something to boot on the machine's disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareImage>,
+    /// File in which UEFI firmware keeps its variables: a copy of the firmware's template, made if it is
+    /// not there. Default: none, and variables last as long as the worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_variables: Option<PathBuf>,
     /// How to enter the kernel.
     #[serde(default)]
     pub boot: BootMethod,
@@ -109,7 +117,9 @@ impl VmConfig {
         VmConfig {
             name: None,
             uuid: None,
-            kernel: kernel.into(),
+            kernel: Some(kernel.into()),
+            firmware: None,
+            firmware_variables: None,
             boot: BootMethod::default(),
             initrd: None,
             append: String::new(),
@@ -144,6 +154,38 @@ pub enum BootMethod {
     SelfDecompressing,
     /// By the PVH entry point.
     Pvh,
+}
+
+/// Firmware: `bios` or `uefi` as the host's packages have it, or a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum FirmwareImage {
+    /// BIOS.
+    Bios,
+    /// UEFI.
+    Uefi,
+    /// This file.
+    File(PathBuf),
+}
+
+impl From<String> for FirmwareImage {
+    fn from(text: String) -> FirmwareImage {
+        match text.as_str() {
+            "bios" => FirmwareImage::Bios,
+            "uefi" => FirmwareImage::Uefi,
+            _ => FirmwareImage::File(text.into()),
+        }
+    }
+}
+
+impl From<FirmwareImage> for String {
+    fn from(image: FirmwareImage) -> String {
+        match image {
+            FirmwareImage::Bios => "bios".into(),
+            FirmwareImage::Uefi => "uefi".into(),
+            FirmwareImage::File(path) => path.to_string_lossy().into_owned(),
+        }
+    }
 }
 
 /// What executes guest code.

@@ -49,24 +49,27 @@ fn pci_root(machine: &Machine, out: &mut Vec<u8>) -> Result<(), Error> {
             "the windows for PCI devices are not where they can be",
         ));
     }
-    let mmio32 = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        low.start as u32,
-        (low.end() - 1) as u32,
-        None,
-    );
+    // Configuration space may lie in the window: the bridge passes on what is before and after it.
+    let ecam = machine.ecam;
+    let parts = [
+        (low.start, low.end().min(ecam.start)),
+        (low.start.max(ecam.start.saturating_add(machine.ecam_decoded)), low.end()),
+    ];
+    let mmio32 = parts.into_iter().filter(|(start, end)| start < end).map(|(start, end)| {
+        let (first, last) = (start as u32, (end - 1) as u32);
+        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
+    });
+    let mmio32: Vec<_> = mmio32.collect();
     let mmio64 =
         AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, high.start, high.end() - 1, None);
-    let resources = ResourceTemplate::new(vec![
-        &AddressSpace::new_bus_number(0u16, last_bus(machine) as u16),
-        // The configuration ports are the bridge's own.
-        &IO::new(0xcf8, 0xcf8, 1, 8),
-        &AddressSpace::new_io(io.start as u16, (io.end() - 1) as u16, None),
-        &mmio32,
-        &mmio64,
-    ])
-    .to_owned_bytes();
+    let bus_numbers = AddressSpace::new_bus_number(0u16, last_bus(machine) as u16);
+    // The configuration ports are the bridge's own.
+    let config_ports = IO::new(0xcf8, 0xcf8, 1, 8);
+    let ports = AddressSpace::new_io(io.start as u16, (io.end() - 1) as u16, None);
+    let mut resources: Vec<&dyn Aml> = vec![&bus_numbers, &config_ports, &ports];
+    resources.extend(mmio32.iter().map(|part| part as &dyn Aml));
+    resources.push(&mmio64);
+    let resources = ResourceTemplate::new(resources).to_owned_bytes();
     Device::new(
         "_SB_.PCI0".into(),
         vec![

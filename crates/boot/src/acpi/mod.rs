@@ -20,16 +20,8 @@ const OEM_REVISION: u32 = 1;
 /// # Errors
 /// When the machine is too large for that area.
 pub fn image(machine: &Machine) -> Result<Vec<u8>, Error> {
-    let mut image = Image { bytes: vec![0; Rsdp::len()] };
-    let facs = image.append(64, &tables::facs());
-    let dsdt = image.append(16, &dsdt::build(machine)?);
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let rest =
-        [tables::fadt(machine, facs, dsdt), tables::madt(machine), tables::mcfg(machine), tables::waet()];
-    for table in rest {
-        xsdt.add_entry(image.append(16, &table));
-    }
-    let xsdt = image.append(16, &bytes_of(&xsdt));
+    let mut image = Image::new(layout::ACPI.start, vec![0; Rsdp::len()]);
+    let xsdt = image.append_all(machine)?;
     image.bytes[..Rsdp::len()].copy_from_slice(&bytes_of(&Rsdp::new(OEM_ID, xsdt)));
     if image.bytes.len() as u64 > layout::ACPI.len {
         let message = format!(
@@ -48,17 +40,75 @@ pub(crate) fn write(ram: &Ram, machine: &Machine) -> Result<u64, Error> {
     Ok(layout::ACPI.start)
 }
 
+/// The tables for firmware that places them itself: addresses in them count from the start of `tables`,
+/// and the places that hold such addresses are named.
+pub(crate) struct Linkable {
+    /// The RSDP, whose pointer to the XSDT is the offset in `tables`.
+    pub(crate) rsdp: Vec<u8>,
+    /// All other tables.
+    pub(crate) tables: Vec<u8>,
+    /// Offsets in `tables` of addresses, with their sizes in bytes.
+    pub(crate) pointers: Vec<(u32, u8)>,
+    /// Offsets and lengths in `tables` of the tables whose sums change with the addresses in them.
+    pub(crate) sums: Vec<(u32, u32)>,
+}
+
+/// Offset of the XSDT's address in the RSDP (§5.2.5.3).
+pub(crate) const RSDP_XSDT: u32 = 24;
+/// Offset of a table's checksum (§5.2.6).
+pub(crate) const TABLE_SUM: u32 = 9;
+
+/// Builds the tables for firmware that places them itself.
+///
+/// # Errors
+/// When the machine cannot be described.
+pub(crate) fn linkable(machine: &Machine) -> Result<Linkable, Error> {
+    let mut image = Image::new(0, Vec::new());
+    let xsdt = image.append_all(machine)?;
+    let rsdp = bytes_of(&Rsdp::new(OEM_ID, xsdt));
+    Ok(Linkable { rsdp, tables: image.bytes, pointers: image.pointers, sums: image.sums })
+}
+
 struct Image {
+    base: u64,
     bytes: Vec<u8>,
+    pointers: Vec<(u32, u8)>,
+    sums: Vec<(u32, u32)>,
 }
 
 impl Image {
-    /// Appends a table and returns its guest-physical address.
-    fn append(&mut self, align: usize, table: &[u8]) -> u64 {
+    fn new(base: u64, bytes: Vec<u8>) -> Image {
+        Image { base, bytes, pointers: Vec::new(), sums: Vec::new() }
+    }
+
+    /// Appends every table and returns the address of the XSDT, which leads to the others.
+    fn append_all(&mut self, machine: &Machine) -> Result<u64, Error> {
+        /// Addresses in the FADT (§5.2.9): FIRMWARE_CTRL, DSDT, X_DSDT. (X_FIRMWARE_CTRL is not used.)
+        const FADT_POINTERS: [(u32, u8); 3] = [(36, 4), (40, 4), (140, 8)];
+        const XSDT_ENTRIES: u32 = 36;
+        // The FACS is the one table with an alignment of its own, at the start (§5.2.10).
+        let facs = self.append(64, &tables::facs(), &[]);
+        let dsdt = self.append(16, &dsdt::build(machine)?, &[]);
+        let mut entries = vec![self.append(16, &tables::fadt(machine, facs, dsdt), &FADT_POINTERS)];
+        for table in [tables::madt(machine), tables::mcfg(machine), tables::waet()] {
+            entries.push(self.append(16, &table, &[]));
+        }
+        let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        entries.iter().for_each(|entry| xsdt.add_entry(*entry));
+        let pointers: Vec<_> = (0..entries.len() as u32).map(|i| (XSDT_ENTRIES + 8 * i, 8)).collect();
+        Ok(self.append(16, &bytes_of(&xsdt), &pointers))
+    }
+
+    /// Appends a table that has addresses at the given offsets, and returns its own address.
+    fn append(&mut self, align: usize, table: &[u8], pointers: &[(u32, u8)]) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(align), 0);
-        let at = layout::ACPI.start + self.bytes.len() as u64;
+        let at = self.bytes.len() as u32;
         self.bytes.extend_from_slice(table);
-        at
+        self.pointers.extend(pointers.iter().map(|(offset, size)| (at + offset, *size)));
+        if !pointers.is_empty() {
+            self.sums.push((at, table.len() as u32));
+        }
+        self.base + at as u64
     }
 }
 

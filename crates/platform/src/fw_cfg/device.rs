@@ -6,6 +6,7 @@ use crate::sync::lock;
 use device::state::{RestoreError, SaveRestore};
 use device::{Bus, BusDevice, Overlap};
 use memory::{Bytes, GuestAddress, GuestMemory};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// Beyond the end of an item a DMA read gives zeros, up to this many: more is refused, so that no
@@ -16,12 +17,18 @@ const ZEROS_MAX: u32 = 1 << 20;
 pub struct FwCfg {
     model: Mutex<FwCfgModel>,
     memory: GuestMemory,
+    /// Files that are made anew when they are selected.
+    made: Mutex<BTreeMap<u16, Make>>,
 }
+
+/// Makes the contents of a file.
+type Make = Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>;
 
 impl FwCfg {
     /// Creates a device without files that reads and writes DMA requests in `memory`.
     pub fn new(memory: GuestMemory) -> Arc<FwCfg> {
-        Arc::new(FwCfg { model: Mutex::new(FwCfgModel::new()), memory })
+        let (model, made) = (Mutex::new(FwCfgModel::new()), Mutex::default());
+        Arc::new(FwCfg { model, memory, made })
     }
 
     /// Places the device at its ports.
@@ -38,6 +45,35 @@ impl FwCfg {
     /// When the name is taken or cannot be one, or the data is too long.
     pub fn add_file(&self, name: &str, data: Vec<u8>) -> Result<(), FwCfgError> {
         lock(&self.model).add_file(name, data)
+    }
+
+    /// Adds a file that `make` makes anew whenever the guest selects it: what describes the machine changes
+    /// while firmware sets it up. `data` is its first content, whose length stays; when `make` gives
+    /// none, the last content stays too. Call it before the machine starts.
+    ///
+    /// # Errors
+    /// As [`FwCfg::add_file`].
+    pub fn add_made_file(
+        &self,
+        name: &str,
+        data: Vec<u8>,
+        make: impl Fn() -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Result<(), FwCfgError> {
+        let mut model = lock(&self.model);
+        model.add_file(name, data)?;
+        if let Some(key) = model.key(name) {
+            lock(&self.made).insert(key, Box::new(make));
+        }
+        Ok(())
+    }
+
+    /// Makes the file that `selector` means, if it is one that is made. Called without the model's lock.
+    fn make(&self, selector: u16) {
+        let key = FwCfgModel::selected_key(selector);
+        let made = lock(&self.made).get(&key).and_then(|make| make());
+        if let Some(data) = made {
+            lock(&self.model).replace(key, data);
+        }
     }
 
     /// Sets an item that has a fixed key. Call it before the machine starts.
@@ -65,7 +101,7 @@ impl FwCfg {
 
     /// Carries out the request at `address`: control, length and address in big-endian, of which control
     /// is written back (0 or [`DMA_ERROR`]) when all is done.
-    fn dma(&self, model: &mut FwCfgModel, address: u64) {
+    fn dma(&self, address: u64) {
         let mut request = [0; 16];
         if self.memory.read_slice(&mut request, GuestAddress(address)).is_err() {
             // There is nowhere to put an error.
@@ -74,10 +110,14 @@ impl FwCfg {
         let word = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| request[at + byte]));
         let (control, len) = (word(0), word(4));
         let target = (word(8) as u64) << 32 | word(12) as u64;
+        if control & DMA_SELECT != 0 {
+            self.make((control >> 16) as u16);
+        }
+        let mut model = lock(&self.model);
         let done = match model.begin_dma(control, len) {
             DmaOperation::None => true,
             DmaOperation::Refused => false,
-            DmaOperation::Read => self.dma_read(model, target, len),
+            DmaOperation::Read => self.dma_read(&mut model, target, len),
         };
         let result = if done { 0 } else { DMA_ERROR };
         // The request was readable, so that it is writable too.
@@ -117,13 +157,16 @@ impl BusDevice for FwCfg {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut model = lock(&self.model);
         match (PORT_SELECTOR + offset as u16, data) {
-            (PORT_SELECTOR, &[low, high]) => model.select(u16::from_le_bytes([low, high])),
-            (PORT_DMA, &[a, b, c, d]) => model.set_dma_high(u32::from_be_bytes([a, b, c, d])),
+            (PORT_SELECTOR, &[low, high]) => {
+                let selector = u16::from_le_bytes([low, high]);
+                self.make(selector);
+                lock(&self.model).select(selector);
+            }
+            (PORT_DMA, &[a, b, c, d]) => lock(&self.model).set_dma_high(u32::from_be_bytes([a, b, c, d])),
             (PORT_DMA_LOW, &[a, b, c, d]) => {
-                let address = model.take_dma_address(u32::from_be_bytes([a, b, c, d]));
-                self.dma(&mut model, address);
+                let address = lock(&self.model).take_dma_address(u32::from_be_bytes([a, b, c, d]));
+                self.dma(address);
             }
             // Items are read-only.
             _ => {}
@@ -204,6 +247,27 @@ mod tests {
         ram.guest().read_slice(&mut read, GuestAddress(0x2000)).unwrap();
         assert_eq!(&read, b"file\0\0\0\0\xaa\xaa\xaa\xaa");
         assert_eq!(dma(&bus, &ram, select(0x21) | DMA_READ, 5, 0x2000), 0);
+    }
+
+    #[test]
+    fn a_made_file_is_new_at_each_selection_and_keeps_its_length() {
+        use std::sync::atomic::{AtomicU8, Ordering};
+        let (bus, ram, fw_cfg) = setup();
+        let count = Arc::new(AtomicU8::new(0));
+        let made = count.clone();
+        let make = move || match made.fetch_add(1, Ordering::Relaxed) {
+            2 => None,
+            n => Some(vec![n + 1; 9]),
+        };
+        fw_cfg.add_made_file("etc/made", vec![0; 3], make).unwrap();
+        assert_eq!(read_item(&bus, 0x22, 4), [1, 1, 1, 0]);
+        let select = 0x22 << 16 | DMA_SELECT;
+        assert_eq!(dma(&bus, &ram, select | DMA_READ, 3, 0x2000), 0);
+        let mut read = [0; 3];
+        ram.guest().read_slice(&mut read, GuestAddress(0x2000)).unwrap();
+        assert_eq!(read, [2, 2, 2]);
+        assert_eq!(read_item(&bus, 0x22, 3), [2, 2, 2], "nothing was made");
+        assert_eq!(count.load(Ordering::Relaxed), 3);
     }
 
     #[test]

@@ -101,6 +101,25 @@ impl FwCfgModel {
         Ok(())
     }
 
+    /// The key of a file.
+    pub(super) fn key(&self, name: &str) -> Option<u16> {
+        self.names.get(name).copied()
+    }
+
+    /// The item that a selector means.
+    pub(super) fn selected_key(selector: u16) -> u16 {
+        selector & !KEY_WRITE
+    }
+
+    /// Replaces the contents of a file by others of the same length.
+    pub(super) fn replace(&mut self, key: u16, mut data: Vec<u8>) {
+        if let Some(item) = self.items.get_mut(&key) {
+            // The directory has told the length.
+            data.resize(item.len(), 0);
+            *item = data;
+        }
+    }
+
     /// The directory: a big-endian count, then for each file size, key, two reserved bytes and the name.
     fn write_directory(&mut self) {
         let mut directory = (self.names.len() as u32).to_be_bytes().to_vec();

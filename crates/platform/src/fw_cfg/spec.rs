@@ -19,6 +19,10 @@ pub const KEY_ID: u16 = 0x0001;
 pub const KEY_CPU_COUNT: u16 = 0x0005;
 /// Key: the largest number of processors (16 bits).
 pub const KEY_CPU_COUNT_MAX: u16 = 0x000f;
+/// Key: bytes of RAM (64 bits).
+pub const KEY_RAM_SIZE: u16 = 0x0003;
+/// Key: whether ISA interrupt 0 is on input 2 of the I/O APIC (8 bits; an item of this architecture).
+pub const KEY_IRQ0_OVERRIDE: u16 = 0x8002;
 /// Key: the directory of files.
 pub const KEY_DIRECTORY: u16 = 0x0019;
 /// First key of files.

@@ -6,8 +6,8 @@ mod options;
 use crate::Error;
 use api::ByteSize;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, JitMode, JitStress, NetConfig, OnReset, TraceConfig,
-    VmConfig, VsockConfig,
+    BootMethod, CharDevice, DiskConfig, EngineChoice, FirmwareImage, JitMode, JitStress, NetConfig, OnReset,
+    TraceConfig, VmConfig, VsockConfig,
 };
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
@@ -49,8 +49,14 @@ pub struct Cli {
     uuid: Option<String>,
 
     /// The kernel: a Linux bzImage or an ELF executable for x86-64
-    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    #[arg(long, value_name = "FILE", conflicts_with = "firmware")]
     kernel: Option<PathBuf>,
+    /// Boot from the disks by firmware instead: bios, uefi (as the host's packages have them), or a file
+    #[arg(long, value_name = "WHICH")]
+    firmware: Option<String>,
+    /// Where UEFI firmware keeps its variables; made if it is not there [default: nowhere]
+    #[arg(long, value_name = "FILE")]
+    firmware_variables: Option<PathBuf>,
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -198,12 +204,9 @@ impl Cli {
     /// # Errors
     /// When that file cannot be read or is not a configuration.
     pub fn into_config(self) -> Result<VmConfig, Error> {
-        let mut config = match (&self.config, &self.kernel) {
-            (Some(path), _) => read_config(path)?,
-            (None, Some(kernel)) => VmConfig::new(kernel),
-            (None, None) => {
-                return Err(Error::bad_input("no kernel is named").with_advice("add --kernel FILE"));
-            }
+        let mut config = match &self.config {
+            Some(path) => read_config(path)?,
+            None => VmConfig { kernel: None, ..VmConfig::new("") },
         };
         fn set<T>(field: &mut T, given: Option<T>) {
             if let Some(value) = given {
@@ -215,7 +218,9 @@ impl Cli {
                 *field = given;
             }
         }
-        set(&mut config.kernel, self.kernel);
+        set_option(&mut config.kernel, self.kernel);
+        set_option(&mut config.firmware, self.firmware.map(FirmwareImage::from));
+        set_option(&mut config.firmware_variables, self.firmware_variables);
         set_option(&mut config.name, self.name);
         set_option(&mut config.uuid, self.uuid);
         set_option(&mut config.initrd, self.initrd);
@@ -320,7 +325,6 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (args, word) in [
-            ("", "--kernel"),
             ("--kernel k --cpus many", "--cpus"),
             ("--kernel k --memory 1.5G", "not a size"),
             ("--kernel k --engine tcg", "--engine"),
@@ -343,7 +347,7 @@ mod tests {
         let text = r#"{"kernel": "a", "cpus": 4, "disks": [{"path": "x"}], "nets": [{"user": {}}]}"#;
         std::fs::write(&path, text).unwrap();
         let config = parse(&format!("--config {} --kernel b --disk y,ro", path.display())).unwrap();
-        assert_eq!((config.kernel, config.cpus), ("b".into(), 4));
+        assert_eq!((config.kernel, config.cpus), (Some("b".into()), 4));
         assert_eq!(config.disks.len(), 2);
         assert!(config.disks[1].read_only);
         assert_eq!(config.nets.len(), 1);

@@ -20,6 +20,7 @@ pub(super) fn describe(spec: &VmSpec, cpu_model: &str, windows: Windows) -> Mach
         io_apic_id: 0,
         timer_gsi: platform::TIMER_GSI,
         ecam: AddressRange { start: pci::ECAM_BASE, len: pci::ECAM_LEN },
+        ecam_decoded: pci::ECAM_DECODED_LEN,
         pci_io: range(windows.io),
         pci_mmio32: range(windows.mmio32),
         pci_mmio64: range(windows.mmio64),

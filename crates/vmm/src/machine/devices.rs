@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::inputs::Devices;
+use boot::firmware::BootDevice;
 use device::MsiSink;
 use device::pci::Bdf;
 use memory::Ram;
@@ -15,6 +16,12 @@ use virtio::{VirtioDevice, VirtioPci};
 /// More queues than this do not make a disk faster.
 const DISK_QUEUES_MAX: u32 = 8;
 
+/// The devices, and those of them that firmware can boot from, in order.
+pub(super) struct Populated {
+    pub(super) functions: Vec<Arc<VirtioPci>>,
+    pub(super) boot_order: Vec<BootDevice>,
+}
+
 /// What a device on the bus is connected to.
 pub(super) struct PciBus<'a> {
     pub(super) platform: &'a Platform,
@@ -25,13 +32,14 @@ pub(super) struct PciBus<'a> {
 impl PciBus<'_> {
     /// Places all devices. Network cards come first: guests name them by their place, which so does not
     /// change when a disk is added.
-    pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Vec<Arc<VirtioPci>>, Error> {
-        let mut functions = Vec::new();
+    pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Populated, Error> {
+        let (mut functions, mut boot_order) = (Vec::new(), Vec::new());
         for (index, card) in devices.nets.into_iter().enumerate() {
             functions.push(self.add(format!("net{index}"), Box::new(Net::new(card.mac.0, card.backend)))?);
         }
         for (index, disk) in devices.disks.into_iter().enumerate() {
             let queues = cpus.min(DISK_QUEUES_MAX) as u16;
+            boot_order.push(BootDevice::VirtioDisk(self.slot()?));
             let config = BlkConfig { serial: disk.serial, queues, ..BlkConfig::default() };
             functions.push(self.add(format!("disk{index}"), Box::new(Blk::new(disk.disk, config)))?);
         }
@@ -42,12 +50,20 @@ impl PciBus<'_> {
             functions.push(self.add("console".into(), Box::new(console))?);
         }
         functions.push(self.add("rng".into(), Box::new(Rng::new()))?);
-        Ok(functions)
+        Ok(Populated { functions, boot_order })
+    }
+
+    /// Where the next device goes.
+    fn slot(&self) -> Result<u8, Error> {
+        self.platform
+            .pci
+            .free_device()
+            .map_err(|e| Error::host("the devices do not fit on the PCI bus").with_source(e))
     }
 
     fn add(&self, name: String, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPci>, Error> {
         let refused = |name: &str| Error::host(format!("the device {name} cannot be made"));
-        let slot = self.platform.pci.free_device().map_err(|e| refused(&name).with_source(e))?;
+        let slot = self.slot()?;
         let line = self.platform.irqs.pci_line(slot);
         let function = VirtioPci::new(name.clone(), device, self.ram.clone(), self.msi.clone(), line)
             .map_err(|e| refused(&name).with_source(e))?;

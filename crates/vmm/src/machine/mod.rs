@@ -11,13 +11,15 @@
 
 mod description;
 mod devices;
+mod firmware;
 mod io;
 
 pub use io::{IoCounters, VcpuIo};
 
 use crate::Error;
-use crate::inputs::{BootSource, Inputs};
-use crate::spec::{VmSpec, random_bytes};
+use crate::inputs::Inputs;
+use crate::source::BootSource;
+use crate::spec::VmSpec;
 use crate::vcpu::Gate;
 use clock::{Clock, Timers};
 use cpu::{Engine, Vcpu};
@@ -117,17 +119,18 @@ impl Machine {
         })?;
 
         let bus = devices::PciBus { platform: &platform, ram: &ram, msi: &msi };
-        let functions = bus.populate(inputs.devices, spec.cpus)?;
-        platform
-            .pci
-            .assign_bars()
-            .map_err(|e| Error::host("the devices do not fit into the machine").with_source(e))?;
+        let devices::Populated { functions, boot_order } = bus.populate(inputs.devices, spec.cpus)?;
+        let description = description::describe(spec, &cpu_model, windows);
+        if inputs.boot.is_firmware() {
+            firmware::inform(&platform, &ram, &description, boot_order)?;
+        } else {
+            assign_bars(&platform)?;
+        }
 
         let vcpus = (0..spec.cpus)
             .map(|id| vm.create_vcpu(id))
             .collect::<Result<Vec<_>, _>>()
             .map_err(engine_error)?;
-        let description = description::describe(spec, &cpu_model, windows);
         let machine = Machine {
             ram,
             clock,
@@ -150,17 +153,13 @@ impl Machine {
         VcpuIo::new(self.pio.clone(), self.mmio.clone(), self.platform.clone())
     }
 
-    /// Puts kernel and tables into memory, which is all zero, and returns the state of each vCPU at the
-    /// first instruction, made from its state after reset.
+    /// Puts what the machine starts with into memory, which is all zero, and returns the state of each vCPU
+    /// at the first instruction, made from its state after reset.
     ///
     /// # Errors
     /// When the files cannot be read any more.
     pub fn boot(&mut self, after_reset: &[CpuState]) -> Result<Vec<CpuState>, Error> {
-        let entry = self.source.load(&self.ram, &self.description, random_bytes()?)?;
-        let mut states = after_reset.to_vec();
-        states.iter_mut().for_each(boot::firmware_setup);
-        entry.apply(&mut states[0]);
-        Ok(states)
+        self.source.load(&self.ram, &self.description, after_reset)
     }
 
     /// Puts memory and devices into their state after power-on. No vCPU runs.
@@ -174,10 +173,10 @@ impl Machine {
         self.ram.clear().map_err(|e| Error::host("the machine cannot be reset").with_source(e))?;
         self.vm.memory_replaced();
         self.vm.resynchronise();
-        self.platform
-            .pci
-            .assign_bars()
-            .map_err(|e| Error::host("the devices do not fit into the machine").with_source(e))
+        if self.source.is_firmware() {
+            return Ok(());
+        }
+        assign_bars(&self.platform)
     }
 
     /// Makes devices and guest time stand still. No vCPU runs.
@@ -238,6 +237,14 @@ impl Machine {
     pub fn engine_counters(&self) -> Vec<(String, u64)> {
         self.vm.counters()
     }
+}
+
+/// Does what firmware does with the devices of a machine that has none.
+fn assign_bars(platform: &Platform) -> Result<(), Error> {
+    platform
+        .pci
+        .assign_bars()
+        .map_err(|e| Error::host("the devices do not fit into the machine").with_source(e))
 }
 
 /// Holds back vCPUs and passes on what the guest asks of the machine: once, until it is reset.

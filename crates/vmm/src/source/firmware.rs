@@ -1,0 +1,66 @@
+//! Booting by firmware.
+
+use super::open_file;
+use crate::Error;
+use crate::spec::FirmwareSpec;
+use api::worker::config::FirmwareImage;
+use boot::firmware::Firmware;
+use memory::Ram;
+use std::path::{Path, PathBuf};
+
+/// Where distributions put BIOS firmware; Debian's package `seabios` first.
+const BIOS_PATHS: [&str; 3] =
+    ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/bios-256k.bin", "/usr/share/seabios/bios.bin"];
+/// Where distributions put UEFI firmware; Debian's package `ovmf` first.
+const UEFI_PATHS: [&str; 4] = [
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+];
+
+/// Firmware, mapped into the guest.
+pub struct FirmwareSource {
+    firmware: Firmware,
+}
+
+impl FirmwareSource {
+    /// Finds, checks and maps the firmware that `spec` names.
+    ///
+    /// # Errors
+    /// When it is not there or is none.
+    pub(super) fn open(spec: &FirmwareSpec, ram: &mut Ram) -> Result<FirmwareSource, Error> {
+        let path = match &spec.image {
+            FirmwareImage::Bios => find(&BIOS_PATHS, "BIOS", "seabios")?,
+            FirmwareImage::Uefi => find(&UEFI_PATHS, "UEFI", "ovmf")?,
+            FirmwareImage::File(path) => path.clone(),
+        };
+        let mut file = open_file(&path, "firmware", "--firmware")?;
+        let firmware = Firmware::read(&mut file).map_err(|e| {
+            Error::bad_input(format!("{path:?} cannot be used as firmware"))
+                .with_source(e)
+                .with_advice("name an image like bios-256k.bin or OVMF_CODE.fd with --firmware")
+        })?;
+        firmware.map(ram).map_err(|e| Error::host("the firmware cannot be mapped").with_source(e))?;
+        log::info!("firmware {path:?} at {:#x}", firmware.start());
+        Ok(FirmwareSource { firmware })
+    }
+
+    /// Puts into `ram` what firmware finds there at its start.
+    ///
+    /// # Errors
+    /// When memory is too small for it.
+    pub(super) fn load(&self, ram: &Ram) -> Result<(), Error> {
+        self.firmware
+            .write_shadow(ram)
+            .map_err(|e| Error::host("the firmware cannot be loaded").with_source(e))
+    }
+}
+
+fn find(paths: &[&str], kind: &str, package: &str) -> Result<PathBuf, Error> {
+    paths.iter().map(Path::new).find(|path| path.exists()).map(Path::to_owned).ok_or_else(|| {
+        Error::bad_input(format!("no {kind} firmware is installed here")).with_advice(format!(
+            "install it (Debian: apt-get install {package}), or name a file with --firmware"
+        ))
+    })
+}

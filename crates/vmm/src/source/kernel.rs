@@ -1,0 +1,86 @@
+//! Booting a kernel file without firmware.
+
+use super::open_file;
+use crate::Error;
+use crate::spec::KernelSpec;
+use boot::{Entry, Kernel, Plan};
+use memory::Ram;
+use std::fs::File;
+use std::path::PathBuf;
+
+/// A kernel with what belongs to it: read anew at each start of the machine.
+pub struct KernelSource {
+    path: PathBuf,
+    kernel: File,
+    initrd: Option<File>,
+    command_line: String,
+    method: boot::Method,
+    /// The plan for the first start, made while the files were checked.
+    first_plan: Option<Plan>,
+}
+
+impl KernelSource {
+    /// Opens what `spec` names and makes sure that it can be booted in `ram`.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(super) fn open(spec: &KernelSpec, ram: &Ram) -> Result<KernelSource, Error> {
+        let initrd = spec.initrd.as_deref();
+        let mut source = KernelSource {
+            path: spec.kernel.clone(),
+            kernel: open_file(&spec.kernel, "kernel", "--kernel")?,
+            initrd: initrd.map(|path| open_file(path, "initial RAM disk", "--initrd")).transpose()?,
+            command_line: spec.command_line.clone(),
+            method: spec.method,
+            first_plan: None,
+        };
+        source.first_plan = Some(source.plan(ram)?);
+        Ok(source)
+    }
+
+    fn plan(&self, ram: &Ram) -> Result<Plan, Error> {
+        let bad = |e: boot::Error| {
+            let advice = match e.kind() {
+                boot::ErrorKind::TooLittleMemory => "give more with --memory",
+                boot::ErrorKind::BadCommandLine => "check --append",
+                boot::ErrorKind::Unsupported => "choose another kernel or another --boot",
+                _ => "check --kernel",
+            };
+            Error::bad_input(format!("{:?} cannot be booted", self.path)).with_source(e).with_advice(advice)
+        };
+        let initrd_size = match &self.initrd {
+            None => None,
+            Some(file) => {
+                let metadata = file.metadata();
+                Some(
+                    metadata
+                        .map_err(|e| Error::host("the initial RAM disk cannot be read").with_source(e))?
+                        .len(),
+                )
+            }
+        };
+        let inputs = boot::Inputs { ram, initrd_size, command_line: &self.command_line, method: self.method };
+        let kernel = Kernel::read(&self.kernel).map_err(bad)?;
+        let plan = Plan::new(kernel, inputs).map_err(bad)?;
+        log::info!("{}", plan.describe());
+        Ok(plan)
+    }
+
+    /// Loads everything into `ram`, which is all zero.
+    ///
+    /// # Errors
+    /// When a file is no longer what it was.
+    pub(super) fn load(
+        &mut self,
+        ram: &Ram,
+        machine: &boot::Machine,
+        seed: [u8; 32],
+    ) -> Result<Entry, Error> {
+        let plan = match self.first_plan.take() {
+            Some(plan) => plan,
+            None => self.plan(ram)?,
+        };
+        plan.load(ram, self.initrd.as_ref(), machine, seed)
+            .map_err(|e| Error::host(format!("{:?} cannot be loaded", self.path)).with_source(e))
+    }
+}

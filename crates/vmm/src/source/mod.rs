@@ -1,0 +1,80 @@
+//! What a machine starts with: a kernel file, or firmware.
+
+mod firmware;
+mod kernel;
+
+pub use firmware::FirmwareSource;
+pub use kernel::KernelSource;
+
+use crate::Error;
+use crate::spec::{BootSpec, random_bytes};
+use memory::Ram;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use x86::CpuState;
+
+/// What a machine starts with.
+pub enum BootSource {
+    /// A kernel file.
+    Kernel(KernelSource),
+    /// Firmware.
+    Firmware(FirmwareSource),
+}
+
+impl BootSource {
+    /// Opens what `spec` names and makes sure that `ram` suits it. Firmware is mapped.
+    ///
+    /// # Errors
+    /// When it cannot be booted.
+    pub fn open(spec: &BootSpec, ram: &mut Ram) -> Result<BootSource, Error> {
+        Ok(match spec {
+            BootSpec::Kernel(spec) => BootSource::Kernel(KernelSource::open(spec, ram)?),
+            BootSpec::Firmware(spec) => BootSource::Firmware(FirmwareSource::open(spec, ram)?),
+        })
+    }
+
+    /// Puts into `ram`, which is all zero, what the machine starts with, and makes the vCPUs' states at
+    /// the first instruction from those after reset.
+    ///
+    /// # Errors
+    /// When a file is no longer what it was.
+    pub fn load(
+        &mut self,
+        ram: &Ram,
+        machine: &boot::Machine,
+        after_reset: &[CpuState],
+    ) -> Result<Vec<CpuState>, Error> {
+        let mut states = after_reset.to_vec();
+        match self {
+            BootSource::Kernel(source) => {
+                let entry = source.load(ram, machine, random_bytes()?)?;
+                states.iter_mut().for_each(boot::firmware_setup);
+                entry.apply(&mut states[0]);
+            }
+            BootSource::Firmware(source) => source.load(ram)?,
+        }
+        Ok(states)
+    }
+
+    /// Whether firmware sets the machine up, and not we.
+    pub fn is_firmware(&self) -> bool {
+        matches!(self, BootSource::Firmware(_))
+    }
+}
+
+fn open_file(path: &Path, what: &str, option: &str) -> Result<File, Error> {
+    let cannot = |e: io::Error| {
+        Error::bad_input(format!("the {what} {path:?} cannot be opened"))
+            .with_source(e)
+            .with_advice(format!("check {option}"))
+    };
+    // A FIFO would otherwise make the program wait for a writer.
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(cannot)?;
+    if !file.metadata().map_err(cannot)?.is_file() {
+        return Err(Error::bad_input(format!("the {what} {path:?} is not a regular file"))
+            .with_advice(format!("check {option}")));
+    }
+    Ok(file)
+}
