@@ -18,6 +18,7 @@
 
 pub mod acpi_pm;
 pub mod debug;
+pub mod flash;
 pub mod fuzzing;
 pub mod fw_cfg;
 pub mod i8042;
@@ -34,4 +35,4 @@ pub mod serial;
 mod sync;
 
 pub use irq_router::{ISA_IRQS, IrqRouter, PCI_GSI_BASE, PCI_GSIS, TIMER_GSI};
-pub use platform::{Platform, PlatformConfig, PlatformEvent, PlatformSaved};
+pub use platform::{FirmwareDevices, FlashConfig, Platform, PlatformConfig, PlatformEvent, PlatformSaved};

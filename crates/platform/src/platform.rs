@@ -2,10 +2,11 @@
 
 use crate::acpi_pm::{self, AcpiPm, AcpiPmSaved};
 use crate::debug::{DebugConsole, DebugExit};
+use crate::flash::{self, Flash, FlashSaved};
 use crate::fw_cfg::{FwCfg, FwCfgSaved};
 use crate::i8042::{self, I8042, I8042Saved};
 use crate::ioapic::{IoApic, IoApicSaved};
-use crate::pci::{PciRoot, PciRootSaved, Windows};
+use crate::pci::{IsaBridge, PciRoot, PciRootSaved, Windows, isa_bridge};
 use crate::pic::{Pic, PicSaved};
 use crate::pit::{self, Pit, PitSaved};
 use crate::reset::ResetControl;
@@ -13,6 +14,7 @@ use crate::rtc::{self, RtcDevice, RtcSaved};
 use crate::serial::{SerialPort, SerialSaved, spec as com};
 use crate::{IrqRouter, irq_router};
 use clock::Timers;
+use device::pci::{Bdf, ConfigSaved};
 use device::state::RestoreError;
 use device::{Bus, MsiSink, Overlap};
 use memory::GuestMemory;
@@ -57,6 +59,26 @@ pub struct PlatformConfig {
     pub debug_exit: bool,
     /// Where PCI base address registers can be.
     pub windows: Windows,
+    /// What firmware needs beside the rest; none, and the machine starts without firmware.
+    pub firmware: Option<FirmwareDevices>,
+}
+
+/// What a machine with firmware has beside the rest: an ISA bridge, by which firmware finds what is on no
+/// bus that can be searched, and these.
+#[derive(Default)]
+pub struct FirmwareDevices {
+    /// Flash memory for the firmware's variables.
+    pub flash: Option<FlashConfig>,
+}
+
+/// Flash memory for the firmware's variables.
+pub struct FlashConfig {
+    /// First address.
+    pub start: u64,
+    /// What is in it.
+    pub data: Vec<u8>,
+    /// Takes what is written to it.
+    pub keep: Option<flash::Keep>,
 }
 
 /// The devices.
@@ -81,6 +103,10 @@ pub struct Platform {
     pub pci: Arc<PciRoot>,
     /// Firmware configuration; takes files.
     pub fw_cfg: Arc<FwCfg>,
+    /// The ISA bridge of a machine with firmware.
+    pub isa_bridge: Option<Arc<IsaBridge>>,
+    /// Flash memory for the firmware's variables.
+    pub flash: Option<Arc<Flash>>,
     /// Keeps the timers' thread running as long as there are devices that wait for it.
     _timers: Timers,
 }
@@ -97,6 +123,10 @@ pub struct PlatformSaved {
     pm: AcpiPmSaved,
     pci: PciRootSaved,
     fw_cfg: FwCfgSaved,
+    #[serde(default)]
+    isa_bridge: Option<ConfigSaved>,
+    #[serde(default)]
+    flash: Option<FlashSaved>,
 }
 
 impl Platform {
@@ -109,7 +139,7 @@ impl Platform {
     /// When there are more than four serial ports: the caller's mistake.
     pub fn new(config: PlatformConfig) -> Result<Platform, Overlap> {
         assert!(config.serial.len() <= com::COM_PORTS.len(), "a PC has four serial ports at most");
-        let PlatformConfig { timers, pio, mmio, memory, msi, intr, events, .. } = config;
+        let PlatformConfig { timers, pio, mmio, memory, msi, intr, events, firmware, .. } = config;
         let event = |event: PlatformEvent| {
             let events = events.clone();
             move || events(event)
@@ -146,6 +176,18 @@ impl Platform {
         pci.attach(&pio, &mmio, reset)?;
         let fw_cfg = FwCfg::new(memory);
         fw_cfg.attach(&pio)?;
+        let (mut isa_bridge, mut flash) = (None, None);
+        if let Some(firmware) = firmware {
+            let bridge = Arc::new(IsaBridge::new());
+            let place = Bdf::on_bus_0(isa_bridge::DEVICE, 0);
+            pci.add(place, bridge.clone()).expect("the bus is empty but for the host bridge");
+            isa_bridge = Some(bridge);
+            if let Some(FlashConfig { start, data, keep }) = firmware.flash {
+                let chip = Flash::new(data, keep);
+                chip.attach(&mmio, start)?;
+                flash = Some(chip);
+            }
+        }
 
         if config.debug_exit {
             let events = events.clone();
@@ -154,8 +196,21 @@ impl Platform {
         if let Some(output) = config.debug_console {
             DebugConsole::new(output).attach(&pio)?;
         }
-        let platform =
-            Platform { serial, rtc, pic, pit, ioapic, irqs, i8042, pm, pci, fw_cfg, _timers: timers };
+        let platform = Platform {
+            serial,
+            rtc,
+            pic,
+            pit,
+            ioapic,
+            irqs,
+            i8042,
+            pm,
+            pci,
+            fw_cfg,
+            isa_bridge,
+            flash,
+            _timers: timers,
+        };
         platform.set_triggers();
         Ok(platform)
     }
@@ -163,7 +218,23 @@ impl Platform {
     /// Puts all devices in their state after power-on; the PCI functions beside the host bridge are not
     /// among them. No vCPU runs.
     pub fn reset(&self) {
-        let Platform { serial, rtc, pic, pit, ioapic, irqs: _, i8042, pm, pci, fw_cfg, _timers } = self;
+        let Platform {
+            serial,
+            rtc,
+            pic,
+            pit,
+            ioapic,
+            irqs: _,
+            i8042,
+            pm,
+            pci,
+            fw_cfg,
+            isa_bridge,
+            flash,
+            _timers,
+        } = self;
+        isa_bridge.iter().for_each(|bridge| bridge.reset());
+        flash.iter().for_each(|flash| flash.reset());
         serial.iter().for_each(|port| port.reset());
         rtc.reset();
         pit.reset();
@@ -189,6 +260,8 @@ impl Platform {
             pm: self.pm.save(),
             pci: self.pci.save(),
             fw_cfg: self.fw_cfg.save(),
+            isa_bridge: self.isa_bridge.as_ref().map(|bridge| bridge.save()),
+            flash: self.flash.as_ref().map(|flash| flash.save()),
         }
     }
 
@@ -213,7 +286,17 @@ impl Platform {
         self.i8042.restore(saved.i8042)?;
         self.pm.restore(saved.pm)?;
         self.pci.restore(saved.pci)?;
-        self.fw_cfg.restore(saved.fw_cfg)
+        self.fw_cfg.restore(saved.fw_cfg)?;
+        match (&self.isa_bridge, saved.isa_bridge) {
+            (Some(bridge), Some(saved)) => bridge.restore(saved)?,
+            (None, None) => {}
+            _ => return Err(RestoreError::new("ISA bridge", "only one of the machines has it")),
+        }
+        match (&self.flash, saved.flash) {
+            (Some(flash), Some(saved)) => flash.restore(saved),
+            (None, None) => Ok(()),
+            _ => Err(RestoreError::new("flash", "only one of the machines has it")),
+        }
     }
 
     /// Sets which ISA interrupts are level-triggered, as firmware would: SCI alone.

@@ -217,6 +217,10 @@ impl TryFrom<VmConfig> for VmSpec {
             return Err(Error::bad_input("serial port and console both want the terminal")
                 .with_advice("add --serial none or --console none"));
         }
+        if config.firmware.is_none() && config.firmware_variables.is_some() {
+            return Err(Error::bad_input("a file for the firmware's variables is named, but no firmware")
+                .with_advice("add --firmware uefi, or leave out --firmware-variables"));
+        }
         let boot = boot_spec(
             config.kernel,
             config.firmware.map(|image| FirmwareSpec { image, variables: config.firmware_variables }),

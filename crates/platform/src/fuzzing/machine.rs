@@ -5,7 +5,7 @@ use crate::fw_cfg::FwCfg;
 use crate::pci::{PciRoot, Windows, spec as pci_spec};
 use crate::reset::ResetControl;
 use crate::sync::lock;
-use crate::{Platform, PlatformConfig};
+use crate::{FirmwareDevices, FlashConfig, Platform, PlatformConfig};
 use clock::{Clock, Timers};
 use device::pci::{Bar, BarKind, Bdf, ConfigSpace, Identity, PciFunction};
 use device::{Bus, IrqLine, Msi, MsiSink};
@@ -13,6 +13,8 @@ use memory::{Bytes, GuestAddress, GuestMemory, Ram};
 use std::sync::{Arc, LazyLock, Mutex};
 
 const RAM_SIZE: u64 = 1 << 20;
+const FLASH_START: u64 = 0xffc0_0000;
+const FLASH_SIZE: usize = 0x4000;
 
 /// One memory and one timer thread for all scripts: making them anew costs more than running one.
 static MEMORY: LazyLock<Ram> = LazyLock::new(|| Ram::new(RAM_SIZE).expect("memory for fuzzing"));
@@ -176,6 +178,7 @@ impl Machine {
             fn send_msi(&self, _msi: Msi) {}
         }
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let flash = FlashConfig { start: FLASH_START, data: vec![0xff; FLASH_SIZE], keep: None };
         let platform = Platform::new(PlatformConfig {
             timers: TIMERS.clone(),
             pio: pio.clone(),
@@ -188,6 +191,7 @@ impl Machine {
             debug_console: Some(Box::new(std::io::sink())),
             debug_exit: true,
             windows: Windows::above_ram(RAM_SIZE, 1 << 32),
+            firmware: Some(FirmwareDevices { flash: Some(flash) }),
         })
         .expect("empty buses");
         Machine { platform, pio, mmio }
@@ -213,7 +217,13 @@ impl Machine {
             }
             4 => {
                 let (data, len) = script.access()?;
-                mmio.write(0xfec0_0000 + ((operation as u64 & 7) << 4), &data[..len]);
+                let address = match operation & 8 {
+                    0 => 0xfec0_0000 + ((operation as u64 & 7) << 4),
+                    _ => FLASH_START + u64::from(script.word()?) % FLASH_SIZE as u64,
+                };
+                mmio.write(address, &data[..len]);
+                let mut read = [0; 8];
+                mmio.read(address, &mut read[..len]);
             }
             5 => lines[operation as usize % 24].set(script.byte()? & 1 != 0),
             6 => match operation & 7 {

@@ -11,11 +11,13 @@
 
 mod fronts;
 mod host_bridge;
+pub mod isa_bridge;
 mod map;
 mod root;
 pub mod spec;
 
 pub use host_bridge::HostBridge;
+pub use isa_bridge::IsaBridge;
 pub use root::{PciError, PciRoot, PciRootSaved};
 
 /// A range of addresses.

@@ -113,6 +113,7 @@ impl Machine {
             debug_console: None,
             debug_exit: spec.debug_exit,
             windows,
+            firmware: inputs.boot.firmware_devices(),
         })
         .map_err(|e| {
             Error::new(crate::ErrorKind::Internal, "the devices do not fit together").with_source(e)

@@ -1,12 +1,15 @@
 //! Booting by firmware.
 
-use super::open_file;
+use super::{open_file, variables};
 use crate::Error;
 use crate::spec::FirmwareSpec;
 use api::worker::config::FirmwareImage;
 use boot::firmware::Firmware;
 use memory::Ram;
+use platform::{FirmwareDevices, FlashConfig};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where distributions put BIOS firmware; Debian's package `seabios` first.
 const BIOS_PATHS: [&str; 3] =
@@ -19,9 +22,20 @@ const UEFI_PATHS: [&str; 4] = [
     "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
 ];
 
+/// Flash memory does not reach below this: there is the interrupt message area of the local APICs.
+const FLASH_MIN: u64 = 0xff00_0000;
+
 /// Firmware, mapped into the guest.
 pub struct FirmwareSource {
     firmware: Firmware,
+    variables: Option<Variables>,
+}
+
+/// What is in the flash memory below the firmware.
+pub(super) struct Variables {
+    pub(super) data: Vec<u8>,
+    /// Where they are kept.
+    pub(super) file: Option<Arc<File>>,
 }
 
 impl FirmwareSource {
@@ -41,9 +55,26 @@ impl FirmwareSource {
                 .with_source(e)
                 .with_advice("name an image like bios-256k.bin or OVMF_CODE.fd with --firmware")
         })?;
+        let variables = variables::open(&path, spec.variables.as_deref())?;
+        if let Some(variables) = &variables
+            && firmware.start() < FLASH_MIN + variables.data.len() as u64
+        {
+            return Err(Error::bad_input(format!("the variables of {path:?} are too large"))
+                .with_advice("name a copy of the firmware's own template with --firmware-variables"));
+        }
         firmware.map(ram).map_err(|e| Error::host("the firmware cannot be mapped").with_source(e))?;
         log::info!("firmware {path:?} at {:#x}", firmware.start());
-        Ok(FirmwareSource { firmware })
+        Ok(FirmwareSource { firmware, variables })
+    }
+
+    /// The devices that the firmware needs.
+    pub fn devices(&self) -> FirmwareDevices {
+        let flash = self.variables.as_ref().map(|Variables { data, file }| FlashConfig {
+            start: self.firmware.start() - data.len() as u64,
+            data: data.clone(),
+            keep: file.clone().map(variables::keep),
+        });
+        FirmwareDevices { flash }
     }
 
     /// Puts into `ram` what firmware finds there at its start.

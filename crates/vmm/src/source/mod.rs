@@ -2,6 +2,7 @@
 
 mod firmware;
 mod kernel;
+mod variables;
 
 pub use firmware::FirmwareSource;
 pub use kernel::KernelSource;
@@ -9,6 +10,7 @@ pub use kernel::KernelSource;
 use crate::Error;
 use crate::spec::{BootSpec, random_bytes};
 use memory::Ram;
+use platform::FirmwareDevices;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -55,6 +57,14 @@ impl BootSource {
             BootSource::Firmware(source) => source.load(ram)?,
         }
         Ok(states)
+    }
+
+    /// What firmware needs of devices, if there is firmware.
+    pub fn firmware_devices(&self) -> Option<FirmwareDevices> {
+        match self {
+            BootSource::Kernel(_) => None,
+            BootSource::Firmware(source) => Some(source.devices()),
+        }
     }
 
     /// Whether firmware sets the machine up, and not we.
