@@ -2,7 +2,7 @@
 
 use crate::acpi_pm;
 use crate::sync::lock;
-use device::pci::{Bar, ConfigSaved, ConfigSpace, Identity, PciFunction};
+use device::pci::{Bar, ConfigSaved, ConfigSpace, Identity, PciFunction, reg};
 use device::state::RestoreError;
 use std::sync::Mutex;
 
@@ -36,6 +36,10 @@ const REG_PIRQ_E: u16 = 0x68;
 
 fn config_space() -> ConfigSpace {
     let mut space = ConfigSpace::new(IDENTITY);
+    // It passes everything on. UEFI firmware connects nothing behind a bridge that cannot do that.
+    let command = reg::COMMAND_IO | reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER;
+    space.set_u16(reg::COMMAND, command);
+    space.set_writable_u16(reg::COMMAND, command);
     space.set_u32(REG_PMBASE, u32::from(acpi_pm::spec::PORT_BASE) | 1);
     space.set_u8(REG_ACPI_CONTROL, ACPI_ENABLE);
     // Not routed.
