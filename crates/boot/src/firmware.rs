@@ -20,6 +20,8 @@ use std::io::Read;
 pub const END: u64 = HIGH_RAM_START;
 /// More than this does not fit below 4 GiB beside the devices there.
 pub const SIZE_MAX: u64 = 16 << 20;
+/// Less than this is no firmware of a PC.
+const SIZE_MIN: u64 = 64 << 10;
 /// What a chipset shows of the firmware's end below 1 MiB.
 const SHADOW_SIZE: u64 = 128 << 10;
 /// Where that ends.
@@ -53,7 +55,7 @@ impl Firmware {
     pub fn from_bytes(data: Vec<u8>) -> Result<Firmware, Error> {
         let bad = |message: String| Err(Error::new(ErrorKind::NotFirmware, message));
         let len = data.len() as u64;
-        if len < 64 << 10 || len > SIZE_MAX || !len.is_multiple_of(PAGE_SIZE) {
+        if !(SIZE_MIN..=SIZE_MAX).contains(&len) || !len.is_multiple_of(PAGE_SIZE) {
             return bad(format!(
                 "it is {len} bytes long; firmware has 64 KiB to {} MiB, in steps of 4 KiB",
                 SIZE_MAX >> 20

@@ -19,7 +19,7 @@ use x86::CpuState;
 /// What a machine starts with.
 pub enum BootSource {
     /// A kernel file.
-    Kernel(KernelSource),
+    Kernel(Box<KernelSource>),
     /// Firmware.
     Firmware(FirmwareSource),
 }
@@ -31,7 +31,7 @@ impl BootSource {
     /// When it cannot be booted.
     pub fn open(spec: &BootSpec, ram: &mut Ram) -> Result<BootSource, Error> {
         Ok(match spec {
-            BootSpec::Kernel(spec) => BootSource::Kernel(KernelSource::open(spec, ram)?),
+            BootSpec::Kernel(spec) => BootSource::Kernel(Box::new(KernelSource::open(spec, ram)?)),
             BootSpec::Firmware(spec) => BootSource::Firmware(FirmwareSource::open(spec, ram)?),
         })
     }
