@@ -12,6 +12,9 @@ pub struct Options {
     pub code_cache_size_max: usize,
     /// How often a block is interpreted before its trace is translated.
     pub hot: u32,
+    /// Whether translated code keeps status flags that are overwritten before the guest can read them, so
+    /// that they are right in the frames of faults and interrupts too. Costs speed.
+    pub exact_flags: bool,
     /// What is made harder than it has to be.
     pub stress: Stress,
     /// Where to tell what is decoded, translated and left.
@@ -51,6 +54,7 @@ impl Default for Options {
             jit: Jit::On,
             code_cache_size_max: CODE_CACHE_SIZE_DEFAULT,
             hot: crate::jit::HOT,
+            exact_flags: false,
             stress: Stress::default(),
             trace: None,
         }

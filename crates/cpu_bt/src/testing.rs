@@ -332,14 +332,19 @@ impl Machine {
     }
 
     /// Executes until the instruction pointer is `end` with every trace translated and interpreted on
-    /// the same state. The machine's options say [`Jit::Lockstep`](crate::Jit::Lockstep).
+    /// the same state, or `pieces_max` traces and instructions have executed. The machine's options say [`Jit::Lockstep`](crate::Jit::Lockstep).
     ///
     /// # Errors
     /// The report of a difference.
-    pub fn run_lockstep(&mut self, end: u64) -> std::result::Result<Outcome, String> {
+    pub fn run_lockstep(&mut self, end: u64, pieces_max: usize) -> std::result::Result<Outcome, String> {
         crate::jit::runtime::use_vcpu(&raw mut *self.cpu).expect("the GS base of this thread");
+        let vm = self.cpu.vm.clone();
+        let Some(_turn) = vm.turns.take(&mut self.cpu) else { return Ok(Outcome::Left("kicked".into())) };
         let result = self.cpu.with_io(&NoDevices, |cpu| {
-            while cpu.regs.r[RIP] != end && cpu.exit.is_none() {
+            for _ in 0..pieces_max {
+                if cpu.regs.r[RIP] == end || cpu.exit.is_some() {
+                    break;
+                }
                 cpu.heed_requests();
                 cpu.signals.take(u32::MAX);
                 let linear = cpu.regs.r[RIP];
@@ -348,7 +353,7 @@ impl Machine {
                 {
                     block.hits.set(cpu.vm.options.hot);
                 }
-                if !cpu.compare_trace()? {
+                if !cpu.mode.is_64() || !cpu.compare_trace()? {
                     execute(cpu, false)?;
                 }
             }

@@ -5,6 +5,7 @@ use crate::case::{
     background,
 };
 use crate::suite::Way;
+use cpu_bt::Options;
 use cpu_bt::testing::{Machine, Mode, Outcome, Page, UserState};
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
@@ -26,7 +27,9 @@ impl Guest {
         let pages =
             [page(CODE, true), page(DATA, true), page(DATA + PAGE as u64, true), page(READ_ONLY, false)];
         let mode = if bits == Bits::B64 { Mode::Long64 } else { Mode::Compat32 };
-        let mut machine = Machine::new(mode, host_cpuid(), &pages);
+        // Faults are compared with their flags.
+        let options = Options { exact_flags: true, ..Options::default() };
+        let mut machine = Machine::with_options(mode, host_cpuid(), &pages, &options);
         machine.prefer_native(way == Way::Natively);
         let background = background();
         machine.write(READ_ONLY, &background[DATA_LEN..]);

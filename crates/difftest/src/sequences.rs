@@ -5,6 +5,7 @@ use crate::case::{Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Until, WINDOW_
 use crate::random::Random;
 use crate::{forms, inputs};
 use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use std::sync::OnceLock;
 
 /// Points at the middle of the data and is never written.
 const BASE: Register = Register::R15;
@@ -35,6 +36,14 @@ pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
     }
     case.code_len = len as u32;
     case
+}
+
+/// The code of a sequence of instructions of all kinds, for the data at [`DATA`] if R15 points there.
+pub(crate) fn mixed(random: &mut Random) -> Vec<u8> {
+    static CODES: OnceLock<Vec<Code>> = OnceLock::new();
+    let codes = CODES.get_or_init(|| forms::codes(Bits::B64).collect());
+    let case = case(codes, random);
+    case.code[..case.code_len as usize].to_vec()
 }
 
 fn instruction(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {

@@ -38,6 +38,7 @@ pub(crate) fn bt_options(config: &JitConfig) -> Result<Options, Error> {
         }
         options.code_cache_size_max = size.0 as usize;
     }
+    options.exact_flags = config.exact_flags;
     if let Some(hot) = config.hot {
         options.hot = hot;
     }

@@ -214,6 +214,9 @@ pub struct JitConfig {
     /// How often code is interpreted before it is translated. Default: the engine's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hot: Option<u32>,
+    /// Whether status flags are right even where only the frame of a fault or an interrupt shows them.
+    #[serde(default)]
+    pub exact_flags: bool,
     /// Forced modes, for tests of the engine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stress: Vec<JitStress>,

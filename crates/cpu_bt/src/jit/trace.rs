@@ -123,6 +123,10 @@ impl Cpu {
             at_head = live;
             trace.live = live;
         }
+        if self.vm.options.exact_flags {
+            trace.live = liveness::ALL;
+            trace.steps.iter_mut().for_each(|step| step.live = liveness::ALL);
+        }
         trace
     }
 }

@@ -27,7 +27,7 @@ impl Cpu {
     /// How an instruction is done.
     pub(super) fn way(&mut self, insn: &Instruction, key: Key) -> (Way, Option<Plan>) {
         let simple = |way| (way, None);
-        if native::is_hint(insn) && insn.mnemonic() != M::Pause {
+        if native::does_nothing(self, insn) && insn.mnemonic() != M::Pause {
             return simple(Way::Nothing);
         }
         let class = self.classify(insn);

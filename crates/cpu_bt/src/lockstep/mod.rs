@@ -264,7 +264,10 @@ impl Cpu {
     ) -> Option<Box<Difference>> {
         let mut flags = rflags::STATUS;
         if (self.regs.rflags ^ wanted.regs.rflags) & flags != 0 {
-            flags &= self.flags_that_matter(wanted.regs.r[RIP]) & !follower.undefined();
+            flags &= !follower.undefined();
+            if !self.vm.options.exact_flags {
+                flags &= self.flags_that_matter(wanted.regs.r[RIP]);
+            }
         }
         let equal = fault.map(|(fault, _)| fault) == wanted.fault.map(|(fault, _)| fault)
             && self.regs.agrees(&wanted.regs, flags)

@@ -9,11 +9,17 @@ const DATA: u64 = 0x80_0000;
 const MISSING: u64 = 0xa0_0000;
 
 fn machine(code: &[u8]) -> Machine {
+    machine_with(code, x86::cpuid::build("host", 1, 1_000_000_000).unwrap())
+}
+
+fn machine_with(code: &[u8], cpuid: Vec<x86::cpuid::Leaf>) -> Machine {
+    machine_of(code, cpuid, &Options { jit: Jit::Lockstep, ..Options::default() })
+}
+
+fn machine_of(code: &[u8], cpuid: Vec<x86::cpuid::Leaf>, options: &Options) -> Machine {
     let page = |linear, writable| Page { linear, writable };
     let pages = [page(CODE, true), page(DATA, true), page(DATA + 0x1000, true)];
-    let options = Options { jit: Jit::Lockstep, ..Options::default() };
-    let cpuid = x86::cpuid::build("host", 1, 1_000_000_000).unwrap();
-    let mut machine = Machine::with_options(Mode::Long64, cpuid, &pages, &options);
+    let mut machine = Machine::with_options(Mode::Long64, cpuid, &pages, options);
     machine.write(CODE, code);
     let mut x87 = [0; 160];
     x87[..2].copy_from_slice(&0x37fu16.to_le_bytes());
@@ -50,7 +56,7 @@ fn a_loop_that_writes_agrees_and_is_compared() {
         a.jb(head)
     });
     let mut machine = machine(&code);
-    assert_eq!(machine.run_lockstep(end), Ok(Outcome::Completed));
+    assert_eq!(machine.run_lockstep(end, usize::MAX), Ok(Outcome::Completed));
     let mut count = [0; 8];
     machine.read(DATA + 16, &mut count);
     assert_eq!(u64::from_le_bytes(count), 91);
@@ -65,7 +71,7 @@ fn faults_agree() {
         a.mov(rax, qword_ptr(rdi))
     });
     let mut machine = machine(&code);
-    let outcome = machine.run_lockstep(end).unwrap();
+    let outcome = machine.run_lockstep(end, usize::MAX).unwrap();
     assert_eq!(outcome, Outcome::Exception { vector: 14, code: Some(4), address: MISSING });
     assert_eq!((machine.state().gpr[0], machine.state().rip), (5, CODE + 9));
     let mut word = [0; 8];
@@ -83,7 +89,7 @@ fn code_that_writes_to_its_own_page_agrees() {
         a.mov(eax, 1)
     });
     let mut machine = machine(&code);
-    assert_eq!(machine.run_lockstep(end), Ok(Outcome::Completed));
+    assert_eq!(machine.run_lockstep(end, usize::MAX), Ok(Outcome::Completed));
     assert_eq!(machine.state().gpr[0], 9);
 }
 
@@ -98,10 +104,52 @@ fn a_wrong_translation_is_reported() {
     // As if the translator had read other bytes: the interpreter's are changed behind its back.
     machine.translate_at(CODE);
     machine.poke_unreported(CODE + 1, 3);
-    let report = machine.run_lockstep(end).unwrap_err();
+    let report = machine.run_lockstep(end, usize::MAX).unwrap_err();
     for part in
         ["vCPU 0 differs", "b8 03 00 00 00", "mov eax, 3", "rax ", "memory 0x401000: 0x03  0x01", "host code"]
     {
         assert!(report.contains(part), "{part:?} is not in\n{report}");
     }
+}
+
+/// 0F 0D with a register operand: PREFETCHW's opcode, a NOP to Intel's processors.
+#[test]
+fn a_prefetch_of_a_register_is_undefined_to_amd_and_nothing_to_intel() {
+    for (vendor, undefined) in [(b"AuthenticAMD", true), (b"GenuineIntel", false)] {
+        let mut cpuid = x86::cpuid::build("host", 1, 1_000_000_000).unwrap();
+        let word = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
+        for leaf in cpuid.iter_mut().filter(|leaf| leaf.function & 0x7fff_ffff == 0) {
+            (leaf.ebx, leaf.edx, leaf.ecx) = (word(0), word(4), word(8));
+        }
+        let (code, end) = assemble(|a| {
+            a.mov(eax, 1)?;
+            a.db(&[0x0f, 0x0d, 0xc8])
+        });
+        let mut machine = machine_with(&code, cpuid);
+        let outcome = machine.run_translated(end);
+        let refused = Outcome::Exception { vector: 6, code: None, address: 0 };
+        assert_eq!(matches!(outcome, Outcome::Exception { .. }), undefined, "{outcome:?}");
+        if undefined {
+            assert_eq!((outcome, machine.state().rip), (refused, CODE + 5));
+        }
+    }
+}
+
+/// The addition's flags are overwritten by the comparison, but the frame of the fault shows them.
+#[test]
+fn a_fault_has_the_flags_of_the_last_instruction_if_asked_for() {
+    let (code, end) = assemble(|a| {
+        a.mov(eax, -1i32 as u32)?;
+        a.add(eax, 1)?;
+        a.mov(rbx, qword_ptr(rsi))?;
+        a.mov(rbx, qword_ptr(rdi))?;
+        a.cmp(rbx, 1)
+    });
+    let cpuid = x86::cpuid::build("host", 1, 1_000_000_000).unwrap();
+    let options = Options { exact_flags: true, ..Options::default() };
+    let mut machine = machine_of(&code, cpuid, &options);
+    let outcome = machine.run_translated(end);
+    assert_eq!(outcome, Outcome::Exception { vector: 14, code: Some(4), address: MISSING });
+    // Carry, parity, auxiliary, zero.
+    assert_eq!(machine.state().rflags & 0x8d5, 0x55);
 }

@@ -52,7 +52,7 @@ impl Turns {
     }
 
     /// Waits for this vCPU's turn; `None` when something else is to be seen to first.
-    pub(super) fn take(&self, cpu: &mut Cpu) -> Option<Turn<'_>> {
+    pub(crate) fn take(&self, cpu: &mut Cpu) -> Option<Turn<'_>> {
         loop {
             let turn = match self.turn.try_lock() {
                 Ok(turn) => turn,

@@ -67,7 +67,7 @@ impl Op {
 /// Chooses the handler of an instruction and completes `op`; false when it does not execute natively.
 pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     if is_hint(insn) {
-        if is_prefetch_of_register(insn) && features::is_amd(&cpu.vm) {
+        if !does_nothing(cpu, insn) {
             return false;
         }
         op.run = |_, _| Ok(Flow::Next);
@@ -202,6 +202,11 @@ pub(crate) fn is_hint(insn: &Instruction) -> bool {
             | Bndstx
             | Reservednop
     )
+}
+
+/// Whether an instruction is a hint that the guest's processor takes.
+pub(crate) fn does_nothing(cpu: &Cpu, insn: &Instruction) -> bool {
+    is_hint(insn) && !(is_prefetch_of_register(insn) && features::is_amd(&cpu.vm))
 }
 
 /// PREFETCHW and its kin with a register operand: a hint to Intel's processors, undefined on AMD's.

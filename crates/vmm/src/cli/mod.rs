@@ -83,6 +83,9 @@ pub struct Cli {
     /// Most memory for translated code [default: 128M]
     #[arg(long, value_name = "SIZE")]
     jit_cache: Option<ByteSize>,
+    /// Keep status flags that only the frame of a fault or an interrupt can show: exact, but slower
+    #[arg(long)]
+    jit_exact_flags: bool,
     /// How often code is interpreted before it is translated
     #[arg(long, value_name = "N", hide = true)]
     jit_hot: Option<u32>,
@@ -253,6 +256,7 @@ impl Cli {
         set(&mut config.jit.mode, jit);
         set_option(&mut config.jit.cache, self.jit_cache);
         set_option(&mut config.jit.hot, self.jit_hot);
+        config.jit.exact_flags |= self.jit_exact_flags;
         set_option(&mut config.jit.trace, self.trace);
         config.jit.stress.extend(self.jit_stress.iter().map(|stress| match stress {
             JitStressed::Tlb => JitStress::Tlb,

@@ -49,6 +49,7 @@ impl Translator {
     /// Turns the linear address in S0 into a host address, or goes the slow way. Uses S1. `keep_flags`
     /// when flags matter. `after` is where an instruction goes on that the slow way has done.
     pub(super) fn look_up(&mut self, site: Site, keep_flags: bool, after: Label) {
+        let keep_flags = keep_flags || self.exact_flags;
         let (miss, back) = (self.e.label(), self.e.label());
         if keep_flags {
             self.save_flags();

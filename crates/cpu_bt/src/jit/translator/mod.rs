@@ -55,6 +55,7 @@ impl Cpu {
         let (code, exits, translation) = {
             let first_exit = cache.next_exit();
             let mut translator = Translator::new(cache.next(), cache.stubs, key, gpa, first_exit);
+            translator.exact_flags = vm.options.exact_flags;
             translator.trace(&trace);
             let Translator { e, exits, entries, .. } = translator;
             let [direct, verified, depart] = entries.map(|label| e.address(label));
@@ -92,6 +93,8 @@ struct Translator {
     first_exit: u32,
     encoder: Encoder,
     head_live: u32,
+    /// Flags are kept at every access.
+    exact_flags: bool,
     bmi2: bool,
 }
 
@@ -113,6 +116,7 @@ impl Translator {
             first_exit,
             encoder: Encoder::new(64),
             head_live: liveness::ALL,
+            exact_flags: false,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         }
     }
