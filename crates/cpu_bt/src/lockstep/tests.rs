@@ -153,3 +153,19 @@ fn a_fault_has_the_flags_of_the_last_instruction_if_asked_for() {
     // Carry, parity, auxiliary, zero.
     assert_eq!(machine.state().rflags & 0x8d5, 0x55);
 }
+
+/// Page 0 belongs to the entry that an empty one was once taken for.
+#[test]
+fn an_empty_tlb_entry_holds_no_page() {
+    for at in [0i64, 1, 0x800, 0xfff, 0x1000, 0x1001, 0x20_0000, 0x20_0fff, 0x3f_f000, 0x7fff_ffff_f000] {
+        let (code, end) = assemble(|a| {
+            a.mov(rdi, at as u64)?;
+            a.add(byte_ptr(rdi), 1)?;
+            a.mov(al, byte_ptr(rdi))
+        });
+        let cpuid = x86::cpuid::build("host", 1, 1_000_000_000).unwrap();
+        let mut machine = machine_of(&code, cpuid, &Options::default());
+        let outcome = machine.run_translated(end);
+        assert_eq!(outcome, Outcome::Exception { vector: 14, code: Some(6), address: at as u64 });
+    }
+}

@@ -25,7 +25,8 @@ pub(crate) enum MmuIndex {
     KernelAc = 2,
 }
 
-/// One page: its linear address (or [`EMPTY`], which is none) and its host address.
+/// One page: its linear address and its host address. An empty one has a page that belongs elsewhere: see
+/// [`none`].
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Entry {
@@ -53,7 +54,30 @@ pub(crate) enum Left {
     OtherPages,
 }
 
-const NONE: Entry = Entry { page: EMPTY, host: 0 };
+/// An empty entry for this index. Its page is aligned and belongs to another index, so no access that looks
+/// here, from its first byte to its last, lies in it: translated code takes any distance of less than a
+/// page from an entry's page for a hit.
+const fn none(index: usize) -> Entry {
+    Entry { page: ((index ^ (ENTRIES / 2)) << 12) as u64, host: 0 }
+}
+
+/// An array of empty entries.
+const EMPTY_ARRAY: [Entry; ENTRIES] = {
+    let mut array = [none(0); ENTRIES];
+    let mut index = 0;
+    while index < ENTRIES {
+        array[index] = none(index);
+        index += 1;
+    }
+    array
+};
+
+fn empty(array: &mut [Entry; ENTRIES]) {
+    for (index, entry) in array.iter_mut().enumerate() {
+        *entry = none(index);
+    }
+}
+
 const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
 
 /// The arrays of one vCPU.
@@ -76,8 +100,8 @@ const NO_LARGE: (u64, u64) = (u64::MAX, 0);
 impl Tlb {
     pub(crate) fn new() -> Tlb {
         Tlb {
-            read: [[NONE; ENTRIES]; 3],
-            write: [[NONE; ENTRIES]; 3],
+            read: [EMPTY_ARRAY; 3],
+            write: [EMPTY_ARRAY; 3],
             fetch: [NO_FETCH; FETCH_ENTRIES],
             has_local: [false; 3],
             large: [NO_LARGE; 2],
@@ -139,8 +163,8 @@ impl Tlb {
     }
 
     fn clear(&mut self, mmu: MmuIndex) {
-        self.read[mmu as usize].fill(NONE);
-        self.write[mmu as usize].fill(NONE);
+        empty(&mut self.read[mmu as usize]);
+        empty(&mut self.write[mmu as usize]);
         self.has_local[mmu as usize] = false;
     }
 
@@ -192,7 +216,7 @@ impl Tlb {
         for entries in self.read.iter_mut().chain(&mut self.write) {
             let entry = &mut entries[Tlb::index(linear)];
             if entry.page == page {
-                *entry = NONE;
+                *entry = none(Tlb::index(linear));
             }
         }
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = NO_FETCH;
@@ -202,7 +226,7 @@ impl Tlb {
     /// Drops all permissions to write without report.
     pub(crate) fn flush_writes(&mut self) {
         for entries in &mut self.write {
-            entries.fill(NONE);
+            empty(entries);
         }
     }
 }
