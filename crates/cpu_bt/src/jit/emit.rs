@@ -22,6 +22,8 @@ pub(crate) mod cc {
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const A: u8 = 7;
+    pub(crate) const AE: u8 = 3;
+    pub(crate) const BE: u8 = 6;
 }
 
 /// A place in the code, perhaps not known yet.

@@ -85,7 +85,7 @@ fn compare(text: &mut String, interpreted: &End, translated: &End, flags: u64) {
     for number in (0..16).filter(|&number| a.ymm[number] != b.ymm[number]) {
         let _ = writeln!(text, "  ymm{number:<12} {:016x?}  {:016x?}", a.ymm[number], b.ymm[number]);
     }
-    for at in (0..160).step_by(8).filter(|&at| a.fx[at..at + 8] != b.fx[at..at + 8]) {
+    for at in (0..160).step_by(8).filter(|&at| at != 24 && a.fx[at..at + 8] != b.fx[at..at + 8]) {
         let name = format!("x87 image +{at}");
         let _ = writeln!(text, "  {name:<15} {:02x?}  {:02x?}", &a.fx[at..at + 8], &b.fx[at..at + 8]);
     }

@@ -169,3 +169,46 @@ fn an_empty_tlb_entry_holds_no_page() {
         assert_eq!(outcome, Outcome::Exception { vector: 14, code: Some(6), address: at as u64 });
     }
 }
+
+/// #DE belongs to the guest, never to the host.
+#[test]
+fn divisions_that_fault_do_so_in_the_guest() {
+    let (min, max) = (i64::MIN as u64, u64::MAX);
+    let halves = [0, 1, 2, 7, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, max >> 1, min, max - 1, max];
+    let (mut faults, mut quotients) = (0, 0);
+    for variant in 0..10 {
+        let (code, end) = assemble(|a| {
+            a.mov(qword_ptr(rsi), rbx)?;
+            a.mov(r13, rbx)?;
+            match variant {
+                0 => a.div(rbx),
+                1 => a.idiv(rbx),
+                2 => a.div(ebx),
+                3 => a.idiv(ebx),
+                4 => a.div(qword_ptr(rsi)),
+                5 => a.idiv(dword_ptr(rsi)),
+                6 => a.div(r13),
+                7 => a.idiv(r13d),
+                8 => a.div(rdx),
+                _ => a.idiv(bl),
+            }
+        });
+        let mut machine = machine(&code);
+        let start = machine.state();
+        for low in halves {
+            for high in halves {
+                for by in halves {
+                    let mut state = start;
+                    (state.gpr[0], state.gpr[2], state.gpr[3]) = (low, high, by);
+                    machine.set_state(&state);
+                    match machine.run_lockstep(end, usize::MAX) {
+                        Ok(Outcome::Completed) => quotients += 1,
+                        Ok(Outcome::Exception { vector: 0, .. }) => faults += 1,
+                        other => panic!("{variant}: {high:#x}:{low:#x} / {by:#x}: {other:?}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(faults > 1000 && quotients > 1000, "{faults} {quotients}");
+}

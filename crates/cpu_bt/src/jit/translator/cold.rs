@@ -22,6 +22,8 @@ pub(super) enum Cold {
     Exit { label: Label, target: u64, number: Option<u32> },
     /// Back to the head.
     Loop { label: Label },
+    /// An instruction done by its handler after all.
+    Callout { label: Label, after: Label, site: Site },
 }
 
 impl Translator {
@@ -86,6 +88,12 @@ impl Translator {
                 Cold::Exit { label, target, number: Some(number) } => {
                     self.e.bind(label);
                     self.leave_to_link(target, number);
+                }
+                Cold::Callout { label, after, site } => {
+                    self.e.bind(label);
+                    self.e.gs_store_imm32(jit!(site), site.0);
+                    self.e.call_to(self.stubs.callout);
+                    self.e.jmp(after);
                 }
                 Cold::Loop { label } => {
                     self.e.bind(label);

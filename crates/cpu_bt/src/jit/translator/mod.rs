@@ -6,6 +6,7 @@
 
 mod branch;
 mod cold;
+mod divide;
 mod head;
 mod lookup;
 mod native;

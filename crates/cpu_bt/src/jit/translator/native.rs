@@ -16,6 +16,9 @@ impl Translator {
         if insn.mnemonic() == M::Lea {
             return self.lea(step);
         }
+        if matches!(insn.mnemonic(), M::Div | M::Idiv) {
+            return self.divide(step);
+        }
         let plan = step.plan.as_ref().expect("native instructions have a plan");
         let memory = plan.memory != Memory::None;
         // Registers that live in memory, other than those of the address.
