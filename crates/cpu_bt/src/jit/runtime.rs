@@ -240,6 +240,8 @@ impl Cpu {
                 self.counts.slow_instructions.add();
                 self.interpret_site()
             }
+            // An address that is not canonical: #SS for a stack access, which the handler knows.
+            Err(Fault::GP0) => self.interpret_site(),
             Err(fault) => {
                 self.settle();
                 self.leave_with(fault)

@@ -212,3 +212,25 @@ fn divisions_that_fault_do_so_in_the_guest() {
     }
     assert!(faults > 1000 && quotients > 1000, "{faults} {quotients}");
 }
+
+#[test]
+fn a_stack_access_that_is_not_canonical_is_a_stack_fault() {
+    type Write = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let cases: [(Write, u8); 5] = [
+        (|a| a.push(rax), 12),
+        (|a| a.pop(rax), 12),
+        (|a| a.mov(rax, qword_ptr(rsp + 8)), 12),
+        (|a| a.add(qword_ptr(rbp), 1), 12),
+        (|a| a.mov(rax, qword_ptr(rbx)), 13),
+    ];
+    for (write, vector) in cases {
+        let (code, end) = assemble(|a| {
+            a.mov(rbp, 1u64 << 63)?;
+            a.mov(rsp, rbp)?;
+            a.mov(rbx, rbp)?;
+            write(a)
+        });
+        let outcome = machine(&code).run_lockstep(end, usize::MAX);
+        assert_eq!(outcome, Ok(Outcome::Exception { vector, code: Some(0), address: 0 }));
+    }
+}
