@@ -9,7 +9,7 @@
 //! 0x09000  page tables (six pages)
 //! 0x10000  command line (at most 64 KiB)
 //! 0x20000  free
-//! 0x9fc00  reserved, where a PC has its extended BIOS data area
+//! 0x9fc00  reserved, where a PC has its extended BIOS data area; the generation ID
 //! 0xa0000  hole, where a PC has its video memory
 //! 0xe0000  ACPI tables
 //! 0xf0000  SMBIOS tables
@@ -41,6 +41,8 @@ pub const COMMAND_LINE_SIZE: u64 = 0x1_0000;
 pub const LOW_USABLE_END: u64 = 0x9_fc00;
 /// Where a PC's video memory begins.
 pub const VIDEO_HOLE: u64 = 0xa_0000;
+/// The VM generation ID, in reserved memory.
+pub const GENERATION_ID: u64 = 0x9_fc40;
 /// The area for ACPI tables; the RSDP stands at its start, where operating systems look for it.
 pub const ACPI: AddressRange = AddressRange { start: 0xe_0000, len: 0x1_0000 };
 /// The area for SMBIOS tables; the entry point stands at its start.

@@ -44,5 +44,5 @@ pub mod smbios;
 pub use entry::{Entry, firmware_setup};
 pub use error::{Error, ErrorKind};
 pub use image::Kernel;
-pub use machine::{AddressRange, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort};
+pub use machine::{AddressRange, GenerationId, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort};
 pub use plan::{Inputs, Method, Plan};

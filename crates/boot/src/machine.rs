@@ -53,6 +53,18 @@ pub struct Machine {
     pub serial_ports: Vec<SerialPort>,
     /// The real-time clock.
     pub rtc: Rtc,
+    /// Where the guest finds out that it is a copy.
+    pub generation_id: Option<GenerationId>,
+}
+
+/// The VM generation ID (Microsoft, "Virtual Machine Generation ID"): 16 bytes that change when the guest may
+/// not be the only one of its kind any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationId {
+    /// Guest-physical address, a multiple of 8 in memory that the guest does not use otherwise.
+    pub address: u64,
+    /// The general-purpose event that tells of a change.
+    pub event: u8,
 }
 
 /// The connection of one interrupt pin of a PCI device on bus 0.
@@ -143,6 +155,7 @@ impl Machine {
             },
             serial_ports: vec![SerialPort { port: 0x3f8, irq: 4 }],
             rtc: Rtc { port: 0x70, irq: 8, century: 0x32 },
+            generation_id: Some(GenerationId { address: 0x9_fc40, event: 5 }),
         }
     }
 }

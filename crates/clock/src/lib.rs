@@ -34,6 +34,11 @@ pub struct Clock {
     wall_base_ns: AtomicU64,
 }
 
+/// The frequency of the host's time-stamp counter in Hz.
+pub fn host_tsc_hz() -> u64 {
+    tsc::host_frequency_hz()
+}
+
 /// A clock as saved with a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockSaved {
@@ -50,10 +55,14 @@ impl Clock {
         Clock::starting_at(0, tsc_hz)
     }
 
-    /// Creates a running clock that continues a saved one. The guest sees its wall clock step forward
-    /// by the time it was away; its TSC does not jump.
+    /// Creates a clock that continues a saved one; it stands still until [`Clock::resume`]. The guest sees
+    /// its wall clock step forward by the time it was away; its TSC does not jump. The frequency is the
+    /// saved one, which the guest knows: it has to be the host's but for an error of measurement.
     pub fn restore(saved: ClockSaved) -> Clock {
-        Clock::starting_at(saved.tsc, tsc::host_frequency_hz())
+        let clock = Clock::starting_at(saved.tsc, saved.tsc_hz.max(1));
+        clock.pause();
+        *clock.frozen.lock().unwrap() = saved.tsc;
+        clock
     }
 
     fn starting_at(guest_tsc: u64, tsc_hz: u64) -> Clock {
@@ -183,6 +192,16 @@ mod tests {
         clock.resume();
         let after = clock.tsc();
         assert!(after >= at && clock.tsc_to_ns(after - at) < 4_000_000);
+    }
+
+    #[test]
+    fn a_restored_clock_goes_on_where_it_was_saved() {
+        let clock = Clock::restore(ClockSaved { tsc: 1 << 60, tsc_hz: 2_000_000_000 });
+        assert_eq!((clock.tsc(), clock.is_running(), clock.tsc_hz()), (1 << 60, false, 2_000_000_000));
+        clock.resume();
+        assert!(clock.tsc() - (1 << 60) < clock.tsc_hz());
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        assert!(wall.abs_diff(clock.wall()) < Duration::from_secs(10));
     }
 
     #[test]

@@ -31,12 +31,14 @@ mod error;
 mod io_queue;
 mod lock;
 mod raw;
+mod scratch;
 
 pub use buffers::{Buffers, NotRam};
 pub use contract::{Disk, DiskInfo, Durability, Unmap};
 pub use error::{Error, ErrorKind, Operation};
 pub use io_queue::{BlockingQueue, Completion, IoQueue, Request, RequestKind};
 pub use raw::{Access, Raw};
+pub use scratch::Scratch;
 
 /// The unit in which disks are counted towards guests, in bytes.
 pub const SECTOR_SIZE: u64 = 512;

@@ -9,10 +9,14 @@
 //!
 //! It alone changes the machine's state; nobody else pauses, resets or ends anything.
 
+mod saving;
+
 use crate::Error;
 use crate::control::ReplyTo;
 use crate::machine::{GuestEvents, IoCounters, Machine};
 use crate::signals::Signal;
+use crate::snapshot::restore::Restored;
+use crate::snapshot::saver::SaverEvent;
 use crate::spec::VmSpec;
 use crate::state::{VmState, valid_transition};
 use crate::terminal::Command;
@@ -41,6 +45,8 @@ pub enum Event {
     Typed(Command),
     /// Another program asks for something.
     Control(Request, ReplyTo),
+    /// The snapshot of this number needs something, or is done.
+    Saver(u64, SaverEvent),
 }
 
 /// Why a machine ended.
@@ -107,6 +113,8 @@ pub struct Parts {
     pub engine: &'static str,
     /// When the program started.
     pub started: Instant,
+    /// What the machine goes on from, instead of booting.
+    pub restored: Option<Restored>,
 }
 
 /// A machine with its vCPU threads, and what happens to it.
@@ -125,15 +133,19 @@ pub struct Controller {
     io_counters: Vec<Arc<IoCounters>>,
     first_instruction: Arc<OnceLock<Duration>>,
     first_signal: Option<Instant>,
+    /// How snapshots come about.
+    saving: saving::Saving,
+    /// The machine goes on from a snapshot, and whether it stands still first.
+    restored_paused: Option<bool>,
 }
 
 impl Controller {
-    /// Starts the vCPU threads, paused, with the kernel loaded.
+    /// Starts the vCPU threads, paused, with the kernel loaded or a saved state in place.
     ///
     /// # Errors
     /// When the host refuses threads, the files cannot be read any more, or the engine refuses the state.
     pub fn new(spec: &VmSpec, parts: Parts) -> Result<Controller, Error> {
-        let Parts { machine, vcpus, gate, guest_events, events, reports, engine, started } = parts;
+        let Parts { machine, vcpus, gate, guest_events, events, reports, engine, started, restored } = parts;
         let first_instruction: Arc<OnceLock<Duration>> = Arc::default();
         let (mut handles, mut io_counters) = (Vec::new(), Vec::new());
         for vcpu in vcpus {
@@ -170,6 +182,8 @@ impl Controller {
             memory_bytes: machine.memory_bytes(),
             guest_time_ms: 0,
             resets: 0,
+            snapshot: None,
+            snapshot_base: None,
         };
         let mut controller = Controller {
             machine,
@@ -184,8 +198,13 @@ impl Controller {
             io_counters,
             first_instruction,
             first_signal: None,
+            saving: saving::Saving::new(spec, reports),
+            restored_paused: restored.as_ref().map(|restored| restored.paused),
         };
-        controller.load()?;
+        match restored {
+            None => controller.load()?,
+            Some(restored) => controller.adopt(restored)?,
+        }
         Ok(controller)
     }
 
@@ -196,8 +215,18 @@ impl Controller {
 
     /// Runs the machine to its end.
     pub fn run(mut self) -> Ended {
-        self.enter(VmState::Running);
-        self.run_vcpus();
+        match self.restored_paused {
+            None => {
+                self.enter(VmState::Running);
+                self.run_vcpus();
+            }
+            Some(stays) => {
+                self.enter(VmState::Paused);
+                if !stays {
+                    self.resume();
+                }
+            }
+        }
         let ended = loop {
             let event = match self.backlog.pop_front() {
                 Some(event) => event,
@@ -212,6 +241,7 @@ impl Controller {
     }
 
     fn finish(mut self, ended: Ended) -> Ended {
+        self.give_up_snapshot("the machine has ended");
         self.enter(VmState::Stopped);
         self.stand_still();
         // Ends the threads, so that nothing of the machine moves while devices are taken down.
@@ -265,6 +295,10 @@ impl Controller {
                 None
             }
             Event::Control(request, reply) => self.control(request, reply),
+            Event::Saver(number, event) => {
+                self.saver(number, event);
+                None
+            }
         }
     }
 
@@ -312,6 +346,8 @@ impl Controller {
                 reply.send(Ok(Reply::Done));
                 return Some(Ended::Stopped("a stop request"));
             }
+            Request::Snapshot { name, parent } => self.snapshot(name, parent, reply),
+            Request::CancelSnapshot {} => self.cancel_snapshot(reply),
             _ => reply.refuse(ControlErrorKind::UnknownOperation, "this worker does not know the operation"),
         }
         None
@@ -319,7 +355,8 @@ impl Controller {
 
     fn status(&self) -> Status {
         let guest_time_ms = self.machine.guest_time_ns() / 1_000_000;
-        Status { state: self.state, guest_time_ms, ..self.status.clone() }
+        let (snapshot, snapshot_base) = (self.saving.progress(), self.saving.base());
+        Status { state: self.state, guest_time_ms, snapshot, snapshot_base, ..self.status.clone() }
     }
 
     fn counters(&self) -> Counters {
@@ -357,8 +394,11 @@ impl Controller {
     /// Starts the machine from the beginning. A paused one stays paused.
     fn reset(&mut self) -> Result<(), Error> {
         let before = self.state;
+        // Memory is cleared without a note in the log.
+        self.give_up_snapshot("the machine was reset");
         self.enter(VmState::Resetting);
         self.stand_still();
+        self.forget_base();
         self.forget_guest_events();
         self.machine.reset()?;
         self.load()?;

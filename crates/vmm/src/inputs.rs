@@ -2,17 +2,21 @@
 //! checked before anything is made, and what was made is removed again when something later fails.
 
 use crate::Error;
-use crate::source::BootSource;
+use crate::snapshot::disks::Tracked;
+use crate::snapshot::restore::{Restored, RestoredDisk};
+use crate::snapshot::{Folder, Snapshot};
+use crate::source::{BootSource, open_file};
 use crate::spec::{DiskSpec, NetSpec, VmSpec};
 use crate::terminal::Output;
 use crate::undo::Made;
 use api::worker::config::CharDevice;
-use disk::{Disk, Raw};
+use disk::{Access, Disk, Raw, Scratch};
 use memory::Ram;
 use net::{Backend, MacAddress};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::console::{Console, ConsoleInput};
@@ -20,12 +24,16 @@ use virtio::vsock::{Vsock, VsockConfig};
 
 /// All that a machine is made of.
 pub struct Inputs {
-    /// Guest memory, empty.
+    /// Guest memory: empty, or a snapshot's.
     pub ram: Arc<Ram>,
+    /// What the machine goes on from, instead of booting.
+    pub restored: Option<Restored>,
     /// What is booted.
     pub boot: BootSource,
     /// The disks, to be flushed at the end.
     pub disks: Vec<Arc<dyn Disk>>,
+    /// Where snapshots are made, and each disk as it is watched for them.
+    pub snapshots: Option<(Folder, Vec<Arc<Tracked>>)>,
     /// What goes on the PCI bus.
     pub devices: Devices,
     /// Where COM1 writes to.
@@ -99,21 +107,39 @@ impl Lines {
     }
 }
 
-/// Opens what `spec` names.
+/// Opens what `spec` names, and what it takes from a snapshot.
 ///
 /// # Errors
 /// When something cannot be used; everything is then as before.
-pub fn open(spec: &VmSpec) -> Result<(Inputs, Lines), Error> {
+pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines), Error> {
+    let mut new_files = Vec::new();
     // First what is only read …
-    let mut ram = Ram::new(spec.memory)
-        .map_err(|e| Error::host("the guest's memory is not to be had").with_source(e))?;
-    let boot = BootSource::open(&spec.boot, &mut ram)?;
+    let (ram, boot, disks) = match &snapshot {
+        None => {
+            let mut ram = Ram::new(spec.memory)
+                .map_err(|e| Error::host("the guest's memory is not to be had").with_source(e))?;
+            let boot = BootSource::open(&spec.boot, &mut ram)?;
+            (ram, boot, spec.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?)
+        }
+        Some(snapshot) => {
+            let disks = spec.disks.iter().zip(snapshot.disks());
+            let disks = disks.map(|(spec, restored)| restore_disk(spec, restored, &mut new_files));
+            let disks = disks.collect::<Result<Vec<_>, _>>()?;
+            let mut ram = snapshot.map_memory()?;
+            let boot = BootSource::for_a_reset(&spec.boot, &mut ram)?;
+            (ram, boot, disks)
+        }
+    };
     let ram = Arc::new(ram);
-    let disks = spec.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+    let is_own_file = |index: usize| match &snapshot {
+        None => true,
+        Some(snapshot) => !matches!(snapshot.disks()[index], RestoredDisk::Scratch { .. }),
+    };
+    let (snapshots, disks) = watch_disks(spec, disks, is_own_file)?;
     // … then what occupies ports …
     let nets = spec.nets.iter().map(plug_in).collect::<Result<Vec<_>, _>>()?;
     // … and last what leaves files behind.
-    let mut lines = Lines { outputs: Vec::new(), console_input: None, new_files: Vec::new() };
+    let mut lines = Lines { outputs: Vec::new(), console_input: None, new_files };
     let vsock = match &spec.vsock {
         None => None,
         Some(vsock) => {
@@ -128,7 +154,7 @@ pub fn open(spec: &VmSpec) -> Result<(Inputs, Lines), Error> {
     };
     let serial_output = open_output(&spec.serial, "serial", &mut lines)?;
     let console = match &spec.console {
-        CharDevice::None => None,
+        _ if !spec.has_console => None,
         device => {
             let output = open_output(device, "console", &mut lines)?;
             let console =
@@ -147,7 +173,8 @@ pub fn open(spec: &VmSpec) -> Result<(Inputs, Lines), Error> {
         vsock,
         console,
     };
-    Ok((Inputs { ram, boot, disks, devices, serial_output }, lines))
+    let restored = snapshot.map(Snapshot::into_restored);
+    Ok((Inputs { ram, restored, boot, disks, snapshots, devices, serial_output }, lines))
 }
 
 fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {
@@ -155,6 +182,104 @@ fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {
     let disk = Raw::open(&spec.path, spec.access)
         .map_err(|e| Error::bad_input("a disk cannot be used").with_source(e))?;
     Ok(Arc::new(disk))
+}
+
+/// Opens a disk of a snapshot.
+fn restore_disk(
+    spec: &DiskSpec,
+    restored: &RestoredDisk,
+    new_files: &mut Vec<Made>,
+) -> Result<Arc<dyn Disk>, Error> {
+    let unusable = |e: disk::Error| Error::bad_input("a disk cannot be used").with_source(e);
+    let size = match restored {
+        RestoredDisk::Scratch { base } => {
+            let base = Arc::new(Raw::open(base, Access::ReadOnly).map_err(unusable)?);
+            let folder = std::env::temp_dir();
+            log::info!("what the guest writes to {:?} is lost at the end; keep it with --disk", spec.path);
+            return Ok(Arc::new(Scratch::new(base, &folder).map_err(|e| {
+                Error::host("no temporary file can be made for what the guest writes to a disk")
+                    .with_source(e)
+                    .with_advice("name a disk with --disk, or another folder with TMPDIR")
+            })?));
+        }
+        RestoredDisk::Existing { size } => *size,
+        RestoredDisk::Copied { from, size } => {
+            copy_disk(from, &spec.path, new_files)?;
+            *size
+        }
+    };
+    let disk = open_disk(spec)?;
+    let is = disk.info().size;
+    if is != size {
+        return Err(Error::bad_input(format!(
+            "the disk {:?} has {is} bytes, and the machine of the snapshot knows it with {size}",
+            spec.path
+        ))
+        .with_advice("check --disk"));
+    }
+    Ok(disk)
+}
+
+/// Makes a copy of a snapshot's disk: by sharing its blocks where the file system can.
+fn copy_disk(from: &Path, to: &Path, new_files: &mut Vec<Made>) -> Result<(), Error> {
+    let failed = |e: io::Error| {
+        Error::bad_input(format!("the disk {to:?} cannot be made as a copy of {from:?}"))
+            .with_source(e)
+            .with_advice("check --disk")
+    };
+    let source = File::open(from).map_err(failed)?;
+    let copy = File::options().write(true).create_new(true).open(to).map_err(failed)?;
+    new_files.push(Made::new(to));
+    if rustix::fs::ioctl_ficlone(&copy, &source).is_ok() {
+        return Ok(());
+    }
+    log::info!("copying {from:?} to {to:?}");
+    let size = source.metadata().map_err(failed)?.len();
+    copy.set_len(size).map_err(failed)?;
+    for data in memory::data_ranges(&source, 0..size) {
+        let data = data.map_err(failed)?;
+        let mut at = data.start;
+        let mut buffer = vec![0; 1 << 20];
+        while at < data.end {
+            use std::os::unix::fs::FileExt;
+            let len = (data.end - at).min(buffer.len() as u64) as usize;
+            source.read_exact_at(&mut buffer[..len], at).map_err(failed)?;
+            copy.write_all_at(&buffer[..len], at).map_err(failed)?;
+            at += len as u64;
+        }
+    }
+    Ok(())
+}
+
+/// The folder for snapshots with the disks as they are watched, and the disks as devices use them.
+type Watched = (Option<(Folder, Vec<Arc<Tracked>>)>, Vec<Arc<dyn Disk>>);
+
+/// Puts disks under watch, if there are to be snapshots.
+fn watch_disks(
+    spec: &VmSpec,
+    disks: Vec<Arc<dyn Disk>>,
+    is_own_file: impl Fn(usize) -> bool,
+) -> Result<Watched, Error> {
+    let Some(path) = &spec.snapshots else { return Ok((None, disks)) };
+    let folder = Folder::open(path)?;
+    let watched = disks.into_iter().zip(&spec.disks).enumerate().map(|(index, (disk, spec))| {
+        // Opened again, to be cloned: a file whose bytes are the disk's.
+        let file = is_own_file(index).then(|| open_file(&spec.path, "disk", "--disk").ok()).flatten();
+        let file = file.filter(|file| is_bytes_of(file, &*disk));
+        Arc::new(Tracked::new(disk, file))
+    });
+    let watched: Vec<_> = watched.collect();
+    let disks = watched.iter().map(|disk| disk.clone() as Arc<dyn Disk>).collect();
+    Ok((Some((folder, watched)), disks))
+}
+
+/// Whether the bytes of a file are those of the disk that was opened from it: a raw one. One that a guest has
+/// made to look like another format is taken for that here, which costs time only.
+fn is_bytes_of(file: &File, disk: &dyn Disk) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut head = [0; 4];
+    let is_sized = file.metadata().is_ok_and(|data| data.len() / 512 * 512 == disk.info().size);
+    is_sized && file.read_exact_at(&mut head, 0).is_ok() && &head != b"QFI\xfb"
 }
 
 fn plug_in(spec: &NetSpec) -> Result<Card, Error> {

@@ -29,6 +29,7 @@ pub mod machine;
 pub mod program;
 pub mod sandbox;
 pub mod signals;
+pub mod snapshot;
 pub mod source;
 pub mod spec;
 pub mod state;

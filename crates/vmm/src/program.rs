@@ -1,11 +1,12 @@
 //! The program `arnia-vmm`: from the command line to the exit status.
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Start};
 use crate::control::{Handler, Listener, Server};
 use crate::controller::{Controller, Ended, Event, Parts};
 use crate::inputs::{self, Lines};
 use crate::machine::{GuestEvents, Machine};
 use crate::sandbox::Needs;
+use crate::snapshot::Snapshot;
 use crate::spec::VmSpec;
 use crate::terminal::{CharSink, Input, RawMode, Wake};
 use crate::vcpu::Gate;
@@ -49,9 +50,15 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     let signals =
         signals::take_over().map_err(|e| Error::host("signals cannot be taken over").with_source(e))?;
-    let spec = VmSpec::try_from(cli.into_config()?)?;
+    let (spec, snapshot) = match cli.into_start()? {
+        Start::Boot(config) => (VmSpec::try_from(*config)?, None),
+        Start::Restore(config) => {
+            let (snapshot, spec) = Snapshot::open(*config)?;
+            (spec, Some(snapshot))
+        }
+    };
     let engine = engines::choose(spec.engine, engines::all(&spec.jit)?)?;
-    let (inputs, mut lines) = inputs::open(&spec)?;
+    let (mut inputs, mut lines) = inputs::open(&spec, snapshot)?;
     let control = spec.control.as_deref().map(Listener::bind).transpose()?;
     // Nothing more is opened, and no other thread exists yet.
     if spec.sandbox {
@@ -66,8 +73,14 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
         let _ = to_controller.send(Event::Guest(event));
     }));
     let for_devices = guest_events.clone();
-    let (machine, vcpus) =
-        Machine::build(&spec, &*engine, inputs, Arc::new(move |event| for_devices.event(event)))?;
+    let restored = inputs.restored.take();
+    let (machine, vcpus) = Machine::build(
+        &spec,
+        &*engine,
+        inputs,
+        restored.as_ref(),
+        Arc::new(move |event| for_devices.event(event)),
+    )?;
     let controller = Controller::new(
         &spec,
         Parts {
@@ -79,6 +92,7 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
             reports: sender.clone(),
             engine: engine.name(),
             started,
+            restored,
         },
     )?;
     let on_signal = sender.clone();
@@ -106,6 +120,7 @@ fn needs(spec: &VmSpec) -> Needs {
     Needs {
         removed: spec.control.iter().cloned().chain(vsock).collect(),
         name_servers: !spec.nets.is_empty(),
+        snapshots: spec.snapshots.clone(),
     }
 }
 

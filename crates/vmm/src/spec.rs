@@ -55,14 +55,20 @@ pub struct VmSpec {
     pub serial: CharDevice,
     /// Where the virtio console leads; there is none when nowhere.
     pub console: CharDevice,
+    /// Whether there is a virtio console, though it may lead nowhere.
+    pub has_console: bool,
     /// The control socket.
     pub control: Option<PathBuf>,
+    /// The folder for snapshots.
+    pub snapshots: Option<PathBuf>,
     /// What a reset does.
     pub on_reset: OnReset,
     /// Whether there is a debug exit port.
     pub debug_exit: bool,
     /// Whether rights are given up before guest code runs.
     pub sandbox: bool,
+    /// What it was made from: a snapshot tells it.
+    pub config: VmConfig,
 }
 
 /// What a machine starts with, checked.
@@ -186,6 +192,7 @@ impl TryFrom<VmConfig> for VmSpec {
     type Error = Error;
 
     fn try_from(config: VmConfig) -> Result<VmSpec, Error> {
+        let as_given = config.clone();
         let memory = config.memory.0;
         if !(1..=CPUS_MAX).contains(&config.cpus) {
             return Err(Error::bad_input(format!("{} vCPUs cannot be had", config.cpus))
@@ -267,10 +274,13 @@ impl TryFrom<VmConfig> for VmSpec {
             vsock,
             serial: config.serial,
             console: config.console,
+            has_console: as_given.console != CharDevice::None,
             control: config.control,
+            snapshots: config.snapshots,
             on_reset: config.on_reset,
             debug_exit: config.debug_exit,
             sandbox: config.sandbox,
+            config: as_given,
         })
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!               ┌───────── Resetting <────────┐
 //!               v              │ ^            │
-//! Starting ─> Running <────────┼─┼───────> Paused
+//! Starting ─> Running <────────┼─┼───────> Paused <─ Starting (restored)
 //!    │          │              v │            │
 //!    └──────────┴────────> Stopped <──────────┘
 //! ```
@@ -15,7 +15,7 @@ pub const fn valid_transition(from: VmState, to: VmState) -> bool {
     use VmState::*;
     matches!(
         (from, to),
-        (Starting, Running | Stopped)
+        (Starting, Running | Paused | Stopped)
             | (Running, Paused | Resetting | Stopped)
             | (Paused, Running | Resetting | Stopped)
             | (Resetting, Running | Paused | Stopped)

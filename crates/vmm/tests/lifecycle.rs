@@ -238,7 +238,7 @@ fn prepare(
     let mut config = folder.config();
     change(&mut config, &folder);
     let spec = VmSpec::try_from(config).unwrap();
-    let (inputs, mut lines) = vmm::inputs::open(&spec).unwrap();
+    let (inputs, mut lines) = vmm::inputs::open(&spec, None).unwrap();
     lines.start().unwrap();
     let (sender, events) = channel();
     let gate = Arc::new(Gate::default());
@@ -248,7 +248,8 @@ fn prepare(
     }));
     let for_devices = guest_events.clone();
     let on_event = Arc::new(move |event| for_devices.event(event));
-    let (machine, vcpus) = Machine::build(&spec, &TestEngine(Arc::new(program)), inputs, on_event).unwrap();
+    let (machine, vcpus) =
+        Machine::build(&spec, &TestEngine(Arc::new(program)), inputs, None, on_event).unwrap();
     let parts = Parts {
         machine,
         vcpus,
@@ -258,6 +259,7 @@ fn prepare(
         reports: sender.clone(),
         engine: "test",
         started: Instant::now(),
+        restored: None,
     };
     let controller = Controller::new(&spec, parts).unwrap();
     Prepared { controller, events: sender, lines, _folder: folder }
@@ -568,7 +570,8 @@ fn refused_inputs_leave_nothing_behind() {
             serial: None,
         }];
         change(&mut config);
-        let error = VmSpec::try_from(config).and_then(|spec| vmm::inputs::open(&spec).map(drop)).unwrap_err();
+        let error =
+            VmSpec::try_from(config).and_then(|spec| vmm::inputs::open(&spec, None).map(drop)).unwrap_err();
         assert!(error.report().contains(word), "{word}: {}", error.report());
         assert_eq!(error.kind(), vmm::ErrorKind::BadInput);
         assert!(!folder.0.join("serial.log").exists(), "{word}");
@@ -583,9 +586,9 @@ fn a_disk_that_another_machine_has_is_refused() {
     config.disks =
         vec![api::worker::config::DiskConfig { path: folder.0.join("disk"), read_only: false, serial: None }];
     let spec = VmSpec::try_from(config).unwrap();
-    let first = vmm::inputs::open(&spec).unwrap();
-    let error = vmm::inputs::open(&spec).map(drop).unwrap_err();
+    let first = vmm::inputs::open(&spec, None).unwrap();
+    let error = vmm::inputs::open(&spec, None).map(drop).unwrap_err();
     assert!(error.report().contains("another"), "{}", error.report());
     drop(first);
-    assert!(vmm::inputs::open(&spec).is_ok());
+    assert!(vmm::inputs::open(&spec, None).is_ok());
 }

@@ -79,6 +79,9 @@ pub struct VmConfig {
     /// Path of the control socket; there is none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<PathBuf>,
+    /// Folder for snapshots, which the control socket is asked for; without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<PathBuf>,
     /// What a reset does.
     #[serde(default)]
     pub on_reset: OnReset,
@@ -134,8 +137,92 @@ impl VmConfig {
             serial: default_serial(),
             console: default_console(),
             control: None,
+            snapshots: None,
             on_reset: OnReset::default(),
             debug_exit: false,
+            sandbox: default_sandbox(),
+        }
+    }
+}
+
+/// A machine as it goes on from a snapshot, as its user describes it: what the snapshot says, but for this.
+/// What is not given here and concerns the host alone (where lines lead, sockets) is not taken from the
+/// snapshot: several machines may be made of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreConfig {
+    /// The snapshot's folder.
+    pub snapshot: PathBuf,
+    /// Whether all files are read and checked, also those that are known to be as they were written.
+    #[serde(default)]
+    pub verify: bool,
+    /// Whether the machine stands still until it is told to resume.
+    #[serde(default)]
+    pub paused: bool,
+    /// The name. Default: as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The UUID in status. Default: as before. What the guest's firmware tables say stays until it starts
+    /// anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What executes guest code.
+    #[serde(default)]
+    pub engine: EngineChoice,
+    /// How the software engine works.
+    #[serde(default)]
+    pub jit: JitConfig,
+    /// Disks, one for each of the machine's, or none. A path that does not exist gets a copy of the
+    /// snapshot's disk; one that exists is used as it is. Without, what the guest writes to a disk is kept
+    /// in a temporary file and lost at the end.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Networks, one for each of the machine's cards, or none: then as before. A card without `mac` keeps
+    /// its address.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Sockets between host and guest; needed if the machine has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
+    /// Where the first serial port leads. Default: the terminal.
+    #[serde(default = "default_serial")]
+    pub serial: CharDevice,
+    /// Where the virtio console leads, if the machine has one. Default: nowhere.
+    #[serde(default = "default_console")]
+    pub console: CharDevice,
+    /// Path of the control socket; there is none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
+    /// Folder for snapshots of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<PathBuf>,
+    /// What a reset does. Default: as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_reset: Option<OnReset>,
+    /// Whether the worker gives up its rights before guest code runs.
+    #[serde(default = "default_sandbox")]
+    pub sandbox: bool,
+}
+
+impl RestoreConfig {
+    /// The machine of this snapshot, with defaults for all else.
+    pub fn new(snapshot: impl Into<PathBuf>) -> RestoreConfig {
+        RestoreConfig {
+            snapshot: snapshot.into(),
+            verify: false,
+            paused: false,
+            name: None,
+            uuid: None,
+            jit: JitConfig::default(),
+            engine: EngineChoice::default(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            serial: default_serial(),
+            console: default_console(),
+            control: None,
+            snapshots: None,
+            on_reset: None,
             sandbox: default_sandbox(),
         }
     }

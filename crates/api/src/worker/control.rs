@@ -58,6 +58,19 @@ pub enum Request {
     Reset {},
     /// What was counted so far. Answered by [`Reply::Counters`].
     Counters {},
+    /// Save the machine to a new snapshot while it goes on, or while it is paused. Answered by
+    /// [`Reply::Snapshot`] when it is safe on disk; ask for [`Request::Status`] over another connection to
+    /// see how it comes along. On failure the machine goes on and nothing of the snapshot is left.
+    Snapshot {
+        /// Its name: a folder of this name in the worker's folder for snapshots.
+        name: String,
+        /// Save only the memory that has changed since this snapshot, which has to be the machine's last:
+        /// the last one made of it, or the one that it was restored from if that is in the same folder.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<String>,
+    },
+    /// Give up the snapshot that is being made. Its own request is answered with a failure.
+    CancelSnapshot {},
 }
 
 impl<'de> Deserialize<'de> for RequestLine {
@@ -119,6 +132,52 @@ pub enum Reply {
     Status(Status),
     /// To [`Request::Counters`].
     Counters(Counters),
+    /// To [`Request::Snapshot`].
+    Snapshot(SnapshotDone),
+}
+
+/// A snapshot that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDone {
+    /// Its name.
+    pub name: String,
+    /// Its identity, a UUID.
+    pub id: String,
+    /// Bytes that it takes on the host's disk, without what it shares with its parent or with disks.
+    pub bytes: u64,
+    /// How long the guest stood still, in microseconds: all stops together.
+    pub stopped_us: u64,
+    /// How long the longest of these stops was.
+    pub longest_stop_us: u64,
+    /// How long all of it took, in milliseconds.
+    pub total_ms: u64,
+    /// How often changed memory was copied while the guest ran.
+    pub rounds: u32,
+}
+
+/// How far a snapshot has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    /// Its name.
+    pub name: String,
+    /// What is being done.
+    pub phase: SnapshotPhase,
+    /// Bytes that are done of this phase.
+    pub done_bytes: u64,
+    /// Bytes that this phase has, as far as is known.
+    pub total_bytes: u64,
+}
+
+/// What is being done for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPhase {
+    /// Disks are copied; the guest runs.
+    Disks,
+    /// Memory is copied; the guest runs.
+    Memory,
+    /// What was copied is made safe on disk; the guest runs.
+    Sync,
 }
 
 /// What a machine is and does.
@@ -149,6 +208,12 @@ pub struct Status {
     pub guest_time_ms: u64,
     /// How many times the machine was reset.
     pub resets: u64,
+    /// The snapshot that is being made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotProgress>,
+    /// The snapshot that the next incremental one can build on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_base: Option<String>,
 }
 
 /// What a machine does.
@@ -201,8 +266,10 @@ pub enum ControlErrorKind {
     UnknownOperation,
     /// The machine's state does not allow it.
     WrongState,
-    /// Too many clients.
+    /// Too many clients, or another snapshot is being made.
     Busy,
+    /// What was asked for cannot be: a name that is taken, a folder that is missing.
+    BadRequest,
     /// The worker or its host failed.
     Failed,
 }

@@ -19,6 +19,7 @@ pub(super) fn build(machine: &Machine) -> Result<Vec<u8>, Error> {
     pci_root(machine, &mut body)?;
     motherboard(machine, &mut body);
     isa_devices(machine, &mut body);
+    generation_id(machine, &mut body);
     Ok(table(b"DSDT", 6, &body))
 }
 
@@ -200,6 +201,29 @@ fn isa_devices(machine: &Machine, out: &mut Vec<u8>) {
         )
         .to_aml_bytes(out);
     }
+}
+
+/// The generation ID: a device that says where it is, and an event that tells of a change. Systems know it by
+/// its compatible ID: Windows by the one of Microsoft's paper, Linux by that in capitals or by Hyper-V's.
+fn generation_id(machine: &Machine, out: &mut Vec<u8>) {
+    let Some(id) = machine.generation_id else { return };
+    let (low, high) = (id.address as u32, (id.address >> 32) as u32);
+    Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"ARNA0001"),
+            &Name::new("_CID".into(), &Package::new(vec![&"VM_Gen_Counter", &"VM_GEN_COUNTER", &"VMGENCTR"])),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(out);
+    let handler = Path::new(&format!("_E{:02X}", id.event));
+    let notify = Notify::new(&Path::new("\\_SB_.VGEN"), &0x80u8).to_owned_bytes();
+    // Edge-triggered: the status bit is cleared before the handler runs (§5.6.4.1.1).
+    let mut events = Vec::new();
+    Method::new(handler, 0, false, vec![&notify]).to_aml_bytes(&mut events);
+    out.extend(Scope::raw("_GPE".into(), events));
 }
 
 /// An edge-triggered, active-high ISA interrupt (§6.4.2.1, the form without flags).

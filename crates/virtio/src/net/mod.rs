@@ -172,7 +172,8 @@ impl VirtioDevice for Net {
         let DeviceSaved::Net(saved) = saved else {
             return Err(RestoreError::new("network card", "it is the state of another kind of device"));
         };
-        self.mac = saved.mac;
+        // The address is the one that this card was made with: a copy of a machine may have another. The
+        // guest's driver notices when it looks at it the next time.
         self.link.shared.up.store(saved.link_up, Ordering::Relaxed);
         Ok(())
     }

@@ -6,8 +6,8 @@ mod options;
 use crate::Error;
 use api::ByteSize;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, FirmwareImage, JitMode, JitStress, NetConfig, OnReset,
-    TraceConfig, VmConfig, VsockConfig,
+    BootMethod, CharDevice, DiskConfig, EngineChoice, FirmwareImage, JitConfig, JitMode, JitStress,
+    NetConfig, OnReset, RestoreConfig, TraceConfig, VmConfig, VsockConfig,
 };
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
@@ -25,6 +25,11 @@ Examples:
   In the background, controlled over a socket:
     arnia-vmm --config vm.json --serial file=vm.log --control vm.sock &
     echo '{\"op\":\"power\"}' | socat - unix-connect:vm.sock
+
+  A snapshot of it while it runs, and a copy that goes on from there:
+    arnia-vmm --config vm.json --control vm.sock --snapshots snapshots &
+    echo '{\"op\":\"snapshot\",\"name\":\"ready\"}' | socat - unix-connect:vm.sock
+    arnia-vmm --restore snapshots/ready --disk copy.img --net user,forward=2223:22
 
 On a terminal, Ctrl-] is the escape key: Ctrl-] x ends the machine at once, Ctrl-] p presses its power
 button, Ctrl-] Ctrl-] sends a Ctrl-]. The first SIGTERM, SIGINT or SIGHUP presses the power button, another
@@ -121,6 +126,23 @@ pub struct Cli {
     /// Listen for control requests on a Unix socket, which must not exist
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Make snapshots, which the control socket is asked for, in this folder
+    #[arg(long, value_name = "DIR")]
+    snapshots: Option<PathBuf>,
+    /// Go on from a snapshot. Its machine stays what it was; --disk and --net say, one for each, where disks
+    /// and networks lead now. A --disk that does not exist becomes a copy of the snapshot's; without --disk
+    /// what the guest writes is lost at the end
+    #[arg(long, value_name = "DIR", conflicts_with_all = [
+        "config", "kernel", "firmware", "firmware_variables", "initrd", "append", "boot", "cpus", "memory",
+        "cpu_model", "debug_exit",
+    ])]
+    restore: Option<PathBuf>,
+    /// With --restore: check the snapshot's files even if they are as they were when last checked
+    #[arg(long, requires = "restore")]
+    verify: bool,
+    /// With --restore: stand still until the control socket says `resume`
+    #[arg(long, requires = "restore")]
+    paused: bool,
     /// End instead of starting again when the guest resets the machine
     #[arg(long)]
     no_reboot: bool,
@@ -189,6 +211,15 @@ enum LogLevel {
     Trace,
 }
 
+/// What the program is to do.
+#[derive(Debug)]
+pub enum Start {
+    /// Boot a machine.
+    Boot(Box<VmConfig>),
+    /// Go on from a snapshot.
+    Restore(Box<RestoreConfig>),
+}
+
 impl Cli {
     /// The level of the log.
     pub fn log_level(&self) -> LevelFilter {
@@ -202,15 +233,95 @@ impl Cli {
         }
     }
 
-    /// The machine that the options describe, on top of the file of `--config` if one is named.
+    /// What the options ask for.
     ///
     /// # Errors
-    /// When that file cannot be read or is not a configuration.
-    pub fn into_config(self) -> Result<VmConfig, Error> {
+    /// When the file of `--config` cannot be read or is not a configuration.
+    pub fn into_start(self) -> Result<Start, Error> {
+        match &self.restore {
+            Some(_) => self.into_restore().map(|config| Start::Restore(Box::new(config))),
+            None => self.into_config().map(|config| Start::Boot(Box::new(config))),
+        }
+    }
+
+    fn engine_choice(&self) -> Option<EngineChoice> {
+        self.engine.map(|engine| match engine {
+            Engine::Auto => EngineChoice::Auto,
+            Engine::Kvm => EngineChoice::Kvm,
+            Engine::Bt => EngineChoice::Bt,
+        })
+    }
+
+    fn set_jit(&self, config: &mut JitConfig) {
+        let jit = self.jit.map(|mode| match mode {
+            Jit::On => JitMode::On,
+            Jit::Off => JitMode::Off,
+            Jit::Lockstep => JitMode::Lockstep,
+        });
+        if let Some(jit) = jit {
+            config.mode = jit;
+        }
+        config.cache = self.jit_cache.or(config.cache.take());
+        config.hot = self.jit_hot.or(config.hot.take());
+        config.exact_flags |= self.jit_exact_flags;
+        config.trace = self.trace.clone().or(config.trace.take());
+        config.stress.extend(self.jit_stress.iter().map(|stress| match stress {
+            JitStressed::Tlb => JitStress::Tlb,
+            JitStressed::Flush => JitStress::Flush,
+        }));
+    }
+
+    fn nets(nets: Vec<Net>) -> Result<Vec<NetConfig>, Error> {
+        if nets.len() > 1 && nets.contains(&Net(None)) {
+            return Err(Error::bad_input("--net none stands beside another --net")
+                .with_advice("leave out one of them"));
+        }
+        Ok(nets.into_iter().filter_map(|net| net.0).collect())
+    }
+
+    fn into_restore(self) -> Result<RestoreConfig, Error> {
+        let engine = self.engine_choice().unwrap_or_default();
+        if self.net.contains(&Net(None)) {
+            return Err(Error::bad_input("the network cards of a snapshot's machine cannot be taken out")
+                .with_advice("leave out --net none"));
+        }
+        let mut config = RestoreConfig::new(self.restore.clone().unwrap_or_default());
+        self.set_jit(&mut config.jit);
+        config.verify = self.verify;
+        config.paused = self.paused;
+        config.name = self.name;
+        config.uuid = self.uuid;
+        config.engine = engine;
+        config.disks = self.disk;
+        config.nets = Cli::nets(self.net)?;
+        config.vsock = self.vsock;
+        if let Some(serial) = self.serial {
+            config.serial = serial;
+        }
+        if let Some(console) = self.console {
+            config.console = console;
+        }
+        config.control = self.control;
+        config.snapshots = self.snapshots;
+        config.on_reset = self.no_reboot.then_some(OnReset::Exit);
+        config.sandbox = !self.no_sandbox;
+        Ok(config)
+    }
+
+    /// The machine that the options describe, on top of the file of `--config` if one is named.
+    fn into_config(self) -> Result<VmConfig, Error> {
+        if self.verify || self.paused {
+            return Err(Error::bad_input(
+                "--verify and --paused are for a machine that goes on from a snapshot",
+            )
+            .with_advice("leave them out, or give --restore DIR"));
+        }
         let mut config = match &self.config {
             Some(path) => read_config(path)?,
             None => VmConfig { kernel: None, ..VmConfig::new("") },
         };
+        self.set_jit(&mut config.jit);
+        let engine = self.engine_choice();
         fn set<T>(field: &mut T, given: Option<T>) {
             if let Some(value) = given {
                 *field = value;
@@ -235,6 +346,7 @@ impl Cli {
         set(&mut config.serial, self.serial);
         set(&mut config.console, self.console);
         set_option(&mut config.control, self.control);
+        set_option(&mut config.snapshots, self.snapshots);
         let boot = self.boot.map(|method| match method {
             Boot::Auto => BootMethod::Auto,
             Boot::Direct => BootMethod::Direct,
@@ -242,35 +354,12 @@ impl Cli {
             Boot::Pvh => BootMethod::Pvh,
         });
         set(&mut config.boot, boot);
-        let engine = self.engine.map(|engine| match engine {
-            Engine::Auto => EngineChoice::Auto,
-            Engine::Kvm => EngineChoice::Kvm,
-            Engine::Bt => EngineChoice::Bt,
-        });
         set(&mut config.engine, engine);
-        let jit = self.jit.map(|mode| match mode {
-            Jit::On => JitMode::On,
-            Jit::Off => JitMode::Off,
-            Jit::Lockstep => JitMode::Lockstep,
-        });
-        set(&mut config.jit.mode, jit);
-        set_option(&mut config.jit.cache, self.jit_cache);
-        set_option(&mut config.jit.hot, self.jit_hot);
-        config.jit.exact_flags |= self.jit_exact_flags;
-        set_option(&mut config.jit.trace, self.trace);
-        config.jit.stress.extend(self.jit_stress.iter().map(|stress| match stress {
-            JitStressed::Tlb => JitStress::Tlb,
-            JitStressed::Flush => JitStress::Flush,
-        }));
         config.disks.extend(self.disk);
         if self.net.contains(&Net(None)) {
-            if self.net.len() > 1 {
-                return Err(Error::bad_input("--net none stands beside another --net")
-                    .with_advice("leave out one of them"));
-            }
             config.nets.clear();
         }
-        config.nets.extend(self.net.into_iter().filter_map(|net| net.0));
+        config.nets.extend(Cli::nets(self.net)?);
         if self.no_reboot {
             config.on_reset = OnReset::Exit;
         }
@@ -341,6 +430,30 @@ mod tests {
             ("--kernel k --unknown", "--unknown"),
         ] {
             let text = parse(args).expect_err(args);
+            assert!(text.contains(word), "{args}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_all_that_is_needed() {
+        let start = |args: &str| -> Result<RestoreConfig, String> {
+            let args = ["arnia-vmm"].into_iter().chain(args.split_whitespace());
+            let cli = Cli::try_parse_from(args).map_err(|e| e.to_string())?;
+            match cli.into_start().map_err(|e| e.report())? {
+                Start::Restore(config) => Ok(*config),
+                Start::Boot(_) => Err("boots".into()),
+            }
+        };
+        let config = start("--restore s/a --disk d --net user --control c --paused --verify").unwrap();
+        assert_eq!((config.snapshot, config.disks.len(), config.nets.len()), ("s/a".into(), 1, 1));
+        assert!(config.paused && config.verify && config.sandbox);
+        for (args, word) in [
+            ("--restore a --kernel k", "--kernel"),
+            ("--restore a --memory 1G", "--memory"),
+            ("--restore a --net none", "--net none"),
+            ("--kernel k --paused", "--restore"),
+        ] {
+            let text = start(args).expect_err(args);
             assert!(text.contains(word), "{args}: {text}");
         }
     }

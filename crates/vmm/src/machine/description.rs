@@ -1,7 +1,7 @@
 //! The machine as its tables describe it: the platform's numbers in the loader's words.
 
-use crate::spec::VmSpec;
-use boot::{AddressRange, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort};
+use crate::spec::{BootSpec, VmSpec};
+use boot::{AddressRange, GenerationId, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort};
 use platform::pci::{Window, Windows, spec as pci};
 use platform::{IrqRouter, acpi_pm, ioapic, reset, rtc, serial};
 
@@ -44,6 +44,11 @@ pub(super) fn describe(spec: &VmSpec, cpu_model: &str, windows: Windows) -> Mach
             port: serial::spec::COM_PORTS[0],
             irq: serial::spec::COM_IRQS[0] as u8,
         }],
+        // Firmware keeps that place for itself.
+        generation_id: matches!(spec.boot, BootSpec::Kernel(_)).then_some(GenerationId {
+            address: boot::layout::GENERATION_ID,
+            event: super::generation::EVENT,
+        }),
         rtc: Rtc { port: rtc::spec::PORT_INDEX, irq: rtc::spec::IRQ as u8, century: rtc::spec::REG_CENTURY },
     }
 }

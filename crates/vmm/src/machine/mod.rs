@@ -12,12 +12,17 @@
 mod description;
 mod devices;
 mod firmware;
+mod generation;
 mod io;
+mod saving;
 
 pub use io::{IoCounters, VcpuIo};
 
 use crate::Error;
 use crate::inputs::Inputs;
+use crate::snapshot::Folder;
+use crate::snapshot::disks::Tracked;
+use crate::snapshot::restore::Restored;
 use crate::source::BootSource;
 use crate::spec::VmSpec;
 use crate::vcpu::Gate;
@@ -54,6 +59,10 @@ pub struct Machine {
     description: boot::Machine,
     source: BootSource,
     cpu_model: String,
+    cpuid: Vec<x86::cpuid::Leaf>,
+    /// Where the guest was told its generation ID is.
+    generation_id: Option<u64>,
+    snapshots: Option<(Folder, Vec<Arc<Tracked>>)>,
 }
 
 /// The local APICs, as devices see them.
@@ -66,7 +75,8 @@ impl MsiSink for EngineMsi {
 }
 
 impl Machine {
-    /// Builds a machine. Returns it with its vCPUs, in their state after reset.
+    /// Builds a machine, `restored` with the processor and the clock of a snapshot. Returns it with its vCPUs,
+    /// in their state after reset.
     ///
     /// `on_event` is called on the thread of the vCPU that causes the event.
     ///
@@ -76,6 +86,7 @@ impl Machine {
         spec: &VmSpec,
         engine: &dyn Engine,
         inputs: Inputs,
+        restored: Option<&Restored>,
         on_event: Arc<dyn Fn(PlatformEvent) + Send + Sync>,
     ) -> Result<(Machine, Vec<Box<dyn Vcpu>>), Error> {
         let host = |what: &str, e: std::io::Error| Error::host(what).with_source(e);
@@ -83,16 +94,22 @@ impl Machine {
             Error::host(format!("the engine {} cannot make this machine", engine.name())).with_source(e)
         };
         let ram = inputs.ram;
-        let clock = Arc::new(Clock::new());
+        let clock = Arc::new(match restored {
+            None => Clock::new(),
+            Some(restored) => Clock::restore(restored.clock),
+        });
         let timers = Timers::new(clock.clone()).map_err(|e| host("the timer thread cannot be started", e))?;
-        let (cpu_model, cpuid) = cpu_model(spec, &clock)?;
+        let (cpu_model, cpuid) = match restored {
+            None => cpu_model(spec, &clock)?,
+            Some(Restored { cpu_model, cpuid, .. }) => (cpu_model.clone(), cpuid.clone()),
+        };
         let vm = engine
             .create_vm(cpu::VmConfig {
                 ram: ram.clone(),
                 clock: clock.clone(),
                 timers: timers.clone(),
                 vcpus: spec.cpus,
-                cpuid,
+                cpuid: cpuid.clone(),
             })
             .map_err(engine_error)?;
 
@@ -145,6 +162,9 @@ impl Machine {
             description,
             source: inputs.boot,
             cpu_model,
+            cpuid,
+            generation_id: None,
+            snapshots: inputs.snapshots,
         };
         Ok((machine, vcpus))
     }
@@ -160,7 +180,9 @@ impl Machine {
     /// # Errors
     /// When the files cannot be read any more.
     pub fn boot(&mut self, after_reset: &[CpuState]) -> Result<Vec<CpuState>, Error> {
-        self.source.load(&self.ram, &self.description, after_reset)
+        let states = self.source.load(&self.ram, &self.description, after_reset)?;
+        self.write_generation_id()?;
+        Ok(states)
     }
 
     /// Puts memory and devices into their state after power-on. No vCPU runs.
@@ -269,6 +291,11 @@ impl GuestEvents {
             self.gate.close();
             (self.on_event)(event);
         }
+    }
+
+    /// Whether the guest has asked for the end of the machine or its reset, and that is not carried out yet.
+    pub fn is_latched(&self) -> bool {
+        self.latched.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Lets events through again, and vCPUs run.

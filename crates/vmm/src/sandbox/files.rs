@@ -48,6 +48,17 @@ fn try_restrict(needs: &Needs) -> Result<RestrictionStatus, RulesetError> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         rules = allow(rules, folder, AccessFs::RemoveFile.into())?;
     }
+    if let Some(folder) = &needs.snapshots {
+        let access = AccessFs::ReadFile
+            | AccessFs::ReadDir
+            | AccessFs::WriteFile
+            | AccessFs::Truncate
+            | AccessFs::MakeReg
+            | AccessFs::MakeDir
+            | AccessFs::RemoveFile
+            | AccessFs::RemoveDir;
+        rules = allow(rules, folder, access)?;
+    }
     rules.restrict_self()
 }
 

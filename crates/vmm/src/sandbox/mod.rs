@@ -23,6 +23,8 @@ pub struct Needs {
     pub removed: Vec<PathBuf>,
     /// Whether names are looked up, by the servers in `/etc/resolv.conf`.
     pub name_servers: bool,
+    /// The folder that snapshots are made in. All in it can be read, written and removed.
+    pub snapshots: Option<PathBuf>,
 }
 
 /// Gives up all rights but those that a machine needs. What the host's kernel does not know is left out
@@ -33,7 +35,7 @@ pub struct Needs {
 pub fn enter(needs: &Needs) -> Result<(), Error> {
     rights::drop_all()?;
     files::restrict(needs)?;
-    syscalls::restrict()
+    syscalls::restrict(needs)
 }
 
 #[cfg(test)]

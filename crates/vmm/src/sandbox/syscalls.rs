@@ -1,5 +1,6 @@
 //! Seccomp: which system calls can still be made. What is not listed fails with EPERM.
 
+use super::Needs;
 use crate::Error;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -107,6 +108,13 @@ const ALLOWED: &[i64] = &[
     libc::SYS_recvmmsg,
 ];
 
+/// Calls that are allowed beside, to machines of which snapshots can be made.
+const ALLOWED_FOR_SNAPSHOTS: &[i64] =
+    &[libc::SYS_mkdirat, libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_flock];
+
+/// What may be asked of descriptors beside, by them: that a file shares another's blocks (FICLONE).
+const IOCTLS_FOR_SNAPSHOTS: [u64; 1] = [0x4004_9409];
+
 /// What a socket may be: local, or of the Internet protocols.
 const SOCKET_FAMILIES: [i32; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 const SOCKET_TYPES: [i32; 2] = [libc::SOCK_STREAM, libc::SOCK_DGRAM];
@@ -133,10 +141,10 @@ const ARCH_PRCTLS: [u64; 2] = [0x1001, 0x1004];
 const PRCTLS: [i32; 2] = [libc::PR_SET_NAME, 0x5356_4d41];
 
 /// Restricts the calling thread and those that it starts.
-pub(super) fn restrict() -> Result<(), Error> {
+pub(super) fn restrict(needs: &Needs) -> Result<(), Error> {
     let failed =
         |e: seccompiler::Error| Error::host("the process cannot give up its system calls").with_source(e);
-    let (no_clone3, allow) = programs().map_err(|e| failed(e.into()))?;
+    let (no_clone3, allow) = programs(needs).map_err(|e| failed(e.into()))?;
     // The list last: it does not hold the call that installs filters.
     for program in [no_clone3, allow] {
         match apply_filter(&program) {
@@ -153,10 +161,14 @@ pub(super) fn restrict() -> Result<(), Error> {
     Ok(())
 }
 
-fn programs() -> Result<(BpfProgram, BpfProgram), BackendError> {
+fn programs(needs: &Needs) -> Result<(BpfProgram, BpfProgram), BackendError> {
     let arch = TargetArch::x86_64;
-    let allow =
-        SeccompFilter::new(rules()?, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)?;
+    let allow = SeccompFilter::new(
+        rules(needs)?,
+        SeccompAction::Errno(libc::EPERM as u32),
+        SeccompAction::Allow,
+        arch,
+    )?;
     // Its flags are behind a pointer, where no filter sees them: the C library is made to fall back to
     // `clone`. The list allows it, so that this refusal, the stricter of the two, decides.
     let no_clone3 = SeccompFilter::new(
@@ -168,7 +180,7 @@ fn programs() -> Result<(BpfProgram, BpfProgram), BackendError> {
     Ok((no_clone3.try_into()?, allow.try_into()?))
 }
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     // No conditions: always.
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
@@ -176,7 +188,12 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         let rule = |value: &u64| SeccompRule::new(vec![equals(argument, *value)?]);
         values.iter().map(rule).collect::<Result<Vec<_>, _>>()
     };
-    rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
+    let mut ioctls = one_of(1, &IOCTLS)?;
+    if needs.snapshots.is_some() {
+        rules.extend(ALLOWED_FOR_SNAPSHOTS.iter().map(|number| (*number, Vec::new())));
+        ioctls.extend(one_of(1, &IOCTLS_FOR_SNAPSHOTS)?);
+    }
+    rules.insert(libc::SYS_ioctl, ioctls);
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS.map(|option| option as u64))?);
     rules.insert(libc::SYS_arch_prctl, one_of(0, &ARCH_PRCTLS)?);
     rules.insert(libc::SYS_clone3, Vec::new());

@@ -6,12 +6,13 @@ use crate::spec::KernelSpec;
 use boot::{Entry, Kernel, Plan};
 use memory::Ram;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A kernel with what belongs to it: read anew at each start of the machine.
 pub struct KernelSource {
     path: PathBuf,
-    kernel: File,
+    /// `None` when it was not there when the machine was restored.
+    kernel: Option<File>,
     initrd: Option<File>,
     command_line: String,
     method: boot::Method,
@@ -28,7 +29,7 @@ impl KernelSource {
         let initrd = spec.initrd.as_deref();
         let mut source = KernelSource {
             path: spec.kernel.clone(),
-            kernel: open_file(&spec.kernel, "kernel", "--kernel")?,
+            kernel: Some(open_file(&spec.kernel, "kernel", "--kernel")?),
             initrd: initrd.map(|path| open_file(path, "initial RAM disk", "--initrd")).transpose()?,
             command_line: spec.command_line.clone(),
             method: spec.method,
@@ -36,6 +37,27 @@ impl KernelSource {
         };
         source.first_plan = Some(source.plan(ram)?);
         Ok(source)
+    }
+
+    /// For a machine that goes on from a snapshot.
+    pub(super) fn for_a_reset(spec: &KernelSpec) -> KernelSource {
+        let open = |path: &Path, what, option| match open_file(path, what, option) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                log::warn!("the machine cannot be reset: {}", error.report());
+                None
+            }
+        };
+        let initrd = spec.initrd.as_deref().map(|path| open(path, "initial RAM disk", "--initrd"));
+        KernelSource {
+            path: spec.kernel.clone(),
+            // Without its initial RAM disk it is another system.
+            kernel: open(&spec.kernel, "kernel", "--kernel").filter(|_| !matches!(initrd, Some(None))),
+            initrd: initrd.flatten(),
+            command_line: spec.command_line.clone(),
+            method: spec.method,
+            first_plan: None,
+        }
     }
 
     fn plan(&self, ram: &Ram) -> Result<Plan, Error> {
@@ -60,7 +82,11 @@ impl KernelSource {
             }
         };
         let inputs = boot::Inputs { ram, initrd_size, command_line: &self.command_line, method: self.method };
-        let kernel = Kernel::read(&self.kernel).map_err(bad)?;
+        let kernel = self.kernel.as_ref().ok_or_else(|| {
+            Error::host(format!("{:?} was not there when the machine was restored", self.path))
+                .with_advice("restore it again with kernel and initial RAM disk in place")
+        })?;
+        let kernel = Kernel::read(kernel).map_err(bad)?;
         let plan = Plan::new(kernel, inputs).map_err(bad)?;
         log::info!("{}", plan.describe());
         Ok(plan)

@@ -36,6 +36,18 @@ impl BootSource {
         })
     }
 
+    /// Opens what a machine needs that goes on from a snapshot, in `ram`: firmware, and a kernel as far as
+    /// its files are still there, since they are looked at only when the machine is reset.
+    ///
+    /// # Errors
+    /// When the firmware cannot be used.
+    pub fn for_a_reset(spec: &BootSpec, ram: &mut Ram) -> Result<BootSource, Error> {
+        match spec {
+            BootSpec::Kernel(spec) => Ok(BootSource::Kernel(Box::new(KernelSource::for_a_reset(spec)))),
+            BootSpec::Firmware(_) => BootSource::open(spec, ram),
+        }
+    }
+
     /// Puts into `ram`, which is all zero, what the machine starts with, and makes the vCPUs' states at
     /// the first instruction from those after reset.
     ///
@@ -73,7 +85,11 @@ impl BootSource {
     }
 }
 
-fn open_file(path: &Path, what: &str, option: &str) -> Result<File, Error> {
+/// Opens a regular file to be read. `what` it is and the `option` that names it are for the error.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn open_file(path: &Path, what: &str, option: &str) -> Result<File, Error> {
     let cannot = |e: io::Error| {
         Error::bad_input(format!("the {what} {path:?} cannot be opened"))
             .with_source(e)

@@ -1,0 +1,253 @@
+//! A snapshot that a machine goes on from: read, checked, and merged with what the user wants otherwise.
+
+use super::chain::{self, Link, refused};
+use super::manifest::STATE_SIZE_MAX;
+use super::{MachineSaved, checksum};
+use crate::Error;
+use crate::spec::VmSpec;
+use api::worker::config::{CharDevice, NetConfig, RestoreConfig, VmConfig};
+use api::worker::snapshot::{CpuidLeaf, Manifest, SavedDisk};
+use clock::ClockSaved;
+use memory::{FileSegment, Ram};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use x86::cpuid::Leaf;
+
+/// A host's time-stamp counter that differs by more than this from the guest's, in millionths, is another
+/// frequency and no error of measurement.
+const TSC_TOLERANCE_PPM: u64 = 500;
+
+/// A snapshot, opened and checked, before anything of the machine exists.
+pub struct Snapshot {
+    links: Vec<Link>,
+    state: MachineSaved,
+    segments: Vec<FileSegment>,
+    disks: Vec<RestoredDisk>,
+    paused: bool,
+}
+
+/// What becomes of a disk of the snapshot.
+#[derive(Clone, Debug)]
+pub enum RestoredDisk {
+    /// It is opened as the specification says.
+    Existing {
+        /// Its size in the snapshot, which it must still have.
+        size: u64,
+    },
+    /// A copy of this file is made at the specification's path, then opened.
+    Copied {
+        /// The snapshot's file.
+        from: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+    /// Changes to this file are kept in a temporary one.
+    Scratch {
+        /// The snapshot's file.
+        base: PathBuf,
+    },
+}
+
+/// What of a snapshot a machine is built with.
+pub struct Restored {
+    /// CPUID of vCPU 0.
+    pub cpuid: Vec<Leaf>,
+    /// Name of the CPU model.
+    pub cpu_model: String,
+    /// The clock.
+    pub clock: ClockSaved,
+    /// Whether the machine stands still at first.
+    pub paused: bool,
+    /// Where the snapshot lies, and its identity: what the next one can build on.
+    pub origin: (PathBuf, String),
+    /// Processors and devices.
+    pub state: MachineSaved,
+}
+
+impl Snapshot {
+    /// Reads and checks a snapshot. Returns it with the machine that is to go on.
+    ///
+    /// # Errors
+    /// When it cannot be used, and why; nothing was changed.
+    pub fn open(config: RestoreConfig) -> Result<(Snapshot, VmSpec), Error> {
+        let links = chain::read(&config.snapshot)?;
+        let (dir, manifest) = (links[0].dir.clone(), links[0].manifest.clone());
+        // What takes no time first.
+        check_processor(&dir, &manifest)?;
+        let state = read_state(&links[0])?;
+        if state.vcpus.len() as u64 != u64::from(manifest.machine.cpus) {
+            return Err(refused(&dir, "its state has another number of processors than its machine"));
+        }
+        let (verify, paused) = (config.verify, config.paused);
+        let (machine, disks, has_console) = merge(&dir, &manifest, config)?;
+        let mut spec = VmSpec::try_from(machine)?;
+        spec.has_console = has_console;
+        for (index, disk) in manifest.disks.iter().enumerate() {
+            // One that is not used need not be whole.
+            if let (SavedDisk::Copy(entry), false) =
+                (disk, matches!(disks[index], RestoredDisk::Existing { .. }))
+            {
+                links[0].open(entry, verify)?;
+            }
+        }
+        let segments = chain::memory(&links, verify)?;
+        Ok((Snapshot { links, state, segments, disks, paused }, spec))
+    }
+
+    /// Maps its memory, copy-on-write.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn map_memory(&self) -> Result<Ram, Error> {
+        Ram::from_files(self.links[0].manifest.memory.file.size, self.segments.clone())
+            .map_err(|e| Error::host("the snapshot's memory cannot be mapped").with_source(e))
+    }
+
+    /// What becomes of its disks.
+    pub fn disks(&self) -> &[RestoredDisk] {
+        &self.disks
+    }
+
+    /// What the machine is built with.
+    pub fn into_restored(self) -> Restored {
+        let Link { dir, manifest, .. } = self.links.into_iter().next().expect("itself");
+        Restored {
+            cpuid: manifest.cpuid.iter().map(to_leaf).collect(),
+            cpu_model: manifest.cpu_model,
+            clock: ClockSaved { tsc_hz: manifest.tsc_hz, ..self.state.clock },
+            paused: self.paused,
+            origin: (dir, manifest.id),
+            state: self.state,
+        }
+    }
+}
+
+fn to_leaf(leaf: &CpuidLeaf) -> Leaf {
+    let [eax, ebx, ecx, edx] = leaf.registers;
+    Leaf { function: leaf.function, index: leaf.index, eax, ebx, ecx, edx }
+}
+
+/// A leaf as a manifest has it.
+pub fn from_leaf(leaf: &Leaf) -> CpuidLeaf {
+    let registers = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+    CpuidLeaf { function: leaf.function, index: leaf.index, registers }
+}
+
+/// Whether this host's processor can be the guest's.
+fn check_processor(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
+    let hz = clock::host_tsc_hz();
+    let refused = |why: String| {
+        Error::bad_input(format!("the snapshot {dir:?} cannot go on here: {why}"))
+            .with_advice("restore it on a host like the one that it was made on, or start the machine anew")
+    };
+    let needed: Vec<Leaf> = manifest.cpuid.iter().map(to_leaf).collect();
+    let offered = x86::cpuid::build("host", manifest.machine.cpus, hz).map_err(|e| refused(e.to_string()))?;
+    let missing = x86::cpuid::missing(&needed, &offered);
+    if !missing.is_empty() {
+        let model = &manifest.cpu_model;
+        return Err(refused(format!(
+            "its CPU model {model} needs what this host's processor lacks: {}",
+            missing.join(", ")
+        )));
+    }
+    if manifest.tsc_hz.abs_diff(hz) > hz / 1_000_000 * TSC_TOLERANCE_PPM {
+        let (own, here) = (manifest.tsc_hz / 1000, hz / 1000);
+        return Err(refused(format!(
+            "its time-stamp counter runs at {own} kHz, this host's at {here} kHz, and it cannot be scaled"
+        )));
+    }
+    Ok(())
+}
+
+fn read_state(link: &Link) -> Result<MachineSaved, Error> {
+    let entry = &link.manifest.state;
+    let cannot = |why: String| refused(&link.dir, why);
+    let file = chain::open_file(&link.dir.join(&entry.file))
+        .map_err(|e| cannot(format!("its file {} cannot be opened: {e}", entry.file)))?;
+    let mut bytes = Vec::new();
+    file.take(STATE_SIZE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| cannot(format!("its file {} cannot be read: {e}", entry.file)))?;
+    if bytes.len() as u64 != entry.size {
+        let (is, should) = (bytes.len(), entry.size);
+        return Err(cannot(format!("its file {} has {is} bytes instead of {should}", entry.file)));
+    }
+    if checksum::of_bytes(&bytes) != entry.blake3 {
+        return Err(cannot(format!("its file {} is damaged: the check sum is wrong", entry.file)));
+    }
+    MachineSaved::decode(&bytes).map_err(cannot)
+}
+
+/// The machine of the snapshot with what the user wants otherwise; what becomes of its disks; whether it
+/// has a console.
+fn merge(
+    dir: &Path,
+    manifest: &Manifest,
+    config: RestoreConfig,
+) -> Result<(VmConfig, Vec<RestoredDisk>, bool), Error> {
+    let mut machine = manifest.machine.clone();
+    let bad = |what: String, advice: &str| Err(Error::bad_input(what).with_advice(advice));
+    let has_console = machine.console != CharDevice::None;
+    if !has_console && config.console != CharDevice::None {
+        return bad("the machine of the snapshot has no virtio console".into(), "leave out --console");
+    }
+    machine.vsock = match (&machine.vsock, config.vsock) {
+        (Some(_), None) => {
+            let what = "the machine of the snapshot has a vsock device, whose socket another may use".into();
+            return bad(what, "add --vsock cid=N,socket=PATH");
+        }
+        (None, Some(_)) => {
+            return bad("the machine of the snapshot has no vsock device".into(), "leave out --vsock");
+        }
+        (_, vsock) => vsock,
+    };
+    let count = |what: &str, has: usize, given: usize, option: &str| match given == 0 || given == has {
+        true => Ok(()),
+        false => Err(Error::bad_input(format!(
+            "the machine of the snapshot has {has} {what}, and {given} were given"
+        ))
+        .with_advice(format!("give {option} for each of them, or none"))),
+    };
+    count("disks", machine.disks.len(), config.disks.len(), "--disk")?;
+    count("network cards", machine.nets.len(), config.nets.len(), "--net")?;
+
+    let mut disks = Vec::new();
+    for (index, saved) in manifest.disks.iter().enumerate() {
+        let disk = &mut machine.disks[index];
+        let given = config.disks.get(index);
+        if let Some(given) = given {
+            // What the guest knows of the disk stays.
+            let (serial, read_only) = (disk.serial.clone(), disk.read_only);
+            *disk = given.clone();
+            (disk.serial, disk.read_only) = (serial, read_only);
+        }
+        disks.push(match saved {
+            SavedDisk::Outside(outside) => RestoredDisk::Existing { size: outside.size },
+            SavedDisk::Copy(entry) if given.is_none() => {
+                RestoredDisk::Scratch { base: dir.join(&entry.file) }
+            }
+            SavedDisk::Copy(entry) if disk.path.exists() => RestoredDisk::Existing { size: entry.size },
+            SavedDisk::Copy(entry) => RestoredDisk::Copied { from: dir.join(&entry.file), size: entry.size },
+        });
+    }
+    if !config.nets.is_empty() {
+        machine.nets = config.nets;
+    }
+    for (net, mac) in machine.nets.iter_mut().zip(&manifest.macs) {
+        let NetConfig::User(user) = net;
+        user.mac.get_or_insert_with(|| mac.clone());
+    }
+    // Firmware's variables are in the saved state; their file may be another machine's.
+    machine.firmware_variables = None;
+    machine.uuid = Some(config.uuid.unwrap_or_else(|| manifest.uuid.clone()));
+    machine.name = config.name.or(machine.name);
+    machine.engine = config.engine;
+    machine.jit = config.jit;
+    machine.serial = config.serial;
+    machine.console = config.console;
+    machine.control = config.control;
+    machine.snapshots = config.snapshots;
+    machine.on_reset = config.on_reset.unwrap_or(machine.on_reset);
+    machine.sandbox = config.sandbox;
+    Ok((machine, disks, has_console))
+}
