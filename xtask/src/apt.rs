@@ -25,12 +25,23 @@ pub(crate) const GUESTS: &[Need] = &[
     Need { probe: "mmdebstrap", package: "mmdebstrap" },
     Need { probe: "mke2fs", package: "e2fsprogs" },
     Need { probe: "tar", package: "tar" },
+    Need { probe: "sfdisk", package: "fdisk" },
+    Need { probe: "mformat", package: "mtools" },
+    Need { probe: "grub-mkimage", package: "grub-common" },
+    Need { probe: "/usr/lib/grub/i386-pc/boot.img", package: "grub-pc-bin" },
+    Need { probe: "/usr/lib/grub/x86_64-efi/normal.mod", package: "grub-efi-amd64-bin" },
     Need { probe: "/usr/share/keyrings/debian-archive-keyring.gpg", package: "debian-archive-keyring" },
 ];
 
 /// What building guests takes in addition when not root: a view of file owners other than one's own.
 pub(crate) const GUESTS_ROOTLESS: &[Need] =
     &[Need { probe: "newuidmap", package: "uidmap" }, Need { probe: "fakeroot", package: "fakeroot" }];
+
+/// The firmware that boots disks.
+pub(crate) const FIRMWARE: &[Need] = &[
+    Need { probe: "/usr/share/seabios/bios-256k.bin", package: "seabios" },
+    Need { probe: "/usr/share/OVMF/OVMF_CODE.fd", package: "ovmf" },
+];
 
 /// The program that figures and kernel logs are compared with.
 pub(crate) const QEMU: &[Need] = &[Need { probe: "qemu-system-x86_64", package: "qemu-system-x86" }];

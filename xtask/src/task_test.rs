@@ -56,7 +56,7 @@ pub(crate) fn unit_tests(steps: &mut Steps) {
 pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>) {
     let (mut ready, mut workloads, mut agent) = (None, None, None);
     let prepared = steps.step("guests and worker", || {
-        apt::ensure(&[apt::QEMU])?;
+        apt::ensure(&[apt::QEMU, apt::FIRMWARE])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         build_worker()?;
         workloads = Some(guests::workloads::build(workspace, &guests)?);

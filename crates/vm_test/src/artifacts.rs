@@ -16,6 +16,8 @@ pub struct Artifacts {
     pub busybox: Busybox,
     /// The small Debian system.
     pub debian: DebianDisk,
+    /// The same with boot loaders.
+    pub bootable: BootableDisk,
     #[serde(skip)]
     folder: PathBuf,
 }
@@ -51,6 +53,13 @@ pub struct DebianDisk {
     pub user: String,
     /// And how.
     pub password: String,
+}
+
+/// The Debian guest on a disk that firmware boots.
+#[derive(Debug, Deserialize)]
+pub struct BootableDisk {
+    /// The disk, to be copied.
+    pub disk: PathBuf,
 }
 
 impl Artifacts {

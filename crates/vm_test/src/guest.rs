@@ -25,8 +25,7 @@ pub enum After {
 /// A machine to be. Every method returns it, so that a test reads as a list.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    kernel: PathBuf,
-    initrd: PathBuf,
+    boot: Boot,
     append: Vec<String>,
     disks: Vec<Disk>,
     network: Option<Network>,
@@ -34,6 +33,22 @@ pub struct Guest {
     cpus: u32,
     memory_mib: u32,
     reset: OnReset,
+}
+
+/// What a machine starts with.
+#[derive(Clone, Debug)]
+enum Boot {
+    Kernel { kernel: PathBuf, initrd: PathBuf },
+    Firmware(Firmware),
+}
+
+/// Firmware as Debian's packages have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// OVMF.
+    Uefi,
 }
 
 /// What a reset does.
@@ -73,11 +88,20 @@ impl Guest {
         Self::new(kernel, initrd, "root=/dev/vda rw console=ttyS0 panic=-1").memory_mib(1024).disk(disk)
     }
 
+    /// Debian from this copy of its bootable disk, started by firmware, with one CPU and 1 GiB.
+    pub fn firmware(firmware: Firmware, disk: &Path) -> Self {
+        Self::with(Boot::Firmware(firmware), Vec::new()).memory_mib(1024).disk(disk)
+    }
+
     fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
+        let boot = Boot::Kernel { kernel: kernel.to_owned(), initrd: initrd.to_owned() };
+        Self::with(boot, vec![append.to_owned()])
+    }
+
+    fn with(boot: Boot, append: Vec<String>) -> Self {
         Self {
-            kernel: kernel.to_owned(),
-            initrd: initrd.to_owned(),
-            append: vec![append.to_owned()],
+            boot,
+            append,
             disks: Vec::new(),
             network: None,
             vsock: None,
@@ -87,9 +111,11 @@ impl Guest {
         }
     }
 
-    /// Another initramfs or initrd.
+    /// Another initramfs or initrd, if it is not firmware that boots.
     pub fn initrd(mut self, path: &Path) -> Self {
-        self.initrd = path.to_owned();
+        if let Boot::Kernel { initrd, .. } = &mut self.boot {
+            *initrd = path.to_owned();
+        }
         self
     }
 
@@ -210,16 +236,22 @@ impl Guest {
 
     /// What distinguishes what is on the kernel command line, the CPUs and the memory.
     pub(crate) fn fingerprint(&self) -> String {
-        format!("{:?} {:?} {} {}", self.kernel, self.append, self.cpus, self.memory_mib)
+        format!("{:?} {:?} {} {}", self.boot, self.append, self.cpus, self.memory_mib)
     }
 
     /// The worker's options for this machine, without engine, console and control.
     pub fn worker_arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
-        option("--kernel", self.kernel.clone().into());
-        option("--initrd", self.initrd.clone().into());
-        option("--append", self.append.join(" ").into());
+        match &self.boot {
+            Boot::Kernel { kernel, initrd } => {
+                option("--kernel", kernel.into());
+                option("--initrd", initrd.into());
+                option("--append", self.append.join(" ").into());
+            }
+            Boot::Firmware(Firmware::Bios) => option("--firmware", "bios".into()),
+            Boot::Firmware(Firmware::Uefi) => option("--firmware", "uefi".into()),
+        }
         option("--cpus", self.cpus.to_string().into());
         option("--memory", format!("{}M", self.memory_mib).into());
         for disk in &self.disks {
@@ -250,9 +282,16 @@ impl Guest {
         option("-cpu", "max,-la57,-svm".into());
         option("-smp", self.cpus.to_string().into());
         option("-m", format!("{}M", self.memory_mib).into());
-        option("-kernel", self.kernel.clone().into());
-        option("-initrd", self.initrd.clone().into());
-        option("-append", self.append.join(" ").into());
+        match &self.boot {
+            Boot::Kernel { kernel, initrd } => {
+                option("-kernel", kernel.into());
+                option("-initrd", initrd.into());
+                option("-append", self.append.join(" ").into());
+            }
+            // The one that it starts with by itself.
+            Boot::Firmware(Firmware::Bios) => {}
+            Boot::Firmware(Firmware::Uefi) => option("-bios", "/usr/share/ovmf/OVMF.fd".into()),
+        }
         option("-device", "virtio-rng-pci".into());
         for (index, disk) in self.disks.iter().enumerate() {
             let read_only = if disk.read_only { ",readonly=on" } else { "" };

@@ -44,7 +44,7 @@ pub mod workloads;
 pub use artifacts::{Artifacts, copy_sparse};
 pub use console::Console;
 pub use control::{Control, RunState};
-pub use guest::{After, Guest};
+pub use guest::{After, Firmware, Guest};
 pub use http::{HttpServer, sha256_hex};
 pub use patience::Patience;
 pub use program::{Engine, Program, worker_path};

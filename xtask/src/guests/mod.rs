@@ -3,7 +3,8 @@
 //! ```text
 //! guests/ (recipes) ──┐
 //!                     ├─> kernel ──> busybox initramfs ──┐
-//! Debian mirror ──────┘          └─> Debian disk ────────┴─> .cache/guests/manifest.json
+//! Debian mirror ──────┘          └─> Debian disk ────────┼─> .cache/guests/manifest.json
+//!                                          └─> bootable ──┘
 //! ```
 //!
 //! Each artifact lies in a folder named by a hash of its recipe and of the package versions that it
@@ -11,6 +12,7 @@
 //! nothing. What reads them (the crate `vm_test`) knows only the manifest.
 
 pub(crate) mod agent;
+mod bootable;
 mod busybox;
 mod cpio;
 mod debian;
@@ -46,6 +48,7 @@ pub(crate) struct Manifest {
     pub(crate) kernel: kernel::Kernel,
     pub(crate) busybox: busybox::Busybox,
     pub(crate) debian: debian::DebianDisk,
+    pub(crate) bootable: bootable::BootableDisk,
 }
 
 /// The guests, and where the manifest lies that describes them.
@@ -69,11 +72,13 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
     let recipes = workspace.root().join("guests");
     let busybox_recipe = Recipe::read(&recipes.join("busybox"))?;
     let debian_recipe = Recipe::read(&recipes.join("debian"))?;
+    let bootable_recipe = Recipe::read(&recipes.join("bootable"))?;
     let manifest_path = cache.join("manifest.json");
     if freshness == Freshness::Cached
         && let Some(manifest) = read_manifest(&manifest_path)
         && manifest.busybox.recipe == busybox_recipe.hash()
         && manifest.debian.recipe == debian_recipe.hash()
+        && manifest.bootable.recipe == bootable_recipe.hash()
         && manifest.is_complete()
     {
         return Ok(Guests { manifest_path, manifest });
@@ -85,7 +90,8 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
     let kernel = kernel::fetch(&mirror, &cache)?;
     let busybox = busybox::build(&busybox_recipe, &kernel, &mirror, &cache)?;
     let debian = debian::build(&debian_recipe, &kernel, &mirror, &cache)?;
-    let manifest = Manifest { kernel, busybox, debian };
+    let bootable = bootable::build(&bootable_recipe, &debian, &cache)?;
+    let manifest = Manifest { kernel, busybox, debian, bootable };
     let text = serde_json::to_string_pretty(&manifest)?;
     write_whole(&manifest_path, text.as_bytes())?;
     remove_stale(&cache, &manifest);
@@ -93,7 +99,7 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
 }
 
 impl Manifest {
-    fn files(&self) -> [&Path; 6] {
+    fn files(&self) -> [&Path; 7] {
         [
             &self.kernel.image,
             &self.busybox.program,
@@ -101,6 +107,7 @@ impl Manifest {
             &self.debian.kernel,
             &self.debian.initrd,
             &self.debian.disk,
+            &self.bootable.disk,
         ]
     }
 

@@ -4,6 +4,7 @@
 mod agent;
 mod busybox;
 mod debian;
+mod firmware;
 mod refusals;
 mod terminal;
 mod workloads;
@@ -20,6 +21,7 @@ fn main() -> Result<ExitCode> {
     busybox::add(&mut suite);
     workloads::add(&mut suite);
     debian::add(&mut suite);
+    firmware::add(&mut suite);
     agent::add(&mut suite);
     Ok(suite.run())
 }

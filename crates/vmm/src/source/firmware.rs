@@ -14,10 +14,11 @@ use std::sync::Arc;
 /// Where distributions put BIOS firmware; Debian's package `seabios` first.
 const BIOS_PATHS: [&str; 3] =
     ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/bios-256k.bin", "/usr/share/seabios/bios.bin"];
-/// Where distributions put UEFI firmware; Debian's package `ovmf` first.
+/// Where distributions put UEFI firmware; Debian's package `ovmf` first. Of its two the smaller one comes
+/// first: the other decompresses itself in 32-bit code, which the software engine only interprets.
 const UEFI_PATHS: [&str; 4] = [
-    "/usr/share/OVMF/OVMF_CODE_4M.fd",
     "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
     "/usr/share/edk2/ovmf/OVMF_CODE.fd",
     "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
 ];
