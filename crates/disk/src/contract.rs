@@ -54,6 +54,37 @@ pub enum Unmap {
     Allowed,
 }
 
+/// What a stretch of a disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Bytes that are stored somewhere.
+    Data,
+    /// Zeroes that nobody has to read to know.
+    Zeroes,
+}
+
+/// A stretch of a disk that is alike all through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its length in bytes.
+    pub len: u64,
+    /// What it holds.
+    pub content: Content,
+    /// Which layer says so: 0 is the disk itself, 1 its backing file, and so on.
+    pub depth: u32,
+    /// Whether that layer has an entry for it; if not, the whole chain has none and it is zero.
+    pub present: bool,
+    /// Where its first byte lies in the file of that layer, if it lies there as it is.
+    pub file_offset: Option<u64>,
+}
+
+impl Extent {
+    /// Data of the disk itself, about which no more is known.
+    pub fn data(len: u64) -> Extent {
+        Extent { len, content: Content::Data, depth: 0, present: true, file_offset: None }
+    }
+}
+
 /// A disk: `info().size` bytes that can be read and written at any offset.
 ///
 /// All operations block until done and may be called from several threads at once. Operations on ranges
@@ -80,8 +111,9 @@ pub trait Disk: Send + Sync + 'static {
     fn write(&self, offset: u64, from: &Buffers<'_>, durability: Durability) -> Result<(), Error>;
 
     /// Makes every change that was reported done before this call began survive a crash of the host.
-    /// Until then a crash may lose any of them, in any order, sector by sector; a crash (or `kill -9`)
-    /// of this process alone loses none. After a flush has failed, nothing is known about the changes
+    /// Until then a crash may lose any of them, in any order, sector by sector. A crash (or `kill -9`) of
+    /// this process alone loses none of a raw disk; an image with tables of its own may lose what was
+    /// written to new places, but stays sound. After a flush has failed, nothing is known about the changes
     /// since the last successful one: the caller must not conclude from a later success that they are
     /// safe.
     ///
@@ -101,6 +133,27 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// [`ErrorKind::OutOfRange`], [`ErrorKind::ReadOnly`], or as the host fails.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: Unmap, durability: Durability) -> Result<(), Error>;
+
+    /// Describes the stretch that begins at `offset` and is at most `len` bytes long: at least one byte
+    /// of it, when `len` is not 0. This default knows nothing and says that all is data.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`], or as the host fails.
+    fn extent(&self, offset: u64, len: u64) -> Result<Extent, Error> {
+        self.info().check(Operation::Map, offset, len)?;
+        Ok(Extent::data(len))
+    }
+
+    /// Changes the size, a multiple of [`SECTOR_SIZE`](crate::SECTOR_SIZE). What is new reads as zeroes;
+    /// what lies beyond a smaller size is lost. Requests that reach beyond the new end fail from then on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the format or its file has a fixed size, [`ErrorKind::ReadOnly`],
+    /// or as the host fails; the size is then as before.
+    fn resize(&self, size: u64) -> Result<(), Error> {
+        let _ = size;
+        Err(Error::new(ErrorKind::Unsupported, Operation::Resize))
+    }
 
     /// Creates a queue for up to `depth` requests at a time, to be used by one thread. This default
     /// does the work inside `submit`; formats that can work asynchronously replace it.

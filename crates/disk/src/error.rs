@@ -22,6 +22,14 @@ pub enum ErrorKind {
     ReadOnly,
     /// The range does not lie within the disk: the guest's mistake.
     OutOfRange,
+    /// The format, or a feature of it that the image needs, is not supported.
+    Unsupported,
+    /// The image names another file that may not be used.
+    Forbidden,
+    /// There is something already where a new image was to be.
+    Exists,
+    /// Somebody asked for the work to end.
+    Cancelled,
 }
 
 /// What was being done.
@@ -35,6 +43,13 @@ pub enum Operation {
     Flush,
     Discard,
     WriteZeroes,
+    Create,
+    Resize,
+    Check,
+    Convert,
+    Commit,
+    Rebase,
+    Map,
 }
 
 impl fmt::Display for Operation {
@@ -47,6 +62,13 @@ impl fmt::Display for Operation {
             Operation::Flush => "flush",
             Operation::Discard => "discard",
             Operation::WriteZeroes => "write zeroes to",
+            Operation::Create => "create",
+            Operation::Resize => "resize",
+            Operation::Check => "check",
+            Operation::Convert => "convert",
+            Operation::Commit => "commit",
+            Operation::Rebase => "rebase",
+            Operation::Map => "map",
         })
     }
 }
@@ -149,6 +171,12 @@ impl fmt::Display for Error {
             ErrorKind::NoSpace => ": no space is left where it is stored",
             ErrorKind::ReadOnly => ": it is read-only",
             ErrorKind::OutOfRange => ": that is beyond its end",
+            ErrorKind::Unsupported => ": that is not supported for this format",
+            ErrorKind::Forbidden => ": it names a file that may not be used",
+            ErrorKind::Exists => {
+                ": there is a file already; choose another name, or say --force to replace it"
+            }
+            ErrorKind::Cancelled => ": it was cancelled",
         })
     }
 }

@@ -24,19 +24,33 @@
 //! | format | type | reads | writes | asynchronous |
 //! |---|---|---|---|---|
 //! | raw file or block device | [`Raw`] | yes | yes | no |
+//! | qcow2, versions 2 and 3 | [`qcow2::Qcow2`] | yes | yes | no |
+//!
+//! [`Image::open`] opens any of them, with what it stands on.
 
 mod buffers;
+mod bytes;
 mod contract;
+mod convert;
 mod error;
+mod file;
 mod io_queue;
+mod job;
+mod layers;
 mod lock;
+mod open;
+pub mod qcow2;
 mod raw;
 mod scratch;
 
 pub use buffers::{Buffers, NotRam};
-pub use contract::{Disk, DiskInfo, Durability, Unmap};
+pub use contract::{Content, Disk, DiskInfo, Durability, Extent, Unmap};
+pub use convert::{TargetOptions, convert, create};
 pub use error::{Error, ErrorKind, Operation};
 pub use io_queue::{BlockingQueue, Completion, IoQueue, Request, RequestKind};
+pub use job::Progress;
+pub use layers::{check, commit, compact, create_overlay, flatten, rebase};
+pub use open::{BackingPolicy, Format, Image, ImageInfo, OpenOptions};
 pub use raw::{Access, Raw};
 pub use scratch::Scratch;
 

@@ -9,9 +9,10 @@ use std::os::fd::AsRawFd;
 /// exclusive for a writer. The lock ends when the last descriptor of this opening is closed, so it
 /// cannot outlive a crash.
 ///
-/// An open-file-description lock comes first: QEMU takes those too (on single bytes, all of which this
-/// one covers), so either program notices the other, and NFS carries them between hosts. Where the
-/// host or file system has none, `flock` does the same among our own.
+/// An open-file-description lock comes first, and NFS carries those between hosts. QEMU takes them too, on
+/// single bytes: a reader here takes those of a QEMU that reads and lets nobody write, so that the two can
+/// share a file; a writer takes the whole file. Where the host or file system has no such locks, `flock`
+/// does the same among our own.
 pub(crate) fn lock(file: &File, exclusive: bool) -> Result<(), Error> {
     let error = match lock_description(file, exclusive) {
         Ok(()) => return Ok(()),
@@ -24,17 +25,28 @@ pub(crate) fn lock(file: &File, exclusive: bool) -> Result<(), Error> {
     }
 }
 
+/// The bytes by which QEMU says "I read" (100), "nobody may write" (201) and "nobody may change the size"
+/// (203): block/file-posix.c, `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`.
+const SHARED_BYTES: [i64; 3] = [100, 201, 203];
+
 fn locked() -> Error {
     Error::new(ErrorKind::LockedByOther, Operation::Open)
 }
 
 /// fcntl(2), "Open file description locks".
 fn lock_description(file: &File, exclusive: bool) -> io::Result<()> {
+    if exclusive {
+        return lock_bytes(file, libc::F_WRLCK, 0, 0);
+    }
+    SHARED_BYTES.iter().try_for_each(|byte| lock_bytes(file, libc::F_RDLCK, *byte, 1))
+}
+
+fn lock_bytes(file: &File, kind: i32, start: i64, len: i64) -> io::Result<()> {
     let lock = libc::flock {
-        l_type: if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as _,
+        l_type: kind as _,
         l_whence: libc::SEEK_SET as _,
-        l_start: 0,
-        l_len: 0,
+        l_start: start,
+        l_len: len,
         l_pid: 0,
     };
     // SAFETY: the descriptor is open and the lock structure lives through the call.

@@ -10,7 +10,7 @@ use crate::spec::{DiskSpec, NetSpec, VmSpec};
 use crate::terminal::Output;
 use crate::undo::Made;
 use api::worker::config::CharDevice;
-use disk::{Access, Disk, Raw, Scratch};
+use disk::{Access, Disk, Image, Raw, Scratch};
 use memory::Ram;
 use net::{Backend, MacAddress};
 use std::fs::File;
@@ -179,9 +179,10 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
 
 fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {
     // The error names the path and says what to do.
-    let disk = Raw::open(&spec.path, spec.access)
+    let image = Image::open(&spec.path, &spec.options)
         .map_err(|e| Error::bad_input("a disk cannot be used").with_source(e))?;
-    Ok(Arc::new(disk))
+    log::info!("disk {} is {}", spec.path.display(), image.format);
+    Ok(image.disk)
 }
 
 /// Opens a disk of a snapshot.

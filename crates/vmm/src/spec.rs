@@ -5,8 +5,8 @@
 
 use crate::Error;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, FirmwareImage, JitConfig, NetConfig, OnReset,
-    UserNetConfig, VmConfig,
+    BootMethod, CharDevice, DiskConfig, EngineChoice, FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig,
+    OnReset, UserNetConfig, VmConfig,
 };
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
@@ -107,8 +107,8 @@ pub struct FirmwareSpec {
 pub struct DiskSpec {
     /// File or block device.
     pub path: PathBuf,
-    /// Whether the guest may write.
-    pub access: disk::Access,
+    /// How it is opened.
+    pub options: disk::OpenOptions,
     /// Serial number, at most 20 bytes; may be empty.
     pub serial: String,
 }
@@ -324,8 +324,19 @@ fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
         return Err(Error::bad_input(format!("the serial number of disk {:?} is unsuitable", config.path))
             .with_advice(format!("use at most {DISK_SERIAL_LEN_MAX} printable ASCII characters")));
     }
+    let format = match config.format.as_str() {
+        FORMAT_AUTO => None,
+        name => Some(name.parse::<disk::Format>().map_err(|why| {
+            Error::bad_input(format!("the format of disk {:?} is unsuitable: {why}", config.path))
+                .with_advice("name another with --disk FILE,format=..., or leave it out")
+        })?),
+    };
     let access = if config.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite };
-    Ok(DiskSpec { path: config.path, access, serial })
+    let policy =
+        config.allow.into_iter().fold(disk::BackingPolicy::beside_image(), |policy, path| policy.and(path));
+    let options =
+        disk::OpenOptions { format, policy, snapshot: config.snapshot, ..disk::OpenOptions::new(access) };
+    Ok(DiskSpec { path: config.path, options, serial })
 }
 
 fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {
@@ -389,8 +400,7 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused_with_advice() {
-        let disk =
-            |serial: &str| DiskConfig { path: "d".into(), read_only: false, serial: Some(serial.into()) };
+        let disk = |serial: &str| DiskConfig { serial: Some(serial.into()), ..DiskConfig::new("d") };
         let net = |user: UserNetConfig| vec![NetConfig::User(user)];
         for text in [
             refused(|c| c.kernel = None),

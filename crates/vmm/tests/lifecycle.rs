@@ -564,11 +564,7 @@ fn refused_inputs_leave_nothing_behind() {
     for (word, change) in cases {
         let mut config = folder.config();
         config.serial = CharDevice::File(folder.0.join("serial.log"));
-        config.disks = vec![api::worker::config::DiskConfig {
-            path: folder.0.join("disk"),
-            read_only: false,
-            serial: None,
-        }];
+        config.disks = vec![api::worker::config::DiskConfig::new(folder.0.join("disk"))];
         change(&mut config);
         let error =
             VmSpec::try_from(config).and_then(|spec| vmm::inputs::open(&spec, None).map(drop)).unwrap_err();
@@ -583,8 +579,7 @@ fn a_disk_that_another_machine_has_is_refused() {
     let folder = Folder::new();
     std::fs::write(folder.0.join("disk"), vec![0; 4096]).unwrap();
     let mut config = folder.config();
-    config.disks =
-        vec![api::worker::config::DiskConfig { path: folder.0.join("disk"), read_only: false, serial: None }];
+    config.disks = vec![api::worker::config::DiskConfig::new(folder.0.join("disk"))];
     let spec = VmSpec::try_from(config).unwrap();
     let first = vmm::inputs::open(&spec, None).unwrap();
     let error = vmm::inputs::open(&spec, None).map(drop).unwrap_err();

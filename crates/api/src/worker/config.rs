@@ -388,14 +388,45 @@ pub enum OnReset {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// A file or block device in raw format.
+    /// An image file or a block device.
     pub path: PathBuf,
+    /// Its format: `raw`, `qcow2` and so on, or `auto` to find out. Who knows the format should name it: a
+    /// disk whose format was found out to be raw refuses what would make it look like another one.
+    #[serde(default = "default_format")]
+    pub format: String,
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// Folders whose files the image may stand on, beside its own folder; or such files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<PathBuf>,
+    /// The internal snapshot of a qcow2 image to use, to be read only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// What the guest sees as the disk's serial number: at most 20 printable characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+}
+
+/// Finds out what an image is.
+pub const FORMAT_AUTO: &str = "auto";
+
+fn default_format() -> String {
+    FORMAT_AUTO.into()
+}
+
+impl DiskConfig {
+    /// A disk that the guest may write, with defaults for all else.
+    pub fn new(path: impl Into<PathBuf>) -> DiskConfig {
+        DiskConfig {
+            path: path.into(),
+            format: default_format(),
+            read_only: false,
+            allow: Vec::new(),
+            snapshot: None,
+            serial: None,
+        }
+    }
 }
 
 /// A network card and what it is plugged into.

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod completions;
+mod disk;
 mod version;
 
 use crate::{Context, Error};
@@ -20,6 +21,8 @@ pub trait Run {
 pub enum Command {
     /// Write the completions for a shell
     Completions(completions::Completions),
+    /// Work with disk images
+    Disk(disk::Disk),
     /// Tell the version
     Version(version::Version),
 }
@@ -32,6 +35,7 @@ impl Command {
     pub fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         let command: &dyn Run = match self {
             Command::Completions(command) => command,
+            Command::Disk(command) => command,
             Command::Version(command) => command,
         };
         command.run(context)

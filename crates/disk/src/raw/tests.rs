@@ -1,6 +1,8 @@
 use super::*;
 use crate::{IoQueue, Request, RequestKind};
 use memory::{Bytes, GuestAddress, Ram};
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -81,49 +83,12 @@ fn lists_longer_than_one_system_call_takes_are_moved_whole() {
 }
 
 #[test]
-fn a_transfer_that_the_host_cuts_short_is_continued() {
-    let mut bytes = [0u8; 100];
-    let (head, rest) = bytes.split_at_mut(30);
-    let mut list = Buffers::from_mut(head);
-    // The same mechanics as with guest memory: three stretches, calls of seven bytes at most.
-    let (mut seen, mut total) = (Vec::new(), 0);
-    let ram = Arc::new(Ram::new(1 << 20).unwrap());
-    let mut guest = Buffers::guest(ram);
-    for (gpa, len) in [(0, 10), (100, 1), (200, 19)] {
-        guest.push(gpa, len).unwrap();
-    }
-    list.copy_from(0, &rest[..30]);
-    let base = guest.iovecs()[0].iov_base as usize;
-    move_all(&guest, |list, done| {
-        assert_eq!(done, total);
-        let moved = list[0].iov_len.min(7);
-        seen.push((list[0].iov_base as usize - base, moved));
-        total += moved;
-        moved as isize
-    })
-    .unwrap();
-    assert_eq!(seen, [(0, 7), (7, 3), (100, 1), (200, 7), (207, 7), (214, 5)]);
-    // A call may also end in the middle of a later stretch.
-    let (mut calls, mut total) = (0, 0);
-    move_all(&guest, |list, done| {
-        assert_eq!(done, total);
-        calls += 1;
-        let moved = list.iter().map(|iovec| iovec.iov_len).sum::<usize>().min(13);
-        total += moved;
-        moved as isize
-    })
-    .unwrap();
-    assert_eq!((calls, total), (3, 30));
-}
-
-#[test]
 fn zeroes_are_zeroes_whichever_way_the_host_makes_them() {
     for (punch, zero) in [(true, true), (false, true), (true, false), (false, false)] {
         for unmap in [Unmap::Keep, Unmap::Allowed] {
             let scratch = Scratch::new(&[0xaa; 300_000]);
             let disk = scratch.open();
-            disk.has_punch_hole.store(punch, Ordering::Relaxed);
-            disk.has_zero_range.store(zero, Ordering::Relaxed);
+            disk.file.pretend(punch, zero);
             disk.write_zeroes(512, 200_000, unmap, Durability::AtCompletion).unwrap();
             let bytes = scratch.bytes();
             assert_eq!(bytes.len(), 300_000);

@@ -105,8 +105,9 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
 
-    /// A disk: FILE[,ro][,serial=TEXT] or path=FILE[,ro][,serial=TEXT]. A comma in a path is written twice.
-    /// May be repeated
+    /// A disk: [path=]FILE[,format=FORMAT][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]. FORMAT is auto
+    /// (found out from the file), raw, qcow2, vmdk, vdi, vhd or vhdx. An image may stand on files of its own
+    /// folder, and on those in a PATH. A comma in a path is written twice. May be repeated
     #[arg(long, value_name = "DISK", value_parser = options::disk)]
     disk: Vec<DiskConfig>,
     /// A network card: none, or user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]
@@ -407,7 +408,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.cpus, config.memory), (2, ByteSize(1 << 30)));
-        assert_eq!(config.disks, [DiskConfig { path: "debian.img".into(), read_only: false, serial: None }]);
+        assert_eq!(config.disks, [DiskConfig::new("debian.img")]);
         assert_eq!(config.engine, EngineChoice::Bt);
         assert_eq!(config.on_reset, OnReset::Exit);
         assert_eq!(config.serial, CharDevice::File("log".into()));

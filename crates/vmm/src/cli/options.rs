@@ -2,7 +2,7 @@
 
 use super::Net;
 use api::worker::config::{
-    CharDevice, DiskConfig, NetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
+    CharDevice, DiskConfig, FORMAT_AUTO, NetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
 };
 use std::path::PathBuf;
 
@@ -37,19 +37,25 @@ fn not_empty(name: &str, value: &str) -> Result<String, String> {
 }
 
 pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
-    let (mut path, mut read_only, mut serial) = (None, false, None);
+    const FORM: &str = "FILE[,format=FORMAT][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]";
+    let (mut path, mut format, mut read_only, mut snapshot, mut serial) = (None, None, false, None, None);
+    let mut allow = Vec::new();
     for (index, part) in parts(text).iter().enumerate() {
         match part.split_once('=') {
             Some(("path", value)) => once(&mut path, "path", not_empty("path", value)?)?,
             Some(("serial", value)) => once(&mut serial, "serial", value.to_owned())?,
+            Some(("format", value)) => once(&mut format, "format", not_empty("format", value)?)?,
+            Some(("snapshot", value)) => once(&mut snapshot, "snapshot", not_empty("snapshot", value)?)?,
+            Some(("allow", value)) => allow.push(not_empty("allow", value)?.into()),
             None if part == "ro" && index > 0 => read_only = true,
             // The plain form: a file name first. One that looks like an option is written path=….
             _ if index == 0 => path = Some(not_empty("path", part)?),
-            _ => return Err(format!("{part:?} is not known: write FILE[,ro][,serial=TEXT]")),
+            _ => return Err(format!("{part:?} is not known: write {FORM}")),
         }
     }
-    let path = path.ok_or("the file is missing: write FILE[,ro][,serial=TEXT]")?;
-    Ok(DiskConfig { path: path.into(), read_only, serial })
+    let path = path.ok_or_else(|| format!("the file is missing: write {FORM}"))?;
+    let format = format.unwrap_or_else(|| FORMAT_AUTO.into());
+    Ok(DiskConfig { path: path.into(), format, read_only, allow, snapshot, serial })
 }
 
 pub(super) fn net(text: &str) -> Result<Net, String> {
@@ -152,9 +158,15 @@ mod tests {
     #[test]
     fn disks() {
         let config = |path: &str, read_only, serial: Option<&str>| DiskConfig {
-            path: path.into(),
             read_only,
             serial: serial.map(str::to_owned),
+            ..DiskConfig::new(path)
+        };
+        let qcow2 = DiskConfig {
+            format: "qcow2".into(),
+            allow: vec!["/base".into(), "b".into()],
+            snapshot: Some("s".into()),
+            ..config("a", true, None)
         };
         for (text, expected) in [
             ("a.img", Ok(config("a.img", false, None))),
@@ -164,6 +176,8 @@ mod tests {
             ("path=a=b.img,ro,serial=S", Ok(config("a=b.img", true, Some("S")))),
             ("serial=S,path=x", Ok(config("x", false, Some("S")))),
             ("a=b.img", Ok(config("a=b.img", false, None))),
+            ("a,format=qcow2,ro,allow=/base,snapshot=s,allow=b", Ok(qcow2)),
+            ("a,format=", Err("format")),
             ("", Err("path")),
             ("path=", Err("path")),
             ("a,path=b", Err("twice")),

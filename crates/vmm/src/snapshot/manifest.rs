@@ -130,7 +130,7 @@ pub(crate) mod tests {
         let file = |name: &str, size| FileEntry { file: name.into(), size, blake3: "0a".repeat(32) };
         let mut machine = VmConfig::new("vmlinuz");
         machine.memory = ByteSize(16 << 20);
-        machine.disks = vec![DiskConfig { path: "d".into(), read_only: false, serial: None }];
+        machine.disks = vec![DiskConfig::new("d")];
         Manifest {
             id: "a".into(),
             program: "0.1.0".into(),

@@ -1,0 +1,251 @@
+use crate::support::*;
+use disk::qcow2::{Compression, CreateOptions, Repair};
+use disk::{Access, Format, Image, OpenOptions, Progress, TargetOptions};
+use std::path::Path;
+
+fn open(path: &str, access: Access) -> Image {
+    Image::open(path, &OpenOptions::new(access)).unwrap()
+}
+
+fn sound(path: &str) {
+    let report = disk::check(Path::new(path), None, Repair::No).unwrap().unwrap();
+    assert_eq!((report.errors, report.leaks), (0, 0), "{:?}", report.findings);
+}
+
+#[test]
+fn what_we_convert_qemu_reads() {
+    let folder = Folder::new();
+    let (raw, image, back) = (folder.path("a.raw"), folder.path("a.img"), folder.path("back.raw"));
+    std::fs::write(&raw, reference()).unwrap();
+    let mut kinds = vec![("raw", TargetOptions::new(Format::Raw))];
+    for (version, cluster_size, compression) in [
+        (3, 64 << 10, None),
+        (2, 64 << 10, None),
+        (3, 512, None),
+        (3, 2 << 20, None),
+        (3, 64 << 10, Some(Compression::Zlib)),
+        (2, 4096, Some(Compression::Zlib)),
+        (3, 64 << 10, Some(Compression::Zstd)),
+    ] {
+        let mut options = TargetOptions::new(Format::Qcow2);
+        let base = CreateOptions::new(0);
+        options.compress = compression.is_some();
+        let compression = compression.unwrap_or(Compression::Zlib);
+        options.qcow2 = CreateOptions { version, cluster_size, compression, ..base };
+        kinds.push(("qcow2", options));
+    }
+    for (name, options) in kinds {
+        let source = open(&raw, Access::ReadOnly).disk;
+        let progress = Progress::default();
+        disk::convert(&source, Path::new(&image), &options, &progress).unwrap();
+        let size = source.info().size;
+        assert_eq!(progress.get(), (size, size));
+        assert_eq!(read_all(&*open(&image, Access::ReadOnly).disk), reference(), "{options:?}");
+        if name == "qcow2" {
+            sound(&image);
+            qemu!("check", "-f", name, &image);
+        }
+        qemu!("compare", "-f", name, "-F", "raw", &image, &raw);
+        // And back again.
+        disk::convert(
+            &open(&image, Access::ReadOnly).disk,
+            Path::new(&back),
+            &TargetOptions::new(Format::Raw),
+            &progress,
+        )
+        .unwrap();
+        assert_eq!(std::fs::read(&back).unwrap(), reference());
+        std::fs::remove_file(&image).unwrap();
+        std::fs::remove_file(&back).unwrap();
+    }
+}
+
+#[test]
+fn what_qemu_converts_we_read() {
+    let folder = Folder::new();
+    let (raw, image) = (folder.path("a.raw"), folder.path("a.img"));
+    std::fs::write(&raw, reference()).unwrap();
+    for (format, options) in [
+        ("qcow2", &["-o", "compat=0.10"][..]),
+        ("qcow2", &["-o", "cluster_size=512"]),
+        ("qcow2", &["-o", "refcount_bits=1"]),
+        ("qcow2", &["-o", "refcount_bits=64,cluster_size=2M"]),
+        ("qcow2", &["-c"]),
+        ("qcow2", &["-c", "-o", "compression_type=zstd"]),
+        ("qcow2", &["-o", "preallocation=metadata"]),
+        ("qcow2", &["-o", "lazy_refcounts=on"]),
+    ] {
+        let mut arguments = vec!["convert", "-f", "raw", "-O", format];
+        arguments.extend(options);
+        arguments.extend([&raw[..], &image]);
+        let Some((ok, text)) = qemu_img(&arguments) else { return };
+        assert!(ok, "{arguments:?}: {text}");
+        let opened = open(&image, Access::ReadOnly);
+        assert_eq!(opened.format.name(), format);
+        assert!(read_all(&*opened.disk) == reference(), "{arguments:?}");
+        drop(opened);
+        if format == "qcow2" {
+            sound(&image);
+            // Written by us, it is still sound.
+            let mut expected = reference();
+            let writer = open(&image, Access::ReadWrite);
+            for (at, len) in [(100, 5), (200_000, 300_000), (5_000_000, 70_000), (expected.len() - 600, 600)]
+            {
+                let bytes: Vec<u8> = (0..len).map(|i| (i * 3) as u8).collect();
+                write(&*writer.disk, at as u64, &bytes);
+                expected[at..at + len].copy_from_slice(&bytes);
+            }
+            let unmap = disk::Unmap::Allowed;
+            writer.disk.write_zeroes(1 << 20, 1 << 20, unmap, disk::Durability::AtFlush).unwrap();
+            expected[1 << 20..2 << 20].fill(0);
+            drop(writer);
+            sound(&image);
+            qemu!("check", "-f", "qcow2", &image);
+            std::fs::write(folder.path("b.raw"), &expected).unwrap();
+            qemu!("compare", "-f", "qcow2", "-F", "raw", &image, &folder.path("b.raw"));
+        }
+    }
+}
+
+#[test]
+fn overlays_of_both_makers_stand_on_each_other() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path(name);
+    std::fs::write(path("base.raw"), reference()).unwrap();
+    let size = reference().len() as u64;
+    qemu!("create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", &path("one.qcow2"));
+    let below = open(&path("one.qcow2"), Access::ReadWrite);
+    write(&*below.disk, 1000, &[1; 100_000]);
+    drop(below);
+    disk::create_overlay(
+        Path::new(&path("two.qcow2")),
+        Path::new(&path("one.qcow2")),
+        None,
+        &CreateOptions::new(0),
+        false,
+    )
+    .unwrap();
+    let mut expected = reference();
+    expected[1000..101_000].fill(1);
+    let top = open(&path("two.qcow2"), Access::ReadWrite);
+    assert_eq!(top.chain.len(), 2);
+    write(&*top.disk, 90_000, &[2; 30_000]);
+    expected[90_000..120_000].fill(2);
+    top.disk.write_zeroes(3 << 20, 1 << 20, disk::Unmap::Allowed, disk::Durability::AtFlush).unwrap();
+    expected[3 << 20..4 << 20].fill(0);
+    drop(top);
+    std::fs::write(path("expected.raw"), &expected).unwrap();
+    let same = |name: &str| qemu_img(&["compare", "-F", "raw", &path(name), &path("expected.raw")]).unwrap();
+    qemu!("check", &path("two.qcow2"));
+    assert!(same("two.qcow2").0);
+
+    // Rebase onto the lowest: what the middle had is copied up.
+    let options = OpenOptions::new(Access::ReadWrite);
+    let progress = Progress::default();
+    disk::rebase(
+        Path::new(&path("two.qcow2")),
+        &options,
+        Some((Path::new(&path("base.raw")), Some(Format::Raw))),
+        false,
+        &progress,
+    )
+    .unwrap();
+    std::fs::remove_file(path("one.qcow2")).unwrap();
+    qemu!("check", &path("two.qcow2"));
+    assert!(same("two.qcow2").0);
+
+    // Commit, and the lowest is as the top was.
+    std::fs::copy(path("base.raw"), path("untouched.raw")).unwrap();
+    std::fs::copy(path("two.qcow2"), path("three.qcow2")).unwrap();
+    disk::commit(Path::new(&path("two.qcow2")), &options, &progress).unwrap();
+    assert!(std::fs::read(path("base.raw")).unwrap() == expected);
+    qemu!("check", &path("two.qcow2"));
+    assert!(same("two.qcow2").0);
+    let info = disk::ImageInfo::read(path("two.qcow2"), None).unwrap();
+    assert!(info.file_len < 1 << 20, "it is empty: {}", info.file_len);
+
+    // Flatten, and it needs nobody.
+    std::fs::rename(path("untouched.raw"), path("base.raw")).unwrap();
+    let top = open(&path("three.qcow2"), Access::ReadWrite);
+    disk::flatten(top.qcow2.as_ref().unwrap(), &progress).unwrap();
+    drop(top);
+    std::fs::remove_file(path("base.raw")).unwrap();
+    qemu!("check", &path("three.qcow2"));
+    assert!(same("three.qcow2").0);
+    assert_eq!(open(&path("three.qcow2"), Access::ReadOnly).disk.info().size, size);
+}
+
+#[test]
+fn internal_snapshots_are_read_and_kept() {
+    let folder = Folder::new();
+    let (raw, image) = (folder.path("a.raw"), folder.path("a.qcow2"));
+    std::fs::write(&raw, reference()).unwrap();
+    qemu!("convert", "-f", "raw", "-O", "qcow2", &raw, &image);
+    qemu!("snapshot", "-c", "first", &image);
+    let disk = open(&image, Access::ReadWrite);
+    write(&*disk.disk, 0, &vec![9; 3 << 20]);
+    disk.disk.discard(4 << 20, 2 << 20).unwrap();
+    drop(disk);
+    qemu!("check", &image);
+    sound(&image);
+    qemu!("snapshot", "-c", "second", &image);
+    let options = OpenOptions { snapshot: Some("first".into()), ..OpenOptions::new(Access::ReadOnly) };
+    let first = Image::open(&image, &options).unwrap();
+    assert!(read_all(&*first.disk) == reference());
+    let names: Vec<_> =
+        first.qcow2.as_ref().unwrap().image_info().snapshots.into_iter().map(|s| s.name).collect();
+    assert_eq!(names, ["first", "second"]);
+    let missing = OpenOptions { snapshot: Some("third".into()), ..OpenOptions::new(Access::ReadOnly) };
+    let error = Image::open(&image, &missing).err().expect("no such snapshot");
+    assert!(error.to_string().contains("\"first\", \"second\""), "{error}");
+    drop(first);
+    // QEMU goes back to it.
+    qemu!("snapshot", "-a", "first", &image);
+    assert!(read_all(&*open(&image, Access::ReadOnly).disk) == reference());
+}
+
+#[test]
+fn a_resized_image_is_what_qemu_takes_it_for() {
+    let folder = Folder::new();
+    let image = folder.path("a.qcow2");
+    let options = TargetOptions {
+        qcow2: CreateOptions { cluster_size: 4096, ..CreateOptions::new(0) },
+        ..TargetOptions::new(Format::Qcow2)
+    };
+    disk::create(Path::new(&image), 1 << 20, &options).unwrap();
+    let disk = open(&image, Access::ReadWrite);
+    write(&*disk.disk, 0, &[3; 1 << 20]);
+    disk.disk.resize(1 << 30).unwrap();
+    write(&*disk.disk, (1 << 30) - 512, &[4; 512]);
+    drop(disk);
+    qemu!("check", &image);
+    let (_, text) = qemu_img(&["info", &image]).unwrap();
+    assert!(text.contains("1 GiB"), "{text}");
+    let disk = open(&image, Access::ReadWrite);
+    disk.disk.resize(512 << 10).unwrap();
+    disk.disk.resize(1 << 20).unwrap();
+    let mut expected = vec![3; 512 << 10];
+    expected.resize(1 << 20, 0);
+    assert!(read_all(&*disk.disk) == expected);
+    drop(disk);
+    qemu!("check", &image);
+}
+
+#[test]
+fn a_failed_conversion_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let (raw, image) = (folder.path("a.raw"), folder.path("a.qcow2"));
+    std::fs::write(&raw, reference()).unwrap();
+    let source = open(&raw, Access::ReadOnly).disk;
+    let progress = Progress::default();
+    progress.cancel();
+    let error = disk::convert(&source, Path::new(&image), &TargetOptions::new(Format::Qcow2), &progress);
+    assert_eq!(error.unwrap_err().kind(), disk::ErrorKind::Cancelled);
+    assert!(!exists(&image));
+    assert_eq!(std::fs::read_dir(Path::new(&raw).parent().unwrap()).unwrap().count(), 1);
+    std::fs::write(&image, "mine").unwrap();
+    let error =
+        disk::convert(&source, Path::new(&image), &TargetOptions::new(Format::Qcow2), &Progress::default());
+    assert_eq!(error.unwrap_err().kind(), disk::ErrorKind::Exists);
+    assert_eq!(std::fs::read(&image).unwrap(), b"mine");
+}
