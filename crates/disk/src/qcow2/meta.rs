@@ -254,7 +254,7 @@ impl Meta {
     /// The refcount block that counts a cluster, and the bit in it where its count begins.
     fn count_place(&self, cluster: u64) -> (usize, u64) {
         let entries = self.block_entries();
-        ((cluster / entries) as usize, cluster % entries << self.header.refcount_order)
+        ((cluster / entries) as usize, (cluster % entries) << self.header.refcount_order)
     }
 
     /// How many references a cluster of the file has.

@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_was_packed_is_unpacked() {
-        let bytes: Vec<u8> = (0..65536u32).map(|i| (i / 97 ^ i / 1000) as u8).collect();
+        let bytes: Vec<u8> = (0..65536u32).map(|i| ((i / 97) ^ (i / 1000)) as u8).collect();
         let noise: Vec<u8> =
             (0..65536u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
         for compression in [Compression::Zlib, Compression::Zstd] {

@@ -68,7 +68,7 @@ pub(crate) fn reference() -> Vec<u8> {
         match block % 7 {
             0 | 3 => {}
             1 => part.iter_mut().for_each(|byte| *byte = noise() as u8),
-            2 => part[..700.min(512)].fill(block as u8 | 1),
+            2 => part[..512].fill(block as u8 | 1),
             5 => part.iter_mut().step_by(4096).for_each(|byte| *byte = 7),
             _ => part.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i / 50) as u8),
         }
