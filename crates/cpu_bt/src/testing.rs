@@ -254,6 +254,16 @@ impl Machine {
         counters.into_iter().find(|(each, _)| each == name).expect("a counter of that name").1
     }
 
+    /// The host code of the trace at a linear address, where it is, and the routines it calls.
+    #[cfg(test)]
+    pub(crate) fn host_code(&mut self, linear: u64) -> (u64, Vec<u8>, crate::jit::stubs::Stubs) {
+        self.translate_at(linear);
+        let (gpa, key) = (self.physical(linear), crate::jit::key_of(&self.cpu));
+        let cache = self.cpu.vm.code.cache();
+        let (at, code) = cache.code_of(gpa, key).expect("just translated");
+        (at, code, cache.stubs)
+    }
+
     /// Translates the trace at a linear address. Nothing executes.
     #[cfg(test)]
     pub(crate) fn translate_at(&mut self, linear: u64) {

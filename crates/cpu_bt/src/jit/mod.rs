@@ -26,11 +26,13 @@
 pub(crate) mod arena;
 pub(crate) mod cache;
 mod emit;
+#[cfg(test)]
+mod golden;
 pub(crate) mod liveness;
 mod mapping;
 pub(crate) mod runtime;
 pub(crate) mod state;
-mod stubs;
+pub(crate) mod stubs;
 #[cfg(test)]
 mod tests;
 mod trace;
