@@ -26,6 +26,8 @@ mod lockstep;
 mod mmu;
 mod native;
 mod options;
+#[cfg(test)]
+mod parallel_tests;
 mod regs;
 mod signals;
 mod system;
