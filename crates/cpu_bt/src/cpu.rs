@@ -276,6 +276,7 @@ impl Cpu {
         self.pending_exception = None;
         self.flush_tlb_all();
         self.update_mode();
+        self.update_fast();
     }
 
     /// Recomputes [`Mode`]. Call after any change of CR0, CR4, EFER, CS, SS, or RFLAGS.VM and AC.

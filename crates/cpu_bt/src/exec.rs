@@ -15,6 +15,8 @@ impl Cpu {
     /// Executes guest code until something ends it.
     pub(crate) fn execute(&mut self) -> VmExit {
         self.signals.enter_guest();
+        // The state may have been replaced, and the clock moved on, since the last time.
+        self.update_fast();
         let exit = loop {
             if let Some(exit) = self.exit.take() {
                 break exit;
@@ -52,18 +54,58 @@ impl Cpu {
         deferred
     }
 
+    /// Whether every instruction has to be looked at by itself.
+    #[inline(always)]
+    fn single_steps(&self) -> bool {
+        self.shadow || self.regs.flag(rflags::TF) || self.is_watched()
+    }
+
+    /// Whether instruction breakpoints are armed.
+    #[inline(always)]
+    fn is_watched(&self) -> bool {
+        self.sys.dr7 & dr7::ENABLES != 0 && self.has_breakpoints()
+    }
+
+    /// Whether nothing that an instruction has done keeps the next one from following it at once.
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.single_steps() && !self.halted && self.pending_exception.is_none()
+    }
+
+    /// Goes on after translated code was left, until there is translated code again or something else
+    /// to do: the address of that code, or `None`.
+    pub(crate) fn resume(&mut self) -> Option<u64> {
+        loop {
+            if let Some(fault) = self.jit.fault.take() {
+                self.raise(fault);
+            }
+            if self.exit.is_some() || self.needs_attention() || self.single_steps() || !self.translates() {
+                return None;
+            }
+            match self.next_code() {
+                Ok(Some(code)) => return Some(code),
+                Ok(None) => self.step(),
+                Err(fault) => self.raise(fault),
+            }
+        }
+    }
+
+    /// Whether code of the present mode is translated: translations distinguish the supervisor from the
+    /// user, not rings 1 and 2.
+    #[inline(always)]
+    fn translates(&self) -> bool {
+        self.vm.options.jit == Jit::On && self.mode.is_64() && matches!(self.mode.cpl, 0 | 3)
+    }
+
     /// Executes some code: translated if there is any, interpreted otherwise.
     #[inline(always)]
     fn advance(&mut self) {
         if self.vm.options.jit == Jit::Lockstep {
             return self.advance_in_lockstep();
         }
-        let watched = self.sys.dr7 & dr7::ENABLES != 0 && self.has_breakpoints();
-        if watched || self.shadow || self.regs.flag(rflags::TF) {
-            return self.step_single(watched);
+        if self.single_steps() {
+            return self.step_single(self.is_watched());
         }
-        // Translations distinguish the supervisor from the user, not rings 1 and 2.
-        if self.vm.options.jit == Jit::On && self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) {
+        if self.translates() {
             match self.run_translated() {
                 Ok(true) => return,
                 Ok(false) => {}

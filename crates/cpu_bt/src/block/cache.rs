@@ -26,7 +26,7 @@ pub(crate) struct BlockCache {
     generations: [u32; 2],
     /// What was noted of translated code in an older generation is void.
     code_generation: u32,
-    /// How often addresses were forgotten.
+    /// How often addresses of code were forgotten.
     forgotten: u64,
 }
 
@@ -124,13 +124,14 @@ impl BlockCache {
         }
     }
 
-    /// Counts the times that addresses were forgotten.
+    /// Counts the times that addresses of code were forgotten.
     pub(crate) fn forgotten(&self) -> u64 {
         self.forgotten
     }
 
     /// Translated code has become void somewhere.
     pub(crate) fn forget_translated(&mut self) {
+        self.forgotten += 1;
         self.code_generation = self.code_generation.wrapping_add(1);
         if self.code_generation == 0 {
             self.code_generation = 1;

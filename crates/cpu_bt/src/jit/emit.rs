@@ -6,6 +6,8 @@
 /// Host registers by number.
 pub(crate) mod host {
     pub(crate) const RAX: u8 = 0;
+    pub(crate) const RCX: u8 = 1;
+    pub(crate) const RDX: u8 = 2;
     pub(crate) const RBX: u8 = 3;
     pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
@@ -159,6 +161,12 @@ impl Emit {
         self.gs_op(false, &[0x85], reg, displacement);
     }
 
+    /// `mov byte gs:[displacement], imm`
+    pub(crate) fn gs_store8_imm(&mut self, displacement: i32, value: u8) {
+        self.gs_op(false, &[0xc6], 0, displacement);
+        self.byte(value);
+    }
+
     /// `cmp byte gs:[displacement], imm`
     pub(crate) fn gs_cmp8_imm(&mut self, displacement: i32, value: u8) {
         self.gs_op(false, &[0x80], 7, displacement);
@@ -184,6 +192,44 @@ impl Emit {
     pub(crate) fn gs_or32_imm(&mut self, displacement: i32, value: u32) {
         self.gs_op(false, &[0x81], 1, displacement);
         self.imm32(value as i32);
+    }
+
+    /// `add dword gs:[displacement], imm`
+    pub(crate) fn gs_add32_imm(&mut self, displacement: i32, value: u32) {
+        self.gs_op(false, &[0x81], 0, displacement);
+        self.imm32(value as i32);
+    }
+
+    /// `add reg, gs:[displacement]`
+    pub(crate) fn gs_add(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(true, &[0x03], reg, displacement);
+    }
+
+    /// `and reg, gs:[displacement]`
+    pub(crate) fn gs_and(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(true, &[0x23], reg, displacement);
+    }
+
+    /// `movzx reg32, byte gs:[displacement]`
+    pub(crate) fn gs_load8(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(false, &[0x0f, 0xb6], reg, displacement);
+    }
+
+    /// `mov gs:[displacement], reg8`; R8 or higher.
+    pub(crate) fn gs_store8(&mut self, displacement: i32, reg: u8) {
+        debug_assert!(reg >= 8);
+        self.gs_op(false, &[0x88], reg, displacement);
+    }
+
+    /// `jmp gs:[base + displacement]`; `base` is not RSP or R12.
+    pub(crate) fn gs_jmp(&mut self, base: u8, displacement: i32) {
+        self.gs_indexed(false, &[0xff], 4, base, displacement);
+    }
+
+    /// `push reg; popfq`; R8 or higher. The stack is the host's.
+    pub(crate) fn host_flags_from(&mut self, reg: u8) {
+        debug_assert!(reg >= 8);
+        self.bytes(&[0x41, 0x50 | reg & 7, 0x9d]);
     }
 
     /// `and dword gs:[displacement], imm`
@@ -332,6 +378,26 @@ impl Emit {
     pub(crate) fn shr(&mut self, reg: u8, count: u8) {
         self.rex(true, 0, 0, reg);
         self.bytes(&[0xc1, 0xe8 | reg & 7, count]);
+    }
+
+    /// `shl reg, count`
+    pub(crate) fn shl(&mut self, reg: u8, count: u8) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0xc1, 0xe0 | reg & 7, count]);
+    }
+
+    /// `mov dst8, src8`; the low bytes, `src` R8 or higher.
+    pub(crate) fn mov8(&mut self, dst: u8, src: u8) {
+        debug_assert!(src >= 8);
+        self.rex(false, src, 0, dst);
+        self.bytes(&[0x88, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
+    /// `and reg, imm` (sign-extended)
+    pub(crate) fn and_imm(&mut self, reg: u8, value: i32) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0x81, 0xe0 | reg & 7]);
+        self.imm32(value);
     }
 
     /// `and reg32, imm`

@@ -100,20 +100,26 @@ impl Mapping {
 
     /// Copies guest registers from saved host registers into the register file.
     pub(crate) fn to_file(self, host: &[u64; 16], regs: &mut Regs) {
-        for guest in 0..16 {
-            if let Loc::Host(number) = self.loc(guest) {
-                regs.r[guest as usize] = host[number as usize];
+        if self.is_canonical() {
+            regs.r[..13].copy_from_slice(&host[..13]);
+        } else {
+            for guest in (0..13).filter(|guest| !self.displaced.contains(guest)) {
+                regs.r[guest as usize] = host[guest as usize];
+            }
+            for (guest, victim) in self.pairs() {
+                regs.r[guest as usize] = host[victim as usize];
             }
         }
+        regs.r[RSP] = host[self::host::R15 as usize];
     }
 
     /// Copies guest registers from the register file into saved host registers.
     pub(crate) fn to_host(self, regs: &Regs, host: &mut [u64; 16]) {
-        for guest in 0..16 {
-            if let Loc::Host(number) = self.loc(guest) {
-                host[number as usize] = regs.r[guest as usize];
-            }
+        host[..13].copy_from_slice(&regs.r[..13]);
+        for (guest, victim) in self.pairs() {
+            host[victim as usize] = regs.r[guest as usize];
         }
+        host[self::host::R15 as usize] = regs.r[RSP];
     }
 }
 

@@ -28,8 +28,10 @@ pub(crate) mod cache;
 mod emit;
 #[cfg(test)]
 mod golden;
+pub(crate) mod fast;
 pub(crate) mod liveness;
 mod mapping;
+mod passage;
 pub(crate) mod runtime;
 pub(crate) mod state;
 pub(crate) mod stubs;
@@ -50,8 +52,12 @@ pub(crate) const HOT: u32 = 16;
 const FRAMES: u64 = 1 << 28;
 
 impl Key {
+    /// For the supervisor that may touch user pages: SMAP is on, so CLAC ends that.
+    const SMAP: u8 = 1;
     const SIMD: u8 = 1 << 2;
     const AVX: u8 = 1 << 3;
+    /// For the user: CR4.TSD keeps the TSC from it.
+    const TSD: u8 = 1 << 4;
 
     /// The privilege of data accesses.
     pub(crate) fn mmu(self) -> MmuIndex {
@@ -62,10 +68,28 @@ impl Key {
         }
     }
 
+    /// The key after STAC or CLAC, if that is known: `None` for a user, who must not.
+    pub(crate) fn with_ac(self, ac: bool) -> Option<Key> {
+        const WITHOUT_SMAP: u8 = MmuIndex::KernelAc as u8;
+        const WITH_SMAP: u8 = MmuIndex::KernelAc as u8 | Key::SMAP;
+        let privilege = match (self.0 & 3, ac) {
+            (WITHOUT_SMAP, _) => WITHOUT_SMAP,
+            (privilege, _) if privilege == MmuIndex::User as u8 => return None,
+            (_, true) => WITH_SMAP,
+            (_, false) => MmuIndex::Kernel as u8,
+        };
+        Some(Key(self.0 & !3 | privilege))
+    }
+
     /// Whether SSE instructions execute as themselves: they are enabled, and no exception of theirs is
     /// unmasked, so that none can happen on the host.
     pub(crate) fn simd(self) -> bool {
         self.0 & Key::SIMD != 0
+    }
+
+    /// Whether RDTSC needs no check.
+    pub(crate) fn tsc(self) -> bool {
+        self.0 & Key::TSD == 0
     }
 
     /// Whether AVX instructions do.
@@ -81,6 +105,12 @@ pub(crate) fn key_of(cpu: &Cpu) -> Key {
     const MASKS: u32 = 0x1f80;
     let sys = &cpu.sys;
     let mut key = cpu.mode.data as u8;
+    if cpu.mode.data == MmuIndex::KernelAc && sys.cr4 & cr4::SMAP != 0 {
+        key |= Key::SMAP;
+    }
+    if sys.cr4 & cr4::TSD != 0 && cpu.mode.data == MmuIndex::User {
+        key |= Key::TSD;
+    }
     let enabled = sys.cr0 & (cr0::EM | cr0::TS) == 0 && sys.cr4 & cr4::OSFXSR != 0;
     if enabled && cpu.regs.mxcsr & MASKS == MASKS {
         key |= Key::SIMD;

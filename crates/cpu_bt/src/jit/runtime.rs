@@ -4,7 +4,7 @@ use super::cache::Key;
 use super::state::{JitState, NO_EXIT, Site};
 use super::{key_of, page_id, page_of};
 use crate::block::cache::Known;
-use crate::block::{Flow, UNTRANSLATABLE};
+use crate::block::{Block, Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::options::Jit;
@@ -24,6 +24,15 @@ impl Cpu {
     /// and it has to be interpreted.
     #[inline]
     pub(crate) fn run_translated(&mut self) -> Result<bool> {
+        let Some(code) = self.next_code()? else { return Ok(false) };
+        self.enter_translated(code);
+        self.take_translated_fault()?;
+        Ok(true)
+    }
+
+    /// The translated code of the present instruction, if there is any, ready to be entered.
+    #[inline]
+    pub(crate) fn next_code(&mut self) -> Result<Option<u64>> {
         let linear = self.regs.r[RIP];
         let key = key_of(self);
         let known = match self.blocks.translated(linear, key) {
@@ -31,7 +40,7 @@ impl Cpu {
             known => known,
         };
         let exit = std::mem::replace(&mut self.jit.exit, NO_EXIT);
-        let Known::Code(code, id) = known else { return Ok(false) };
+        let Known::Code(code, id) = known else { return Ok(None) };
         // The entry verifies that its page is known, which may have made room for another.
         self.jit.note_page(self.mode.data, linear & !0xfff, id);
         // An interrupt may have been delivered since the exit was taken: this is its target only if the
@@ -42,15 +51,20 @@ impl Cpu {
         {
             self.vm.counters.chains.add();
         }
-        let by_handler = self.counts.exits_handler.get();
-        self.enter_translated(code, linear);
-        self.count_exit(linear, by_handler);
-        self.take_translated_fault()?;
-        Ok(true)
+        self.prepare_entry();
+        Ok(Some(code))
+    }
+
+    /// Puts in order what translated code expects in [`JitState`].
+    pub(crate) fn prepare_entry(&mut self) {
+        self.jit.poll_mask = !self.deferred();
+        self.jit.entered = self.regs.r[RIP];
+        self.jit.handled = false;
+        self.split_flags();
     }
 
     /// Counts why translated code was left.
-    fn count_exit(&self, from: u64, by_handler: u64) {
+    fn count_exit(&mut self) {
         let counts = &self.counts;
         let why = if self.jit.fault.is_some() {
             counts.exits_fault.add();
@@ -58,7 +72,8 @@ impl Cpu {
         } else if self.jit.exit != NO_EXIT {
             counts.exits_unlinked.add();
             "unlinked"
-        } else if counts.exits_handler.get() != by_handler {
+        } else if std::mem::take(&mut self.jit.handled) {
+            counts.exits_handler.add();
             "handler"
         } else if self.signals.pending() & self.jit.poll_mask != 0 {
             counts.exits_request.add();
@@ -68,14 +83,12 @@ impl Cpu {
             "unknown target"
         };
         if let Some(trace) = &self.vm.options.trace {
-            self.trace_exit(trace, from, why);
+            self.trace_exit(trace, self.jit.entered, why);
         }
     }
 
-    pub(crate) fn enter_translated(&mut self, code: u64, linear: u64) {
-        self.jit.poll_mask = !self.deferred();
-        self.split_flags();
-        self.jit.exit = NO_EXIT;
+    pub(crate) fn enter_translated(&mut self, code: u64) {
+        let linear = self.regs.r[RIP];
         let enter = self.jit.enter;
         // SAFETY: `enter` is the generated routine with this signature; `code` is a trace in the same
         // arena, which is emptied only when no vCPU is in translated code. Both keep the ABI's promises;
@@ -85,6 +98,11 @@ impl Cpu {
             // The code finds the vCPU through GS; it is passed so that the compiler knows it changes.
             enter(code, linear, self);
         }
+    }
+
+    /// Puts in order what the routine that leaves translated code has left in [`JitState`].
+    fn left_translated(&mut self) {
+        self.count_exit();
         self.jit.simd_loaded = 0;
         self.jit.exit_target = self.regs.r[RIP];
         self.join_flags();
@@ -190,34 +208,56 @@ impl Cpu {
     fn interpret_site(&mut self) -> u64 {
         let linear = self.settle();
         let mark = self.guard_mark();
-        let forgotten = self.blocks.forgotten();
-        let result = self.find_block(linear).and_then(|block| {
-            let op = &block.ops[0];
-            self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
-            (op.run)(self, op).inspect_err(|fault| {
-                if !fault.is_leave() {
-                    self.regs.r[RIP] = linear;
-                }
-            })
-        });
+        let (forgotten, key) = (self.blocks.forgotten(), key_of(self));
+        let result = self.find_block(linear).and_then(|block| self.run_first(&block));
         if self.guard_undo(mark) {
             return verdict::LEAVE;
         }
         self.split_flags();
         match result {
             Ok(Flow::Next)
-                if !self.code_modified && self.exit.is_none() && self.blocks.forgotten() == forgotten =>
+                if !self.code_modified
+                    && self.exit.is_none()
+                    && self.blocks.forgotten() == forgotten
+                    && key_of(self) == key
+                    && self.goes_on() =>
             {
+                self.jit.poll_mask = !self.deferred();
                 self.unsettle();
                 verdict::DONE
             }
             Ok(_) => {
                 self.code_modified = false;
-                self.counts.exits_handler.add();
+                self.jit.handled = true;
                 verdict::LEAVE
             }
             Err(fault) => self.leave_with(fault),
         }
+    }
+
+    /// Executes the instruction of the noted site by its handler, after which the guest goes on wherever
+    /// that says.
+    fn hand_over(&mut self) {
+        let linear = self.settle();
+        let result = self.find_block(linear).and_then(|block| self.run_first(&block));
+        self.split_flags();
+        self.code_modified = false;
+        self.jit.handled = true;
+        if let Err(fault) = result {
+            self.leave_with(fault);
+        }
+    }
+
+    /// Executes the first instruction of a block, which is the present one.
+    fn run_first(&mut self, block: &Block) -> Result<Flow> {
+        let linear = self.regs.r[RIP];
+        let op = &block.ops[0];
+        self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
+        (op.run)(self, op).inspect_err(|fault| {
+            if !fault.is_leave() {
+                self.regs.r[RIP] = linear;
+            }
+        })
     }
 
     fn leave_with(&mut self, fault: Fault) -> u64 {
@@ -270,6 +310,29 @@ pub(super) unsafe extern "sysv64" fn callout(cpu: *mut Cpu) -> u64 {
     let cpu = unsafe { &mut *cpu };
     cpu.vm.counters.callouts.add();
     cpu.interpret_site()
+}
+
+/// Executes the instruction of the noted site, which ends the trace; jumped to by translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn hand(cpu: *mut Cpu) {
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    cpu.vm.counters.callouts.add();
+    cpu.hand_over();
+}
+
+/// Goes on after the guest's state was put in order in the vCPU: the address of translated code for it,
+/// or 0 when the loop outside has something to do. Called by the routine that leaves translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn resume(cpu: *mut Cpu) -> u64 {
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    cpu.left_translated();
+    cpu.resume().unwrap_or(0)
 }
 
 /// Prepares the zeroed state of a new vCPU.

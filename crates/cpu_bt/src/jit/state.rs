@@ -23,6 +23,10 @@ pub(crate) struct JitState {
     pub(crate) system_flags: u64,
     /// Which instruction calls a helper: see [`Site`].
     pub(crate) site: u32,
+    /// The handler of an instruction has changed the course of the guest.
+    pub(crate) handled: bool,
+    /// Where translated code was entered.
+    pub(crate) entered: u64,
     /// The exit that was taken, if it can be linked.
     pub(crate) exit: u32,
     /// Where the guest was when it left translated code.
@@ -50,14 +54,15 @@ pub(crate) struct JitState {
     pub(crate) enter: u64,
     /// Address of the routine that leaves it with nothing to link.
     pub(crate) leave: u64,
+    pub(crate) fast: super::fast::Fast,
     /// A fault that a helper met.
     pub(crate) fault: Option<Fault>,
     /// For each [`MmuIndex`], which linear pages are known to lead where: page address or 1.
     pub(crate) page_tags: [[u64; PAGES]; 3],
     /// For each [`MmuIndex`], the identity of that page's contents: see [`super::page_id`].
     pub(crate) page_ids: [[u32; PAGES]; 3],
-    /// For kernel and user, code addresses by the low 16 bits of the linear address.
-    pub(crate) targets: [[u64; TARGETS]; 2],
+    /// For each [`MmuIndex`], code addresses by the low 16 bits of the linear address.
+    pub(crate) targets: [[u64; TARGETS]; 3],
 }
 
 /// An instruction that may call a helper, packed into one word.
@@ -135,8 +140,6 @@ impl JitState {
 
     /// Notes where the code of a linear address is.
     pub(crate) fn note_target(&mut self, mmu: MmuIndex, linear: u64, code: u64) {
-        if mmu != MmuIndex::KernelAc {
-            self.targets[mmu as usize][linear as usize % TARGETS] = code;
-        }
+        self.targets[mmu as usize][linear as usize % TARGETS] = code;
     }
 }

@@ -1,7 +1,8 @@
 //! The common routines of translated code: in, out, and to the helpers.
 
 use super::emit::{Emit, cc, host};
-use super::mapping::{Loc, Mapping, S0, slot};
+use super::mapping::{Loc, Mapping, S0, S1, slot};
+use super::passage;
 use super::runtime;
 use super::state::NO_EXIT;
 use crate::cpu::Cpu;
@@ -32,6 +33,12 @@ pub(crate) struct Stubs {
     pub(crate) slow: u64,
     /// Executes the instruction of the noted site by its handler.
     pub(crate) callout: u64,
+    /// Executes the instruction of the noted site by its handler and goes on wherever that says.
+    pub(crate) hand: u64,
+    /// SYSCALL of 64-bit user code: the next instruction's address in S0, the site noted.
+    pub(crate) syscall: u64,
+    /// SYSRET to 64-bit code: the site noted.
+    pub(crate) sysret: u64,
     /// Loads the guest's vector registers. Keeps everything else.
     pub(crate) load_simd: u64,
 }
@@ -63,14 +70,7 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     e.gs_store(jit!(host_rsp), host::RSP);
     e.gs_store(jit!(target), host::RDI);
     e.mov(S0, host::RSI);
-    load_flags(e);
-    for guest in 0..16 {
-        if let Loc::Host(number) = Mapping::CANONICAL.loc(guest) {
-            e.gs_load(number, slot(guest));
-        }
-    }
-    e.bytes(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[target]
-    e.bytes(&jit!(target).to_le_bytes());
+    load_guest(e);
 
     e.align(16, 0);
     stubs.leave = e.here();
@@ -84,8 +84,19 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     e.gs_store(slot(crate::regs::RIP as u8), S0);
     store_flags(e);
     if_simd_loaded(e, store_simd);
-    let out = e.here();
+    // Everything is in the vCPU: go on without leaving this frame, if there is translated code.
+    let settled = e.here();
     e.gs_load(host::RSP, jit!(host_rsp));
+    e.gs_load(host::RDI, jit!(cpu));
+    e.mov_imm(host::RAX, runtime::resume as *const () as u64);
+    e.bytes(&[0xff, 0xd0]); // call rax
+    e.bytes(&[0x48, 0x85, 0xc0]); // test rax, rax
+    let out = e.label();
+    e.jcc(cc::E, out);
+    e.gs_store(jit!(target), host::RAX);
+    e.gs_load(S0, slot(crate::regs::RIP as u8));
+    load_guest(e);
+    e.bind(out);
     e.bytes(&[0x48, 0x83, 0xc4, 0x08]); // add rsp, 8
     for register in HOST_SAVED.into_iter().rev() {
         pop(e, register);
@@ -97,7 +108,7 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     save_host(e);
     e.mov(host::RSI, S0);
     call_helper(e, runtime::slow_access as *const () as u64, store_simd);
-    test_leave(e, out);
+    test_leave(e, settled);
     // 1: the instruction is done; anything else: the host address.
     e.bytes(&[0x48, 0x83, 0xf8, 0x01]); // cmp rax, 1
     let done = e.label();
@@ -117,10 +128,21 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     stubs.callout = e.here();
     save_host(e);
     call_helper(e, runtime::callout as *const () as u64, store_simd);
-    test_leave(e, out);
+    test_leave(e, settled);
     reload(e, stubs.load_simd);
     e.byte(0xc3);
 
+    e.align(16, 0);
+    stubs.hand = e.here();
+    save_host(e);
+    if_simd_loaded(e, store_simd);
+    e.gs_load(host::RDI, jit!(cpu));
+    e.mov_imm(host::RAX, runtime::hand as *const () as u64);
+    e.bytes(&[0xff, 0xd0]); // call rax
+    e.jmp_to(settled);
+
+    stubs.syscall = passage::syscall(e, stubs.hand, store_simd);
+    stubs.sysret = passage::sysret(e, stubs.hand);
     stubs
 }
 
@@ -138,11 +160,23 @@ fn pop(e: &mut Emit, register: u8) {
     e.byte(0x58 | register & 7);
 }
 
-/// Host flags from [`JitState::flags`]. The stack is the host's here.
+/// Loads flags and registers of the guest and goes to the noted target.
+fn load_guest(e: &mut Emit) {
+    load_flags(e);
+    for guest in 0..16 {
+        if let Loc::Host(number) = Mapping::CANONICAL.loc(guest) {
+            e.gs_load(number, slot(guest));
+        }
+    }
+    e.bytes(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[target]
+    e.bytes(&jit!(target).to_le_bytes());
+}
+
+/// Host flags from [`JitState::flags`]. Uses RAX and S1.
 fn load_flags(e: &mut Emit) {
-    e.bytes(&[0x65, 0xff, 0x34, 0x25]); // push gs:[flags]
-    e.bytes(&jit!(flags).to_le_bytes());
-    e.byte(0x9d); // popfq
+    e.gs_load(S1, jit!(flags));
+    // Many times faster than POPF.
+    passage::status_from(e, S1);
 }
 
 fn store_flags(e: &mut Emit) {
@@ -168,10 +202,10 @@ fn call_helper(e: &mut Emit, helper: u64, store_simd: u64) {
     e.bytes(&[0x48, 0x83, 0xc4, 0x08]); // add rsp, 8
 }
 
-/// Leaves when the helper returned 0: it has put the guest's state in order.
-fn test_leave(e: &mut Emit, out: u64) {
+/// Goes on outside the trace when the helper returned 0: it has put the guest's state in order.
+fn test_leave(e: &mut Emit, settled: u64) {
     e.bytes(&[0x48, 0x85, 0xc0, 0x0f, 0x84]); // test rax, rax; jz
-    let distance = out.wrapping_sub(e.here() + 4) as i32;
+    let distance = settled.wrapping_sub(e.here() + 4) as i32;
     e.bytes(&distance.to_le_bytes());
 }
 
@@ -184,7 +218,7 @@ fn reload(e: &mut Emit, load_simd: u64) {
     }
 }
 
-fn if_simd_loaded(e: &mut Emit, routine: u64) {
+pub(super) fn if_simd_loaded(e: &mut Emit, routine: u64) {
     let skip = e.label();
     e.gs_cmp8_imm(jit!(simd_loaded), 0);
     e.jcc(cc::E, skip);

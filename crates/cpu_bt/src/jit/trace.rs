@@ -6,7 +6,7 @@ use super::way::Way;
 use crate::cpu::Cpu;
 use crate::native::classify::{Class as PlanClass, Plan};
 use crate::vm::line_mask;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind};
 
 /// Most instructions in a trace.
 const INSTRUCTIONS_MAX: usize = 64;
@@ -75,6 +75,9 @@ impl Cpu {
             let target = insn.near_branch_target();
             let branches = flow != FlowControl::Next && way == Way::Special;
             trace.steps.push(Step { insn, offset, way, plan, live: liveness::ALL });
+            if way == Way::Hand {
+                break;
+            }
             if !branches {
                 continue;
             }
@@ -111,14 +114,20 @@ impl Cpu {
                     live |= live_at(page, step.insn.near_branch_target(), start, at_head);
                 } else if step.way == Way::Special && step.insn.flow_control() != FlowControl::Next {
                     live = match step.insn.flow_control() {
-                        FlowControl::UnconditionalBranch | FlowControl::Call => {
+                        FlowControl::UnconditionalBranch | FlowControl::Call
+                            if step.insn.op0_kind() == OpKind::NearBranch64 =>
+                        {
                             live_at(page, step.insn.near_branch_target(), start, at_head)
                         }
                         _ => liveness::ALL,
                     };
                 }
                 step.live = live;
-                live = liveness::before(&step.insn, live);
+                live = match step.way {
+                    // Its handler may save all flags, as SYSCALL does.
+                    Way::Hand => liveness::ALL,
+                    _ => liveness::before(&step.insn, live),
+                };
             }
             at_head = live;
             trace.live = live;

@@ -6,6 +6,7 @@ use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
 use crate::native;
 use crate::native::classify::{Class as PlanClass, Memory, Plan};
+use crate::system;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 
 /// How an instruction of a trace is done.
@@ -15,6 +16,8 @@ pub(super) enum Way {
     Native,
     /// By its handler, then on.
     Callout,
+    /// By its handler, which says where the guest goes on: the trace ends with it.
+    Hand,
     /// The trace ends before it; it is interpreted.
     Depart,
     /// A branch, push or pop: hand-written.
@@ -31,12 +34,8 @@ impl Cpu {
             return simple(Way::Nothing);
         }
         let class = self.classify(insn);
-        let supervisor = key.mmu() != MmuIndex::User;
-        if matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq) && supervisor {
-            return simple(Way::Special);
-        }
         if class == Class::System {
-            return simple(Way::Depart);
+            return simple(self.system_way(insn, key));
         }
         if has_string_operand(insn) {
             return simple(if class == Class::Interpreted { Way::Callout } else { Way::Depart });
@@ -44,7 +43,7 @@ impl Cpu {
         match insn.mnemonic() {
             M::Jmp | M::Call | M::Ret => return simple(branch_way(insn)),
             _ if insn.is_jcc_short_or_near() => return simple(branch_way(insn)),
-            M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => return simple(Way::Depart),
+            M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => return simple(Way::Hand),
             M::Push if insn.stack_pointer_increment() == -8 && insn.op0_kind() != OpKind::Memory => {
                 return simple(Way::Special);
             }
@@ -53,18 +52,36 @@ impl Cpu {
             }
             M::Leave if insn.code() == Code::Leaveq => return simple(Way::Special),
             M::Lea if reaches(insn) => return simple(Way::Native),
-            M::Lea => return simple(Way::Depart),
+            M::Lea => return simple(Way::Callout),
             _ => {}
         }
         let plan = native::plan(self, insn);
-        if class == Class::Other && plan.is_none() {
-            // What the host executes in other ways may change what translations depend on.
-            return simple(Way::Depart);
-        }
         match plan {
             Some(plan) if can_reencode(insn, &plan, key) => (Way::Native, Some(plan)),
             _ if insn.flow_control() == FlowControl::Next => simple(Way::Callout),
             _ => simple(Way::Depart),
+        }
+    }
+}
+
+impl Cpu {
+    /// How a system instruction is done.
+    fn system_way(&self, insn: &Instruction, key: Key) -> Way {
+        let supervisor = key.mmu() != MmuIndex::User;
+        match insn.mnemonic() {
+            M::Cli | M::Sti | M::Pushfq | M::Swapgs if supervisor => Way::Special,
+            M::Syscall if !supervisor => Way::Special,
+            M::Sysretq if supervisor => Way::Special,
+            M::Rdtsc | M::Rdtscp
+                if key.tsc() && system::exists(self, insn) && std::arch::is_x86_feature_detected!("bmi2") =>
+            {
+                Way::Special
+            }
+            M::Stac | M::Clac if supervisor && system::exists(self, insn) => Way::Special,
+            _ if insn.flow_control() != FlowControl::Next => Way::Hand,
+            // These stop the processor, or have it look at every instruction.
+            M::Hlt => Way::Hand,
+            _ => Way::Callout,
         }
     }
 }

@@ -128,6 +128,7 @@ impl Cpu {
     /// follow the vCPU's TSC.
     pub(crate) fn tsc_adjust_changed(&mut self) {
         self.lapic.set_tsc_adjust(self.sys.tsc_adjust);
+        self.update_fast();
         self.update_paravirt_clock();
     }
 }

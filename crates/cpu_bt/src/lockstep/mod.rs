@@ -164,7 +164,8 @@ impl Cpu {
     fn translated_end(&mut self, code: u64, linear: u64) -> End {
         self.guard.begin();
         self.jit.exit = NO_EXIT;
-        self.enter_translated(code, linear);
+        self.prepare_entry();
+        self.enter_translated(code);
         self.jit.exit = NO_EXIT;
         let fault = self.take_translated_fault().err().map(|fault| (fault, self.fault_address));
         self.code_modified = false;

@@ -14,7 +14,7 @@ const EMPTY: u64 = 1;
 
 /// Which privilege an access has: index of the arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[repr(u8)]
 pub(crate) enum MmuIndex {
     /// Supervisor that may not touch user pages: SMAP is on and RFLAGS.AC is clear; also implicit
     /// accesses to descriptor tables.

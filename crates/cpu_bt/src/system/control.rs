@@ -127,6 +127,7 @@ impl Cpu {
             self.sys.pdpte = pointers;
         }
         self.update_mode();
+        self.update_fast();
         if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 {
             self.flush_tlb_all();
         }
@@ -223,6 +224,7 @@ impl Cpu {
         self.sys.pdpte = pointers;
         self.sys.cr4 = new;
         self.update_mode();
+        self.update_fast();
         if changed & (paging | cr4::SMAP | cr4::PCIDE) != 0 {
             self.flush_tlb_all();
         }

@@ -18,7 +18,7 @@ mod reset;
 mod segment;
 mod stack;
 mod state;
-mod syscall;
+pub(crate) mod syscall;
 mod tables;
 mod task;
 #[cfg(test)]
@@ -69,7 +69,7 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
 
 /// Whether the guest's processor has an instruction, where a CPUID bit says so and no control register
 /// has to be set that depends on it.
-fn exists(cpu: &Cpu, insn: &Instruction) -> bool {
+pub(crate) fn exists(cpu: &Cpu, insn: &Instruction) -> bool {
     use Mnemonic::*;
     let (register, bit) = match insn.mnemonic() {
         Rdtscp => (cpu.cpuid_leaf(0x8000_0001, 0).edx, 27),

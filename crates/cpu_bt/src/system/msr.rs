@@ -254,10 +254,19 @@ impl Cpu {
             }
             TSC_AUX => self.sys.tsc_aux = only(value, 0xffff_ffff)?,
             EFER => self.write_efer(value)?,
-            STAR => self.sys.star = value,
-            LSTAR => self.sys.lstar = canonical(value)?,
+            STAR => {
+                self.sys.star = value;
+                self.update_fast();
+            }
+            LSTAR => {
+                self.sys.lstar = canonical(value)?;
+                self.update_fast();
+            }
             CSTAR => self.sys.cstar = canonical(value)?,
-            SFMASK => self.sys.sfmask = value & 0xffff_ffff,
+            SFMASK => {
+                self.sys.sfmask = value & 0xffff_ffff;
+                self.update_fast();
+            }
             FS_BASE => self.regs.seg[seg::FS].base = canonical(value)?,
             GS_BASE => self.regs.seg[seg::GS].base = canonical(value)?,
             KERNEL_GS_BASE => self.sys.kernel_gs_base = canonical(value)?,
@@ -379,6 +388,7 @@ impl Cpu {
         }
         self.sys.efer = new;
         self.update_mode();
+        self.update_fast();
         if (old ^ new) & efer::NXE != 0 {
             self.flush_tlb_all();
         }

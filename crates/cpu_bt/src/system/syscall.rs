@@ -7,6 +7,7 @@ use super::After::{self, *};
 use crate::block::{Flow, Handler, Op};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::jit::fast::SYSRET_FLAGS;
 use crate::regs::{RCX, RDX, RIP, RSP};
 use iced_x86::{Instruction, Mnemonic};
 use x86::paging::is_canonical;
@@ -45,6 +46,19 @@ fn flat(selector: u16, cpl: u8, rights: u16) -> Segment {
     Segment { base: 0, limit: 0xffff_ffff, selector, access: common | rights }
 }
 
+/// The code and stack segments after SYSCALL.
+pub(crate) fn kernel_segments(star: u64, long: bool) -> (Segment, Segment) {
+    let selector = (star >> 32) as u16 & !3;
+    (flat_code(selector, 0, long), flat_stack(selector.wrapping_add(8), 0))
+}
+
+/// The code and stack segments after SYSRET, to 64-bit code or not.
+pub(crate) fn user_segments(star: u64, to_64: bool) -> (Segment, Segment) {
+    let base = (star >> 48) as u16;
+    let selector = if to_64 { base.wrapping_add(16) } else { base };
+    (flat_code(selector | 3, 3, to_64), flat_stack(base.wrapping_add(8) | 3, 3))
+}
+
 impl Cpu {
     fn enter_flat(&mut self, code: Segment, stack: Segment, rip: u64) {
         self.regs.seg[seg::CS] = code;
@@ -60,7 +74,6 @@ fn syscall(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
         return Err(Fault::UNDEFINED);
     }
     let trap = cpu.regs.flag(rflags::TF);
-    let selector = (cpu.sys.star >> 32) as u16 & !3;
     let rip = cpu.regs.r[RIP];
     let target;
     if cpu.mode.long {
@@ -74,8 +87,8 @@ fn syscall(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
         target = cpu.sys.star & 0xffff_ffff;
         cpu.regs.rflags &= !(rflags::VM | rflags::IF | rflags::RF);
     }
-    let code = flat_code(selector, 0, cpu.mode.long);
-    cpu.enter_flat(code, flat_stack(selector.wrapping_add(8), 0), target);
+    let (code, stack) = kernel_segments(cpu.sys.star, cpu.mode.long);
+    cpu.enter_flat(code, stack, target);
     // A trap that SFMASK masks is not taken after the instruction.
     cpu.finish_without_trap(trap && !cpu.regs.flag(rflags::TF))
 }
@@ -96,21 +109,19 @@ fn sysret(cpu: &mut Cpu, to_64: bool) -> Result<Flow> {
     if !cpu.mode.protected || cpu.cpl() != 0 {
         return Err(Fault::GP0);
     }
-    let base = (cpu.sys.star >> 48) as u16;
     let rip = cpu.regs.r[RCX];
     // AMD processors do not look at the target here: fetching from it faults, with user privilege.
     if to_64 && intel && !is_canonical(rip) {
         return Err(Fault::GP0);
     }
     if cpu.mode.long {
-        // All defined flags but RF and VM (SDM vol. 2B, SYSRET).
-        cpu.regs.rflags = cpu.regs.r[R11] & 0x3c_7fd7 | rflags::FIXED;
+        cpu.regs.rflags = cpu.regs.r[R11] & SYSRET_FLAGS | rflags::FIXED;
     } else {
         cpu.regs.rflags |= rflags::IF;
     }
-    let (selector, rip) = if to_64 { (base.wrapping_add(16), rip) } else { (base, rip & 0xffff_ffff) };
-    let code = flat_code(selector | 3, 3, to_64);
-    cpu.enter_flat(code, flat_stack(base.wrapping_add(8) | 3, 3), rip);
+    let rip = if to_64 { rip } else { rip & 0xffff_ffff };
+    let (code, stack) = user_segments(cpu.sys.star, to_64);
+    cpu.enter_flat(code, stack, rip);
     cpu.drop_resume_flag();
     Ok(Flow::Branch)
 }

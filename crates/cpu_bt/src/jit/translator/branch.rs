@@ -10,7 +10,6 @@ use crate::jit::mapping::{S0, S1};
 use crate::jit::state::{Site, TARGETS};
 use crate::jit::stubs::jit;
 use crate::jit::trace::Step;
-use crate::mmu::tlb::MmuIndex;
 use iced_x86::{Mnemonic as M, OpKind};
 
 impl Translator {
@@ -68,7 +67,7 @@ impl Translator {
                 // Jcc
                 let target = insn.near_branch_target();
                 let condition = condition::number(insn);
-                if target == head as u64 {
+                if target == head as u64 && self.key == self.head_key {
                     let label = self.e.label();
                     self.e.jcc(condition, label);
                     self.cold.push(Cold::Loop { label });
@@ -82,7 +81,7 @@ impl Translator {
                     } else {
                         self.e.jcc(condition, label);
                     }
-                    self.cold.push(Cold::Exit { label, target, number });
+                    self.cold.push(Cold::Exit { label, target, number, key: self.key });
                 }
             }
         }
@@ -109,19 +108,14 @@ impl Translator {
     /// Goes to the linear address in S0.
     pub(super) fn go_indirect(&mut self) {
         self.mapping.emit_leave(&mut self.e);
-        match self.key.mmu() {
-            MmuIndex::KernelAc => self.e.jmp_to(self.stubs.leave),
-            mmu => {
-                let table = jit!(targets) + (mmu as usize * TARGETS * 8) as i32;
-                self.e.movzx16(S1, S0);
-                self.e.gs_jmp_scaled(S1, table);
-            }
-        }
+        let table = jit!(targets) + (self.key.mmu() as usize * TARGETS * 8) as i32;
+        self.e.movzx16(S1, S0);
+        self.e.gs_jmp_scaled(S1, table);
     }
 
     /// Goes to an offset from the page.
     pub(super) fn branch(&mut self, target: u64, head: u16) {
-        if target == head as u64 {
+        if target == head as u64 && self.key == self.head_key {
             self.loop_back();
             return;
         }

@@ -1,6 +1,7 @@
 //! Code that is rarely executed and stands behind the trace.
 
 use super::Translator;
+use crate::jit::cache::Key;
 use crate::jit::emit::Label;
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::Site;
@@ -19,7 +20,7 @@ pub(super) enum Cold {
     /// The vector registers are not loaded.
     LoadSimd { label: Label, back: Label },
     /// A branch out.
-    Exit { label: Label, target: u64, number: Option<u32> },
+    Exit { label: Label, target: u64, number: Option<u32>, key: Key },
     /// Back to the head.
     Loop { label: Label },
     /// An instruction done by its handler after all.
@@ -81,11 +82,12 @@ impl Translator {
                     self.e.call_to(self.stubs.load_simd);
                     self.e.jmp(back);
                 }
-                Cold::Exit { label, target, number: None } => {
+                Cold::Exit { label, target, number: None, key } => {
                     self.e.bind(label);
+                    self.key = key;
                     self.exit(target);
                 }
-                Cold::Exit { label, target, number: Some(number) } => {
+                Cold::Exit { label, target, number: Some(number), .. } => {
                     self.e.bind(label);
                     self.leave_to_link(target, number);
                 }

@@ -82,7 +82,9 @@ impl Cpu {
 struct Translator {
     e: Emit,
     stubs: Stubs,
+    /// What the code being emitted depends on: STAC and CLAC change it.
     key: Key,
+    head_key: Key,
     gpa: u64,
     mapping: Mapping,
     /// Direct, verified, depart.
@@ -108,6 +110,7 @@ impl Translator {
             e,
             stubs,
             key,
+            head_key: key,
             gpa,
             mapping: Mapping::CANONICAL,
             entries,
@@ -155,6 +158,10 @@ impl Translator {
                 self.callout(step);
                 false
             }
+            Way::Hand => {
+                self.hand(step);
+                true
+            }
             Way::Native => {
                 self.native(step);
                 false
@@ -169,6 +176,13 @@ impl Translator {
         self.e.call_to(self.stubs.callout);
     }
 
+    /// Leaves for good: the instruction's handler says where the guest goes on.
+    fn hand(&mut self, step: &Step) {
+        let site = Site::new(step.offset, self.mapping, 1, false, false);
+        self.e.gs_store_imm32(jit!(site), site.0);
+        self.e.jmp_to(self.stubs.hand);
+    }
+
     /// Emits one of the hand-written; true when the trace has ended with it.
     fn special(&mut self, step: &Step, head: u16) -> bool {
         match step.insn.mnemonic() {
@@ -178,6 +192,15 @@ impl Translator {
             M::Cli => self.set_interrupts(step, false),
             M::Sti => self.set_interrupts(step, true),
             M::Pushfq => self.push_flags(step),
+            M::Stac => self.set_access(step, true),
+            M::Clac => self.set_access(step, false),
+            M::Swapgs => self.swap_gs(),
+            M::Rdtsc => self.read_tsc(false),
+            M::Rdtscp => self.read_tsc(true),
+            M::Syscall | M::Sysretq => {
+                self.system_call(step);
+                return true;
+            }
             _ => return self.branch_step(step, head),
         }
         false

@@ -37,8 +37,10 @@ impl Translator {
             if let Some(plan) = &step.plan {
                 fixed |= plan.gprs & !explicit | fixed_operands(&step.insn);
             }
-            if step.insn.mnemonic() == M::Leave {
-                fixed |= 1 << crate::regs::RBP;
+            match step.insn.mnemonic() {
+                M::Leave => fixed |= 1 << crate::regs::RBP,
+                M::Rdtsc | M::Rdtscp => fixed |= 1 << crate::regs::RCX | 1 << crate::regs::RDX,
+                _ => {}
             }
         }
         // A loop pays for the change once, anything else at every execution.

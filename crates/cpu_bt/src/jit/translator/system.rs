@@ -1,12 +1,20 @@
 //! What a supervisor does often enough to stay in translated code for.
 
 use super::Translator;
+use crate::cpu::{Cpu, Mode, SystemRegs};
 use crate::jit::emit::host;
+use crate::jit::fast::Fast;
 use crate::jit::liveness;
-use crate::jit::mapping::{S0, S1};
+use crate::jit::mapping::{Mapping, S0, S1};
+use crate::jit::state::Site;
 use crate::jit::stubs::jit;
 use crate::jit::trace::Step;
+use crate::mmu::tlb::MmuIndex;
+use crate::regs::Regs;
 use crate::signals::signal;
+use iced_x86::Mnemonic;
+use std::mem::offset_of;
+use x86::Segment;
 use x86::reg::rflags;
 
 impl Translator {
@@ -27,6 +35,74 @@ impl Translator {
         if keep {
             self.restore_flags();
         }
+    }
+
+    /// STAC and CLAC of a supervisor: RFLAGS.AC, and through which arrays memory is reached.
+    pub(super) fn set_access(&mut self, step: &Step, allow: bool) {
+        let key = self.key.with_ac(allow).expect("a supervisor");
+        let keep = step.live != 0;
+        if keep {
+            self.save_flags();
+        }
+        match allow {
+            true => self.e.gs_or32_imm(jit!(system_flags), rflags::AC as u32),
+            false => self.e.gs_and32_imm(jit!(system_flags), !rflags::AC as u32),
+        }
+        if keep {
+            self.restore_flags();
+        }
+        if key.mmu() != self.key.mmu() {
+            const { assert!(size_of::<MmuIndex>() == 1) };
+            let data = offset_of!(Cpu, mode) + offset_of!(Mode, data);
+            self.e.gs_store8_imm(data as i32, key.mmu() as u8);
+        }
+        self.key = key;
+    }
+
+    /// SYSCALL of a user and SYSRET of a supervisor: by a common routine, which knows when to call the
+    /// handler.
+    pub(super) fn system_call(&mut self, step: &Step) {
+        self.mapping.emit_leave(&mut self.e);
+        let site = Site::new(step.offset, Mapping::CANONICAL, 1, false, false);
+        self.e.gs_store_imm32(jit!(site), site.0);
+        match step.insn.mnemonic() {
+            Mnemonic::Syscall => {
+                self.e.gs_load(S0, jit!(page));
+                self.e.lea_disp32(S0, S0, step.offset as i32 + step.insn.len() as i32);
+                self.e.jmp_to(self.stubs.syscall);
+            }
+            _ => self.e.jmp_to(self.stubs.sysret),
+        }
+    }
+
+    /// RDTSC and RDTSCP where nothing forbids them. Touches no flags.
+    pub(super) fn read_tsc(&mut self, with_id: bool) {
+        let (rax, rdx) = (host::RAX, host::RDX);
+        self.e.bytes(&[0x0f, 0x31]); // rdtsc
+        self.e.mov(S0, rdx);
+        self.e.rorx(S0, S0, 32);
+        self.e.gs_load(S1, jit!(fast) + offset_of!(Fast, tsc_offset) as i32);
+        self.e.lea(true, rax, Some(rax), Some((S0, 0)), 0);
+        self.e.lea(true, rax, Some(rax), Some((S1, 0)), 0);
+        self.e.mov(rdx, rax);
+        self.e.rorx(rdx, rdx, 32);
+        self.e.mov32(rdx, rdx);
+        self.e.mov32(rax, rax);
+        if with_id {
+            self.e.gs_load(host::RCX, (offset_of!(Cpu, sys) + offset_of!(SystemRegs, tsc_aux)) as i32);
+            self.e.mov32(host::RCX, host::RCX);
+        }
+    }
+
+    /// SWAPGS of a supervisor.
+    pub(super) fn swap_gs(&mut self) {
+        let segments = offset_of!(Cpu, regs) + offset_of!(Regs, seg);
+        let base = segments + x86::state::seg::GS * size_of::<Segment>() + offset_of!(Segment, base);
+        let kernel = offset_of!(Cpu, sys) + offset_of!(SystemRegs, kernel_gs_base);
+        self.e.gs_load(S0, base as i32);
+        self.e.gs_load(S1, kernel as i32);
+        self.e.gs_store(base as i32, S1);
+        self.e.gs_store(kernel as i32, S0);
     }
 
     /// PUSHFQ of a supervisor.
