@@ -7,6 +7,7 @@ use crate::jit::runtime;
 use crate::jit::state::JitState;
 use crate::lapic::Lapic;
 use crate::lockstep::Guard;
+use crate::mmu::pages::Pages;
 use crate::mmu::tlb::{MmuIndex, Tlb};
 use crate::native::Stubs;
 use crate::regs::{Regs, *};
@@ -25,6 +26,7 @@ use x86::state::{TableRegister, seg};
 pub(crate) struct Cpu {
     pub(crate) regs: Regs,
     pub(crate) tlb: Tlb,
+    pub(crate) pages: Pages,
     pub(crate) jit: JitState,
     pub(crate) sys: SystemRegs,
     pub(crate) mode: Mode,
@@ -223,6 +225,7 @@ impl Cpu {
         init! {
             regs: Regs::new(),
             tlb: Tlb::new(),
+            pages: Pages::new(),
             sys: SystemRegs::new(),
             mode: mode,
             fault_address: 0,

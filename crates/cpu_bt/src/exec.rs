@@ -74,6 +74,9 @@ impl Cpu {
     /// Goes on after translated code was left, until there is translated code again or something else
     /// to do: the address of that code, or `None`.
     pub(crate) fn resume(&mut self) -> Option<u64> {
+        if self.jit.always_leave {
+            return None;
+        }
         loop {
             if let Some(fault) = self.jit.fault.take() {
                 self.raise(fault);

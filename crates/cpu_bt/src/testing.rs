@@ -322,6 +322,7 @@ impl Machine {
     /// Executes with every block translated at once, until the instruction pointer is `end`.
     pub fn run_translated(&mut self, end: u64) -> Outcome {
         crate::jit::runtime::use_vcpu(&raw mut *self.cpu).expect("the GS base of this thread");
+        self.cpu.jit.always_leave = true;
         let result = self.cpu.with_io(&NoDevices, |cpu| {
             while cpu.regs.r[RIP] != end && cpu.exit.is_none() {
                 cpu.heed_requests();

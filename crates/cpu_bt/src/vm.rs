@@ -63,6 +63,7 @@ pub(crate) struct Counters {
     pub(crate) translated_instructions: Counter,
     pub(crate) slow_accesses: Counter,
     pub(crate) callouts: Counter,
+    pub(crate) walks: Counter,
     pub(crate) code_cache_emptied: Counter,
     pub(crate) chains: Counter,
 }
@@ -100,6 +101,7 @@ impl Counters {
             ("translated_instructions", &self.translated_instructions),
             ("slow_accesses", &self.slow_accesses),
             ("callouts", &self.callouts),
+            ("page_walks", &self.walks),
             ("code_cache_emptied", &self.code_cache_emptied),
             ("chains", &self.chains),
         ]

@@ -81,8 +81,11 @@ fn repeat(cpu: &mut Cpu, op: &Op, f: impl Fn(&mut Cpu) -> Result<Option<Progress
             continue;
         }
         let pending = cpu.signals.pending();
-        if pending & !signal::INTERRUPT != 0 || pending != 0 && cpu.regs.flag(rflags::IF) || cpu.code_modified
-        {
+        let interrupted = pending & !signal::INTERRUPT != 0
+            || pending != 0 && cpu.regs.flag(rflags::IF)
+            || cpu.code_modified;
+        // The trap of TF comes after every element (SDM vol. 3B, §17.3.1.4).
+        if interrupted || cpu.regs.flag(rflags::TF) {
             break;
         }
     }
@@ -94,7 +97,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, f: impl Fn(&mut Cpu) -> Result<Option<Progress
 /// Whether the offsets of `count` elements going up stay in their segment: always so in 64-bit code;
 /// elsewhere only single elements are trusted to [`Cpu::linear`].
 fn may_batch(cpu: &Cpu, op: &Op) -> bool {
-    cpu.mode.is_64() && op.address_cut == 0 && !cpu.regs.flag(rflags::DF)
+    cpu.mode.is_64() && op.address_cut == 0 && !cpu.regs.flag(rflags::DF) && !cpu.regs.flag(rflags::TF)
 }
 
 fn movs_one<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<()> {

@@ -167,6 +167,12 @@ impl Emit {
         self.byte(value);
     }
 
+    /// `test byte gs:[displacement], imm`
+    pub(crate) fn gs_test8_imm(&mut self, displacement: i32, value: u8) {
+        self.gs_op(false, &[0xf6], 0, displacement);
+        self.byte(value);
+    }
+
     /// `cmp byte gs:[displacement], imm`
     pub(crate) fn gs_cmp8_imm(&mut self, displacement: i32, value: u8) {
         self.gs_op(false, &[0x80], 7, displacement);
@@ -378,6 +384,12 @@ impl Emit {
     pub(crate) fn shr(&mut self, reg: u8, count: u8) {
         self.rex(true, 0, 0, reg);
         self.bytes(&[0xc1, 0xe8 | reg & 7, count]);
+    }
+
+    /// `sub dst, src`
+    pub(crate) fn sub(&mut self, dst: u8, src: u8) {
+        self.rex(true, src, 0, dst);
+        self.bytes(&[0x29, 0xc0 | (src & 7) << 3 | dst & 7]);
     }
 
     /// `shl reg, count`

@@ -26,14 +26,15 @@
 pub(crate) mod arena;
 pub(crate) mod cache;
 mod emit;
+pub(crate) mod fast;
 #[cfg(test)]
 mod golden;
-pub(crate) mod fast;
 pub(crate) mod liveness;
 mod mapping;
 mod passage;
 pub(crate) mod runtime;
 pub(crate) mod state;
+mod strings;
 pub(crate) mod stubs;
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,8 @@ pub(crate) struct JitState {
     pub(crate) simd_loaded: u8,
     /// RAX while flags are in AX.
     pub(crate) saved_rax: u64,
+    /// AX with flags in it.
+    pub(crate) saved_flags: u64,
     /// The target of an indirect call while the return address is pushed.
     pub(crate) target: u64,
     /// Host registers while a helper runs.
@@ -48,6 +50,8 @@ pub(crate) struct JitState {
     pub(crate) host_mxcsr: u32,
     /// A supervisor's bank has a page in the lower half of the address space.
     pub(crate) supervisor_lower: bool,
+    /// Leave translated code after every trace that is not linked, and with every fault: for tests.
+    pub(crate) always_leave: bool,
     /// The tables have been set up.
     pub(crate) ready: bool,
     /// Address of the routine that enters translated code.

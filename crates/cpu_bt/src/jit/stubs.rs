@@ -5,6 +5,7 @@ use super::mapping::{Loc, Mapping, S0, S1, slot};
 use super::passage;
 use super::runtime;
 use super::state::NO_EXIT;
+use super::strings::Routines;
 use crate::cpu::Cpu;
 use crate::regs::Regs;
 use std::mem::offset_of;
@@ -39,6 +40,8 @@ pub(crate) struct Stubs {
     pub(crate) syscall: u64,
     /// SYSRET to 64-bit code: the site noted.
     pub(crate) sysret: u64,
+    /// REP MOVS and REP STOS.
+    pub(crate) strings: Routines,
     /// Loads the guest's vector registers. Keeps everything else.
     pub(crate) load_simd: u64,
 }
@@ -141,6 +144,7 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     e.bytes(&[0xff, 0xd0]); // call rax
     e.jmp_to(settled);
 
+    stubs.strings = Routines::generate(e, stubs.callout);
     stubs.syscall = passage::syscall(e, stubs.hand, store_simd);
     stubs.sysret = passage::sysret(e, stubs.hand);
     stubs

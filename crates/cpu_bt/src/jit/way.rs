@@ -1,6 +1,7 @@
 //! How each instruction is done: re-encoded, hand-written, by its handler, or not in a trace at all.
 
 use super::Key;
+use super::strings;
 use crate::block::decode::Class;
 use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
@@ -36,6 +37,9 @@ impl Cpu {
         let class = self.classify(insn);
         if class == Class::System {
             return simple(self.system_way(insn, key));
+        }
+        if class == Class::Interpreted && strings::Kind::of(insn).is_some() {
+            return simple(Way::Special);
         }
         if has_string_operand(insn) {
             return simple(if class == Class::Interpreted { Way::Callout } else { Way::Depart });
@@ -78,9 +82,9 @@ impl Cpu {
                 Way::Special
             }
             M::Stac | M::Clac if supervisor && system::exists(self, insn) => Way::Special,
+            // There is nothing to go on to.
+            M::Hlt => Way::Depart,
             _ if insn.flow_control() != FlowControl::Next => Way::Hand,
-            // These stop the processor, or have it look at every instruction.
-            M::Hlt => Way::Hand,
             _ => Way::Callout,
         }
     }

@@ -6,6 +6,7 @@
 //! slow way, which finds out why.
 
 use crate::cpu::Cpu;
+use x86::reg::{cr3, cr4};
 
 /// Entries per array; a power of two.
 pub(crate) const ENTRIES: usize = 1024;
@@ -86,13 +87,34 @@ pub(crate) struct Tlb {
     pub(crate) read: [[Entry; ENTRIES]; 3],
     pub(crate) write: [[Entry; ENTRIES]; 3],
     fetch: [FetchEntry; FETCH_ENTRIES],
-    /// Whether an array holds pages that are not global, by [`MmuIndex`].
-    has_local: [bool; 3],
+    /// By [`MmuIndex`].
+    locals: [Locals; 3],
     /// Linear addresses between which large pages were entered, page by page: in the lower half of the
     /// address space and in the upper.
     large: [(u64, u64); 2],
     /// Code was fetched from a page in the upper half that is not global.
     local_upper_code: bool,
+}
+
+/// Which entries of an array are of pages that are not global: the first so many, and how many there
+/// were.
+#[derive(Clone, Copy)]
+struct Locals {
+    indices: [u16; LOCALS],
+    count: usize,
+}
+
+/// Switches between processes are frequent where few pages are touched between them.
+const LOCALS: usize = 192;
+
+impl Locals {
+    #[inline]
+    fn note(&mut self, index: usize) {
+        if self.count < LOCALS {
+            self.indices[self.count] = index as u16;
+        }
+        self.count += 1;
+    }
 }
 
 const NO_LARGE: (u64, u64) = (u64::MAX, 0);
@@ -103,7 +125,7 @@ impl Tlb {
             read: [EMPTY_ARRAY; 3],
             write: [EMPTY_ARRAY; 3],
             fetch: [NO_FETCH; FETCH_ENTRIES],
-            has_local: [false; 3],
+            locals: [Locals { indices: [0; LOCALS], count: 0 }; 3],
             large: [NO_LARGE; 2],
             local_upper_code: false,
         }
@@ -139,7 +161,9 @@ impl Tlb {
         if writable {
             self.write[mmu as usize][Tlb::index(linear)] = entry;
         }
-        self.has_local[mmu as usize] |= !global;
+        if !global {
+            self.locals[mmu as usize].note(Tlb::index(linear));
+        }
     }
 
     /// Notes that a page entered is part of a large page of `size` bytes, so that INVLPG anywhere in it
@@ -165,7 +189,7 @@ impl Tlb {
     fn clear(&mut self, mmu: MmuIndex) {
         empty(&mut self.read[mmu as usize]);
         empty(&mut self.write[mmu as usize]);
-        self.has_local[mmu as usize] = false;
+        self.locals[mmu as usize].count = 0;
     }
 
     /// Drops all data pages.
@@ -186,11 +210,17 @@ impl Tlb {
         self.local_upper_code = false;
     }
 
-    /// Drops everything but arrays with global pages only.
+    /// Drops all pages that are not global, and perhaps some that are.
     pub(crate) fn flush_local(&mut self) -> Left {
         for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
-            if self.has_local[mmu as usize] {
+            let locals = &mut self.locals[mmu as usize];
+            if locals.count > LOCALS {
                 self.clear(mmu);
+                continue;
+            }
+            for index in &locals.indices[..std::mem::take(&mut locals.count)] {
+                self.read[mmu as usize][*index as usize] = none(*index as usize);
+                self.write[mmu as usize][*index as usize] = none(*index as usize);
             }
         }
         // The kernel's code is global, and it would be a pity to look all of it up again.
@@ -205,13 +235,14 @@ impl Tlb {
         Left::UpperCode
     }
 
-    /// Drops one page, of whatever size it is.
-    pub(crate) fn flush_page(&mut self, linear: u64) -> Left {
+    /// Whether `linear` may lie in a large page.
+    pub(crate) fn is_large(&self, linear: u64) -> bool {
         let large = self.large[(linear >> 63) as usize];
-        if (large.0..=large.1).contains(&linear) {
-            self.flush_all();
-            return Left::Nothing;
-        }
+        (large.0..=large.1).contains(&linear)
+    }
+
+    /// Drops one page, which is not large.
+    pub(crate) fn flush_page(&mut self, linear: u64) -> Left {
         let page = linear & !0xfff;
         for entries in self.read.iter_mut().chain(&mut self.write) {
             let entry = &mut entries[Tlb::index(linear)];
@@ -235,12 +266,38 @@ impl Cpu {
     /// Forgets all translations of linear addresses.
     pub(crate) fn flush_tlb_all(&mut self) {
         self.counts.tlb_flushes_all.add();
+        self.pages.forget_all(self.pcid());
         self.tlb.flush_all();
         self.forget_code_addresses(Left::Nothing, 0);
     }
 
-    /// Forgets the translations of pages that are not global: what a move to CR3 does.
+    /// The process-context identifier of the current address space.
+    fn pcid(&self) -> u64 {
+        if self.sys.cr4 & cr4::PCIDE != 0 { self.sys.cr3 & cr3::PCID } else { 0 }
+    }
+
+    /// Forgets the translations of pages that are not global, in all address spaces.
     pub(crate) fn flush_tlb_local(&mut self) {
+        self.pages.forget_local(self.pcid());
+        self.leave_address_space();
+    }
+
+    /// Forgets the translations of pages that are not global, in one address space.
+    pub(crate) fn flush_tlb_space(&mut self, pcid: u64) {
+        self.pages.forget_space(pcid, self.pcid());
+        if pcid == self.pcid() {
+            self.leave_address_space();
+        }
+    }
+
+    /// Goes to the address space that CR3 names now; `keep` says that what is known of it is true still.
+    pub(crate) fn switch_tlb(&mut self, keep: bool) {
+        self.pages.switch(self.pcid(), keep);
+        self.leave_address_space();
+    }
+
+    /// Empties what holds the current address space only.
+    fn leave_address_space(&mut self) {
         self.counts.tlb_flushes_local.add();
         if self.vm.options.stress.flush_at_switch {
             self.forget_translations();
@@ -250,11 +307,24 @@ impl Cpu {
         self.forget_code_addresses(left, 0);
     }
 
-    /// Forgets the translation of the page of `linear`.
+    /// Forgets the translation of the page of `linear`, in the current address space and where it is
+    /// global.
     pub(crate) fn flush_tlb_page(&mut self, linear: u64) {
+        if self.tlb.is_large(linear) {
+            return self.flush_tlb_all();
+        }
         self.counts.tlb_flushes_page.add();
+        self.pages.forget_page(linear, self.pcid());
         let left = self.tlb.flush_page(linear);
         self.forget_code_addresses(left, linear);
+    }
+
+    /// Forgets the translation of the page of `linear` in another address space.
+    pub(crate) fn flush_tlb_page_of(&mut self, linear: u64, pcid: u64) {
+        match self.tlb.is_large(linear) {
+            true => self.flush_tlb_space(pcid),
+            false => self.pages.forget_page(linear, pcid),
+        }
     }
 
     fn forget_code_addresses(&mut self, left: Left, linear: u64) {

@@ -36,34 +36,97 @@ struct Step {
     wide: bool,
 }
 
-/// The rights that the entries on the way have granted so far.
-struct Rights {
-    user: bool,
-    writable: bool,
-    no_execute: bool,
+/// The rights that the entries on the way have granted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rights {
+    pub(crate) user: bool,
+    pub(crate) writable: bool,
+    pub(crate) no_execute: bool,
 }
+
+/// Why a walk has no translation.
+enum Stopped {
+    Fault(Fault),
+    /// Another processor changed an entry while its accessed or dirty bit was to be set.
+    Changed,
+}
+
+impl From<Fault> for Stopped {
+    fn from(fault: Fault) -> Stopped {
+        Stopped::Fault(fault)
+    }
+}
+
+type Walked = std::result::Result<Translation, Stopped>;
+
+/// Walks that are begun anew because entries changed under them. Beyond, somebody does nothing but change
+/// them, and may as well have done so just after the bit was set.
+const TRIES_MAX: u32 = 1000;
 
 impl Cpu {
     /// Translates one linear address for an access, as page tables, control registers and privilege
     /// have it, and sets accessed and dirty bits.
     pub(crate) fn translate(&mut self, linear: u64, access: Access, mmu: MmuIndex) -> Result<Translation> {
-        match self.mode.paging {
-            Paging::None => {
-                let gpa = linear & 0xffff_ffff;
-                Ok(Translation { gpa, page_size: 1 << 30, writable: true, global: false })
-            }
-            Paging::Long if !paging::is_canonical(linear) => Err(Fault::GP0),
-            Paging::Long => self.walk_wide(linear, self.sys.cr3 & ADDRESS, 3, access, mmu),
-            Paging::Pae => {
-                let linear = linear & 0xffff_ffff;
-                let pointer = self.sys.pdpte[(linear >> 30) as usize];
-                if pointer & PRESENT == 0 {
-                    return Err(self.page_fault(linear, access, mmu, 0));
-                }
-                self.walk_wide(linear, pointer & ADDRESS, 1, access, mmu)
-            }
-            Paging::Bits32 => self.walk_narrow(linear & 0xffff_ffff, access, mmu),
+        if self.mode.paging == Paging::Long
+            && let Some(page) = self.pages.find(linear)
+            && self.allows(page.rights, access, mmu)
+            && (page.dirty || access != Access::Write)
+        {
+            let writable = page.dirty && self.may_write(page.rights, mmu);
+            let gpa = page.gpa | linear & 0xfff;
+            return Ok(Translation { gpa, page_size: page.size, writable, global: page.global });
         }
+        self.vm.counters.walks.add();
+        // What a kept entry forbids may be allowed by now: only the tables can tell.
+        for attempt in 0.. {
+            let walked = match self.mode.paging {
+                Paging::None => {
+                    let gpa = linear & 0xffff_ffff;
+                    return Ok(Translation { gpa, page_size: 1 << 30, writable: true, global: false });
+                }
+                Paging::Long if !paging::is_canonical(linear) => return Err(Fault::GP0),
+                Paging::Long => self.walk_wide(linear, self.sys.cr3 & ADDRESS, 3, access, mmu, attempt),
+                Paging::Pae => {
+                    let linear = linear & 0xffff_ffff;
+                    let pointer = self.sys.pdpte[(linear >> 30) as usize];
+                    if pointer & PRESENT == 0 {
+                        return Err(self.page_fault(linear, access, mmu, 0));
+                    }
+                    self.walk_wide(linear, pointer & ADDRESS, 1, access, mmu, attempt)
+                }
+                Paging::Bits32 => self.walk_narrow(linear & 0xffff_ffff, access, mmu, attempt),
+            };
+            match walked {
+                Ok(translation) => return Ok(translation),
+                Err(Stopped::Fault(fault)) => return Err(fault),
+                Err(Stopped::Changed) => std::hint::spin_loop(),
+            }
+        }
+        unreachable!("the last attempt does not ask whether entries changed")
+    }
+
+    /// Whether rights allow an access (SDM vol. 3A, §4.6.1).
+    #[inline(always)]
+    fn allows(&self, rights: Rights, access: Access, mmu: MmuIndex) -> bool {
+        match (mmu, access) {
+            (MmuIndex::User, Access::Read) => rights.user,
+            (MmuIndex::User, Access::Write) => rights.user && rights.writable,
+            (MmuIndex::User, Access::Fetch) => rights.user && !rights.no_execute,
+            (_, Access::Fetch) => {
+                let smep = self.sys.cr4 & cr4::SMEP != 0;
+                !rights.no_execute && (!rights.user || !smep)
+            }
+            // Index `Kernel` is used exactly when SMAP forbids user pages or for implicit accesses.
+            (MmuIndex::Kernel, _) if rights.user && self.sys.cr4 & cr4::SMAP != 0 => false,
+            (_, Access::Read) => true,
+            (_, Access::Write) => self.may_write(rights, mmu),
+        }
+    }
+
+    /// Whether writing is allowed where reading is: without CR0.WP a supervisor always may.
+    #[inline(always)]
+    fn may_write(&self, rights: Rights, mmu: MmuIndex) -> bool {
+        rights.writable || (mmu != MmuIndex::User && self.sys.cr0 & cr0::WP == 0)
     }
 
     /// Walks tables of 64-bit entries from `level` (3 is the PML4) down.
@@ -74,7 +137,8 @@ impl Cpu {
         level: u32,
         access: Access,
         mmu: MmuIndex,
-    ) -> Result<Translation> {
+        attempt: u32,
+    ) -> Walked {
         let mut steps = [Step { gpa: 0, entry: 0, wide: true }; 4];
         let mut rights = Rights { user: true, writable: true, no_execute: false };
         let nxe = self.sys.efer & efer::NXE != 0;
@@ -91,7 +155,7 @@ impl Cpu {
             // A table outside RAM reads as an empty bus: all ones, so reserved bits are set.
             let entry = self.ram.load::<u64>(gpa).unwrap_or(u64::MAX);
             if entry & PRESENT == 0 {
-                return Err(self.page_fault(linear, access, mmu, 0));
+                return Err(self.page_fault(linear, access, mmu, 0).into());
             }
             steps[count] = Step { gpa, entry, wide: true };
             rights.user &= entry & USER != 0;
@@ -108,11 +172,12 @@ impl Cpu {
                 bad |= (size - 1) & ADDRESS & !0x1000;
             }
             if entry & bad != 0 {
-                return Err(self.page_fault(linear, access, mmu, page_fault::RESERVED | page_fault::PRESENT));
+                let code = page_fault::RESERVED | page_fault::PRESENT;
+                return Err(self.page_fault(linear, access, mmu, code).into());
             }
             if leaf {
                 let gpa = entry & ADDRESS & !(size - 1) | linear & (size - 1);
-                return self.finish(linear, gpa, size, rights, &steps[..=count], access, mmu);
+                return self.finish(linear, gpa, size, rights, &steps[..=count], access, mmu, attempt);
             }
             table = entry & ADDRESS;
         }
@@ -120,7 +185,7 @@ impl Cpu {
     }
 
     /// Walks the two levels of 32-bit paging.
-    fn walk_narrow(&mut self, linear: u64, access: Access, mmu: MmuIndex) -> Result<Translation> {
+    fn walk_narrow(&mut self, linear: u64, access: Access, mmu: MmuIndex, attempt: u32) -> Walked {
         let mut steps = [Step { gpa: 0, entry: 0, wide: false }; 2];
         let mut rights = Rights { user: true, writable: true, no_execute: false };
         let mut table = self.sys.cr3 & 0xffff_f000;
@@ -128,7 +193,7 @@ impl Cpu {
             let gpa = table + (linear >> (12 + 10 * level) & 0x3ff) * 4;
             let entry = self.ram.load::<u32>(gpa).unwrap_or(u32::MAX) as u64;
             if entry & PRESENT == 0 {
-                return Err(self.page_fault(linear, access, mmu, 0));
+                return Err(self.page_fault(linear, access, mmu, 0).into());
             }
             steps[count] = Step { gpa, entry, wide: false };
             rights.user &= entry & USER != 0;
@@ -138,21 +203,21 @@ impl Cpu {
                 // Bits 13 to 20 hold physical address bits 32 to 39 (PSE-36); bit 21 is reserved.
                 if entry & 1 << 21 != 0 {
                     let code = page_fault::RESERVED | page_fault::PRESENT;
-                    return Err(self.page_fault(linear, access, mmu, code));
+                    return Err(self.page_fault(linear, access, mmu, code).into());
                 }
                 let gpa = entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32 | linear & 0x3f_ffff;
-                return self.finish(linear, gpa, 1 << 22, rights, &steps[..=count], access, mmu);
+                return self.finish(linear, gpa, 1 << 22, rights, &steps[..=count], access, mmu, attempt);
             }
             if level == 0 {
                 let gpa = entry & 0xffff_f000 | linear & 0xfff;
-                return self.finish(linear, gpa, 4096, rights, &steps[..=count], access, mmu);
+                return self.finish(linear, gpa, 4096, rights, &steps[..=count], access, mmu, attempt);
             }
             table = entry & 0xffff_f000;
         }
         unreachable!("level 0 is a leaf")
     }
 
-    /// Checks the rights of a mapping that was found (§4.6.1) and sets accessed and dirty bits (§4.8).
+    /// Checks the rights of a mapping that was found and sets accessed and dirty bits (§4.8).
     fn finish(
         &mut self,
         linear: u64,
@@ -162,24 +227,10 @@ impl Cpu {
         steps: &[Step],
         access: Access,
         mmu: MmuIndex,
-    ) -> Result<Translation> {
-        let write_protect = self.sys.cr0 & cr0::WP != 0;
-        let may_write = rights.writable || (mmu != MmuIndex::User && !write_protect);
-        let allowed = match (mmu, access) {
-            (MmuIndex::User, Access::Read) => rights.user,
-            (MmuIndex::User, Access::Write) => rights.user && rights.writable,
-            (MmuIndex::User, Access::Fetch) => rights.user && !rights.no_execute,
-            (_, Access::Fetch) => {
-                let smep = self.sys.cr4 & cr4::SMEP != 0;
-                !rights.no_execute && (!rights.user || !smep)
-            }
-            // Index `Kernel` is used exactly when SMAP forbids user pages or for implicit accesses.
-            (MmuIndex::Kernel, _) if rights.user && self.sys.cr4 & cr4::SMAP != 0 => false,
-            (_, Access::Read) => true,
-            (_, Access::Write) => may_write,
-        };
-        if !allowed {
-            return Err(self.page_fault(linear, access, mmu, page_fault::PRESENT));
+        attempt: u32,
+    ) -> Walked {
+        if !self.allows(rights, access, mmu) {
+            return Err(self.page_fault(linear, access, mmu, page_fault::PRESENT).into());
         }
         let leaf = steps.len() - 1;
         let mut dirty = steps[leaf].entry & DIRTY != 0;
@@ -197,14 +248,16 @@ impl Cpu {
                         self.ram.compare_exchange::<u32>(step.gpa, step.entry as u32, new)
                     }
                 };
-                if done != Some(true) {
-                    // Another processor changed the entry meanwhile: look again.
-                    return self.translate(linear, access, mmu);
+                if done != Some(true) && attempt < TRIES_MAX {
+                    return Err(Stopped::Changed);
                 }
             }
         }
         let global = self.sys.cr4 & cr4::PGE != 0 && steps[leaf].entry & GLOBAL != 0;
-        Ok(Translation { gpa, page_size, writable: may_write && dirty, global })
+        if self.mode.paging == Paging::Long {
+            self.pages.insert(linear, gpa, page_size, rights, dirty, global);
+        }
+        Ok(Translation { gpa, page_size, writable: dirty && self.may_write(rights, mmu), global })
     }
 
     /// Notes the address and makes the exception; `code` has the present and reserved bits.

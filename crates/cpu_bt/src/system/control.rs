@@ -136,27 +136,27 @@ impl Cpu {
 
     /// Moves to CR3.
     fn write_cr3(&mut self, value: u64) -> Result<()> {
-        let mut value = value;
+        let (mut value, mut keep) = (value, false);
         if self.mode.long {
             if self.sys.cr4 & cr4::PCIDE != 0 {
-                // "Do not flush" is a permission. This TLB keeps one address space at a time, so what
-                // is not global goes at every switch (§4.10.4.1).
+                keep = value & cr3::NO_FLUSH != 0;
                 value &= !cr3::NO_FLUSH;
             }
             if value >> PHYS_BITS != 0 {
                 return Err(Fault::GP0);
             }
         }
-        self.switch_page_tables(value)
+        self.switch_page_tables(value, keep)
     }
 
-    /// Makes `value` CR3: loads what PAE paging takes from memory and drops translations.
-    pub(super) fn switch_page_tables(&mut self, value: u64) -> Result<()> {
+    /// Makes `value` CR3: loads what PAE paging takes from memory and drops translations, unless those of
+    /// the address space are to be kept (SDM vol. 3A, §4.10.4.1).
+    pub(super) fn switch_page_tables(&mut self, value: u64, keep: bool) -> Result<()> {
         if self.mode.paging == Paging::Pae {
             self.sys.pdpte = self.read_pdptes(value)?;
         }
         self.sys.cr3 = value;
-        self.flush_tlb_local();
+        self.switch_tlb(keep);
         Ok(())
     }
 
@@ -332,13 +332,12 @@ fn invpcid(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     if kind < 2 && pcid != 0 && cpu.sys.cr4 & cr4::PCIDE == 0 {
         return Err(Fault::GP0);
     }
-    // The TLB holds the current address space only: what is asked for another PCID is done already.
     let current = cpu.sys.cr3 & cr3::PCID == pcid || cpu.sys.cr4 & cr4::PCIDE == 0;
     match kind {
         0 if !is_canonical(address) => return Err(Fault::GP0),
         0 if current => cpu.flush_tlb_page(address),
-        1 if current => cpu.flush_tlb_local(),
-        0 | 1 => {}
+        0 => cpu.flush_tlb_page_of(address, pcid),
+        1 => cpu.flush_tlb_space(pcid),
         2 => cpu.flush_tlb_all(),
         _ => cpu.flush_tlb_local(),
     }

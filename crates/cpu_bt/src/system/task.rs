@@ -181,7 +181,7 @@ impl Cpu {
         if let Some(cr3) = task.cr3
             && self.mode.paging != Paging::None
         {
-            self.switch_page_tables(cr3 as u64)?;
+            self.switch_page_tables(cr3 as u64, false)?;
         }
 
         self.sys.ldtr = self.checked_ldt(task.ldt, Vector::InvalidTss)?;

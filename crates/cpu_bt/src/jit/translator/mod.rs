@@ -20,6 +20,7 @@ use super::emit::{Emit, Label, host};
 use super::liveness;
 use super::mapping::Mapping;
 use super::state::Site;
+use super::strings;
 use super::stubs::{Stubs, jit};
 use super::trace::{Step, Trace};
 use super::way::Way;
@@ -176,6 +177,14 @@ impl Translator {
         self.e.call_to(self.stubs.callout);
     }
 
+    /// REP MOVS and REP STOS: by a common routine, which knows when to call the handler.
+    fn string(&mut self, step: &Step) {
+        let kind = strings::Kind::of(&step.insn).expect("a repeated move or store");
+        let site = Site::new(step.offset, self.mapping, 1, false, false);
+        self.e.gs_store_imm32(jit!(site), site.0);
+        self.e.call_to(self.stubs.strings.get(kind, self.key.mmu()));
+    }
+
     /// Leaves for good: the instruction's handler says where the guest goes on.
     fn hand(&mut self, step: &Step) {
         let site = Site::new(step.offset, self.mapping, 1, false, false);
@@ -195,6 +204,7 @@ impl Translator {
             M::Stac => self.set_access(step, true),
             M::Clac => self.set_access(step, false),
             M::Swapgs => self.swap_gs(),
+            _ if strings::Kind::of(&step.insn).is_some() => self.string(step),
             M::Rdtsc => self.read_tsc(false),
             M::Rdtscp => self.read_tsc(true),
             M::Syscall | M::Sysretq => {

@@ -3,6 +3,7 @@
 use super::Translator;
 use crate::block::decode::gpr_number;
 use crate::jit::mapping::{Loc, Mapping, slot};
+use crate::jit::strings;
 use crate::jit::trace::Trace;
 use crate::jit::way::Way;
 use iced_x86::{Instruction, Mnemonic as M, OpCodeOperandKind, OpKind, Register};
@@ -40,6 +41,9 @@ impl Translator {
             match step.insn.mnemonic() {
                 M::Leave => fixed |= 1 << crate::regs::RBP,
                 M::Rdtsc | M::Rdtscp => fixed |= 1 << crate::regs::RCX | 1 << crate::regs::RDX,
+                _ if strings::Kind::of(&step.insn).is_some() => {
+                    fixed |= 1 << crate::regs::RCX | 1 << crate::regs::RSI | 1 << crate::regs::RDI;
+                }
                 _ => {}
             }
         }

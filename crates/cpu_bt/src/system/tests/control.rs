@@ -132,7 +132,7 @@ fn a_move_to_cr3_forgets_translations() {
     assert_eq!(machine.cpu.read::<u32>(DATA), Ok(1));
     machine.cpu.sys.cr3 = 0x8_0000;
     let cr3 = machine.cpu.sys.cr3;
-    machine.cpu.switch_page_tables(cr3).unwrap();
+    machine.cpu.switch_page_tables(cr3, false).unwrap();
     assert_eq!(machine.cpu.read::<u32>(DATA), Ok(2));
 }
 
