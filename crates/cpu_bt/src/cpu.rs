@@ -10,6 +10,7 @@ use crate::lockstep::Guard;
 use crate::mmu::pages::Pages;
 use crate::mmu::tlb::{MmuIndex, Tlb};
 use crate::native::Stubs;
+use crate::options::Jit;
 use crate::regs::{Regs, *};
 use crate::signals::Signals;
 use crate::vm::VmShared;
@@ -254,6 +255,8 @@ impl Cpu {
             (&raw mut (*at).signals).write(signals);
             boxed.assume_init()
         };
+        // There traces are compared one by one.
+        cpu.jit.always_leave = cpu.vm.options.jit == Jit::Lockstep;
         cpu.reset();
         cpu
     }

@@ -50,7 +50,8 @@ pub(crate) struct JitState {
     pub(crate) host_mxcsr: u32,
     /// A supervisor's bank has a page in the lower half of the address space.
     pub(crate) supervisor_lower: bool,
-    /// Leave translated code after every trace that is not linked, and with every fault: for tests.
+    /// Leave translated code after every trace that is not linked, and with every fault: for
+    /// tests and lock-step.
     pub(crate) always_leave: bool,
     /// The tables have been set up.
     pub(crate) ready: bool,

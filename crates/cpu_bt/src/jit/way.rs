@@ -7,6 +7,7 @@ use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
 use crate::native;
 use crate::native::classify::{Class as PlanClass, Memory, Plan};
+use crate::options::Jit;
 use crate::system;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 
@@ -72,6 +73,10 @@ impl Cpu {
     /// How a system instruction is done.
     fn system_way(&self, insn: &Instruction, key: Key) -> Way {
         let supervisor = key.mmu() != MmuIndex::User;
+        if self.vm.options.jit == Jit::Lockstep && !matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq) {
+            // What they do beyond registers and memory must be done once only.
+            return Way::Depart;
+        }
         match insn.mnemonic() {
             M::Cli | M::Sti | M::Pushfq | M::Swapgs if supervisor => Way::Special,
             M::Syscall if !supervisor => Way::Special,

@@ -111,7 +111,7 @@ impl Cpu {
         let mut first = None;
         for attempt in 0..TRIES {
             self.jit.note_page(self.mode.data, linear & !0xfff, id);
-            let translated = self.translated_end(code, linear);
+            let translated = self.translated_end(code);
             self.regs = start.clone();
             if translated.is_nothing(&start) {
                 self.signals.take(signal::TURN);
@@ -161,7 +161,7 @@ impl Cpu {
     }
 
     /// Executes the trace translated, and puts memory back.
-    fn translated_end(&mut self, code: u64, linear: u64) -> End {
+    fn translated_end(&mut self, code: u64) -> End {
         self.guard.begin();
         self.jit.exit = NO_EXIT;
         self.prepare_entry();
