@@ -51,7 +51,7 @@ const LAYERS: &[Layer] = &[
     layer(5, "store", &["api"]),
     layer(6, "cluster", &["api", "store"]),
     layer(5, "client", &["api"]),
-    layer(5, "image", &["api", "agent_client", "disk"]),
+    layer(5, "image", &["api", "agent_client", "disk", "net"]),
     layer(7, "daemon", &["api", "agent_client", "client", "image", "store", "cluster", "disk", "net"]),
     layer(8, "cli", &["api", "agent_client", "client", "image", "daemon", "net", "disk"]),
     layer(DEV, "difftest", &["clock", "cpu", "cpu_kvm", "cpu_bt", "x86", "memory"]),

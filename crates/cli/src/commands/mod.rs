@@ -2,6 +2,7 @@
 
 mod completions;
 mod disk;
+mod image;
 mod version;
 
 use crate::{Context, Error};
@@ -23,6 +24,8 @@ pub enum Command {
     Completions(completions::Completions),
     /// Work with disk images
     Disk(disk::Disk),
+    /// Build, import, move and keep images: what virtual machines come from
+    Image(image::Image),
     /// Tell the version
     Version(version::Version),
 }
@@ -36,6 +39,7 @@ impl Command {
         let command: &dyn Run = match self {
             Command::Completions(command) => command,
             Command::Disk(command) => command,
+            Command::Image(command) => command,
             Command::Version(command) => command,
         };
         command.run(context)

@@ -1,0 +1,147 @@
+//! `arnia image`: building, moving and keeping images. All of it works without a daemon, on this user's
+//! store.
+
+mod build;
+mod keep;
+mod list;
+mod moving;
+mod signing;
+mod watch;
+
+use super::Run;
+use crate::{Context, Error, ErrorKind};
+use clap::Subcommand;
+use image::Store;
+use image::sign::TrustedKey;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub(crate) use watch::Watch;
+
+/// Build, import, move and keep images: what virtual machines come from.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  arnia image build debian\n  arnia image ls\n  \
+                  arnia image pull oci://registry.example/team/web:1")]
+pub struct Image {
+    /// Where the images are kept, if not where ARNIA_IMAGES says or in this user's data folder
+    #[arg(long, global = true, value_name = "FOLDER")]
+    store: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(build::Build),
+    Import(moving::Import),
+    Export(moving::Export),
+    Ls(list::Ls),
+    Info(list::Info),
+    Rm(keep::Rm),
+    Prune(keep::Prune),
+    Pull(moving::Pull),
+    Push(moving::Push),
+    Keygen(signing::Keygen),
+    Sign(signing::Sign),
+    Verify(signing::Verify),
+}
+
+/// What a subcommand does with the store.
+trait Act {
+    fn act(&self, store: &Store, context: &Context) -> Result<(), Error>;
+}
+
+impl Run for Image {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        let folder = self.store.clone().unwrap_or_else(Store::default_folder);
+        let store = Store::open(folder).map_err(explain)?;
+        let command: &dyn Act = match &self.command {
+            Command::Build(command) => command,
+            Command::Import(command) => command,
+            Command::Export(command) => command,
+            Command::Ls(command) => command,
+            Command::Info(command) => command,
+            Command::Rm(command) => command,
+            Command::Prune(command) => command,
+            Command::Pull(command) => command,
+            Command::Push(command) => command,
+            Command::Keygen(command) => command,
+            Command::Sign(command) => command,
+            Command::Verify(command) => command,
+        };
+        command.act(&store, context)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// An error of the image library, for the terminal.
+pub(crate) fn explain(error: image::Error) -> Error {
+    use image::ErrorKind as Kind;
+    let kind = match error.kind() {
+        Kind::NotFound => ErrorKind::NotFound,
+        Kind::BadInput => ErrorKind::BadInput,
+        Kind::Busy => ErrorKind::Conflict,
+        Kind::Unverified => ErrorKind::Denied,
+        _ => ErrorKind::Failed,
+    };
+    let mut told = Error::new(kind, error.to_string());
+    if let Some(remedy) = error.remedy() {
+        told = told.with_remedy(remedy.to_owned());
+    }
+    match std::error::Error::source(&error) {
+        // Its text: the source itself belongs to the error.
+        Some(source) => told.with_source(chain(source)),
+        None => told,
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+/// A size for people.
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// Keys that an image has to be signed by: those given, else those that this user trusts.
+#[derive(Debug, clap::Args)]
+struct Trust {
+    /// Public key that must have signed the image, instead of the trusted ones
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+    /// Take the image also if nobody trusted has signed it
+    #[arg(long, conflicts_with = "key")]
+    allow_unsigned: bool,
+}
+
+impl Trust {
+    fn keys(&self) -> Result<Vec<TrustedKey>, Error> {
+        if self.allow_unsigned {
+            return Ok(Vec::new());
+        }
+        if self.key.is_empty() {
+            return TrustedKey::all(&TrustedKey::default_folder()).map_err(explain);
+        }
+        self.key.iter().map(|path| TrustedKey::read(path).map_err(explain)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_are_for_people() {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (4 << 30, "4.0 GiB")] {
+            assert_eq!(super::size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Progress on the terminal: a bar where there is a terminal, a line for each step elsewhere.
+
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use image::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Shows progress on standard error.
+pub(crate) struct Watch {
+    bar: Option<ProgressBar>,
+    verbose: bool,
+}
+
+impl Watch {
+    /// Begins to show. With `verbose`, what tools print is shown too.
+    pub(crate) fn new(verbose: bool) -> Watch {
+        Watch { bar: stderr().is_terminal().then(ProgressBar::new_spinner), verbose }
+    }
+}
+
+impl Progress for Watch {
+    fn begin(&mut self, what: &str, total: Option<u64>) {
+        let Some(bar) = &self.bar else {
+            eprintln!("{what}");
+            return;
+        };
+        let (template, len) = match total {
+            Some(total) => ("{msg:<44} {bar:24} {bytes:>11} of {total_bytes}  {eta}", total),
+            None => ("{spinner} {msg} {elapsed:.dim}", 0),
+        };
+        bar.reset();
+        bar.set_length(len);
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(120));
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) if self.verbose => bar.println(text),
+            None if self.verbose => eprintln!("  {text}"),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Images: static things from which instances come.
+//!
+//! ```text
+//!  recipe ── build ──┐                       ┌── Instance (own disks, seed, identity)
+//!  file ──── import ─┼──> Store ── manifest ─┤
+//!  registry ─ pull ──┘   (by content)        └── export, push
+//! ```
+//!
+//! - [`Store`] holds the images of one host by content, with names, pins and signatures.
+//! - [`build::build`] makes an image by a [`recipe::Recipe`]; [`Instance`] is a machine that comes from one,
+//!   with a seed disk ([`seed`]) that makes it somebody of its own.
+//! - Work that takes long tells a [`Progress`] and can be called off through it.
+//!
+//! Everything blocks; a caller with a reactor of its own uses threads. What comes from outside (manifests,
+//! archives, registries) is hostile: it is bounded, checked against its digest, and never names a path.
+
+pub mod build;
+mod error;
+mod files;
+pub mod import;
+mod instance;
+mod progress;
+pub mod recipe;
+pub mod seed;
+pub mod sign;
+mod store;
+pub mod transfer;
+
+pub use error::{Error, ErrorKind, Result};
+pub use files::copy_sparse;
+pub use instance::{CloneKind, Instance, InstanceParams};
+pub use progress::{Progress, Silent};
+pub use store::{PruneOptions, Pruned, Session, Store};
