@@ -48,6 +48,8 @@ pub(crate) const QEMU: &[Need] = &[Need { probe: "qemu-system-x86_64", package: 
 
 /// What judges disk images.
 pub(crate) const QEMU_TOOLS: &[Need] = &[Need { probe: "qemu-img", package: "qemu-utils" }];
+/// What makes programs smaller.
+pub(crate) const BINUTILS: &[Need] = &[Need { probe: "strip", package: "binutils" }];
 
 /// What the coverage-guided fuzzers link with.
 pub(crate) const FUZZ: &[Need] = &[Need { probe: "c++", package: "g++" }];

@@ -3,6 +3,7 @@
 mod apt;
 mod guests;
 mod host;
+mod kvm_rig;
 mod layers;
 mod steps;
 mod task_bench;

@@ -17,7 +17,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, other: Tally) {
+    pub(crate) fn add(&mut self, other: Tally) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
@@ -91,7 +91,7 @@ pub(crate) fn cargo_test(command: &mut Command) -> Result<Tally> {
 }
 
 /// Reads a line of the form `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-fn parse_test_result(line: &str) -> Option<Tally> {
+pub(crate) fn parse_test_result(line: &str) -> Option<Tally> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |what: &str| {
         let field = counts.split("; ").find_map(|field| field.trim().strip_suffix(what))?;

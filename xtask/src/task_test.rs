@@ -5,9 +5,10 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::guests::{self, Freshness, Guests};
+use crate::kvm_rig::Depth;
 use crate::steps::{Steps, cargo_test};
 use crate::workspace::{Workspace, given_worker};
-use crate::{apt, host, task_fuzz};
+use crate::{apt, host, kvm_rig, task_fuzz};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -23,6 +24,12 @@ pub(crate) struct Args {
     /// Leave out the unit tests
     #[arg(long)]
     boot_only: bool,
+    /// Only the KVM engine, in a machine that QEMU emulates with virtualization in it
+    #[arg(long, conflicts_with_all = ["unit_only", "boot_only", "full"])]
+    kvm: bool,
+    /// With --kvm: only the engine's own tests and one boot
+    #[arg(long, requires = "kvm")]
+    short: bool,
     /// Only boot tests whose name contains this
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -32,6 +39,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     apt::ensure(&[apt::BUILD, apt::QEMU_TOOLS])?;
     let workspace = Workspace::locate()?;
     let mut steps = Steps::default();
+    if args.kvm {
+        let depth = if args.short { Depth::Short } else { Depth::Full };
+        kvm_tests(&mut steps, &workspace, depth, args.name.as_deref());
+        return Ok(steps.finish());
+    }
     if !args.boot_only {
         unit_tests(&mut steps);
     }
@@ -39,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         boot_tests(&mut steps, &workspace, args.name.as_deref());
     }
     if args.full {
+        kvm_tests(&mut steps, &workspace, Depth::Full, None);
         task_fuzz::fuzz(&mut steps, &workspace, args.fuzz_seconds, &[]);
     }
     Ok(steps.finish())
@@ -74,6 +87,15 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
         test.env("ARNIA_AGENT", agent.unwrap_or_default());
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
+    });
+}
+
+/// The KVM engine's tests, where there is a real `/dev/kvm`.
+pub(crate) fn kvm_tests(steps: &mut Steps, workspace: &Workspace, depth: Depth, name: Option<&str>) {
+    steps.tests("KVM engine in an emulated machine", || {
+        apt::ensure(&[apt::QEMU, apt::BINUTILS])?;
+        let guests = guests::ensure(workspace, Freshness::Cached)?;
+        kvm_rig::run(workspace, &guests, depth, name)
     });
 }
 

@@ -3,6 +3,7 @@
 use crate::{Error, Support};
 use clock::{Clock, Timers};
 use memory::Ram;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use x86::CpuState;
 use x86::cpuid::Leaf;
@@ -14,6 +15,15 @@ pub trait Engine: Send + Sync {
 
     /// Finds out by trying what the engine can do on this host. Takes at most a fraction of a second.
     fn probe(&self) -> Support;
+
+    /// The CPUID features that guests can have with this engine here; `None` when that is all that a CPU
+    /// model of this host has. A model is cut down to it ([`x86::cpuid::build_within`]).
+    ///
+    /// # Errors
+    /// When the engine does not work here.
+    fn offered_cpuid(&self) -> Result<Option<Vec<Leaf>>, Error> {
+        Ok(None)
+    }
 
     /// Creates a machine without processors.
     ///
@@ -77,6 +87,14 @@ pub trait Vm: Send + Sync {
 
     /// Counters by name, for observation: blocks, misses, exits and so on.
     fn counters(&self) -> Vec<(String, u64)>;
+
+    /// Makes the guest's writes of `len` bytes (0: of any length) at `gpa`, of whatever value, add 1 to an
+    /// eventfd instead of calling [`CpuIo::mmio_write`], or no longer. False when this engine cannot or the host
+    /// refuses: then the calls go on. Vcpus may run.
+    fn set_doorbell(&self, gpa: u64, len: u32, event: BorrowedFd<'_>, on: bool) -> bool {
+        let _ = (gpa, len, event, on);
+        false
+    }
 }
 
 /// One virtual processor. Owned by the thread that runs it.

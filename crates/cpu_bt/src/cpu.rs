@@ -45,6 +45,8 @@ pub(crate) struct Cpu {
     pub(crate) wait_for_sipi: bool,
     /// An event whose delivery was interrupted by an exit or comes from a restored state.
     pub(crate) pending_exception: Option<(Fault, u64)>,
+    /// An interrupt of the legacy controller that another engine had acknowledged there.
+    pub(crate) pending_interrupt: Option<u8>,
     /// Why to leave guest execution; set with [`Fault::LEAVE`] or checked between blocks.
     pub(crate) exit: Option<VmExit>,
     pub(crate) id: u32,
@@ -236,6 +238,7 @@ impl Cpu {
             halted: false,
             wait_for_sipi: id != 0,
             pending_exception: None,
+            pending_interrupt: None,
             exit: None,
             id: id,
             ram: vm.ram.clone(),
@@ -280,6 +283,7 @@ impl Cpu {
         self.nmi_blocked = false;
         self.halted = false;
         self.pending_exception = None;
+        self.pending_interrupt = None;
         self.flush_tlb_all();
         self.update_mode();
         self.update_fast();

@@ -248,6 +248,10 @@ impl Cpu {
             self.raise(fault);
             return;
         }
+        if let Some(vector) = self.pending_interrupt.take() {
+            self.deliver_interrupt(vector);
+            return;
+        }
         if self.deferred() & signal::NMI == 0 && self.signals.take(signal::NMI) != 0 {
             self.halted = false;
             self.deliver_nmi();

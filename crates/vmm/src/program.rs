@@ -3,6 +3,7 @@
 use crate::cli::{Cli, Start};
 use crate::control::{Handler, Listener, Server};
 use crate::controller::{Controller, Ended, Event, Parts};
+use crate::engines::Wanted;
 use crate::inputs::{self, Lines};
 use crate::machine::{GuestEvents, Machine};
 use crate::sandbox::Needs;
@@ -11,7 +12,7 @@ use crate::spec::VmSpec;
 use crate::terminal::{CharSink, Input, RawMode, Wake};
 use crate::vcpu::Gate;
 use crate::{Error, ErrorKind, engines, sandbox, signals};
-use api::worker::config::CharDevice;
+use api::worker::config::{CharDevice, JitConfig};
 use api::worker::exit;
 use clap::Parser;
 use std::fs::File;
@@ -29,6 +30,15 @@ pub fn main() -> ExitCode {
     // Ends by itself, with status 2, when the command line is wrong.
     let cli = Cli::parse();
     crate::log::start(cli.log_level());
+    if cli.is_probe() {
+        return match probe() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("arnia-vmm: {}", error.report());
+                ExitCode::from(exit::FAILED)
+            }
+        };
+    }
     let status = match run(cli, started) {
         Ok(ended) => {
             if let Some(message) = ended.message() {
@@ -47,6 +57,15 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
+/// Tells what each engine can do on this host.
+fn probe() -> Result<(), Error> {
+    let reports = engines::report(&engines::all(&JitConfig::default(), true)?);
+    let text = serde_json::to_string_pretty(&reports)
+        .map_err(|e| Error::host("what was found cannot be written").with_source(e))?;
+    println!("{text}");
+    Ok(())
+}
+
 fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     let signals =
         signals::take_over().map_err(|e| Error::host("signals cannot be taken over").with_source(e))?;
@@ -57,12 +76,15 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
             (spec, Some(snapshot))
         }
     };
-    let engine = engines::choose(spec.engine, engines::all(&spec.jit)?)?;
+    // What a saved guest has seen is decided already.
+    let portable = snapshot.is_none();
+    let wanted = Wanted { engine: spec.engine, force: spec.force_engine, portable };
+    let engine = engines::choose(wanted, engines::all(&spec.jit, spec.nested)?)?;
     let (mut inputs, mut lines) = inputs::open(&spec, snapshot)?;
     let control = spec.control.as_deref().map(Listener::bind).transpose()?;
     // Nothing more is opened, and no other thread exists yet.
     if spec.sandbox {
-        sandbox::enter(&needs(&spec))?;
+        sandbox::enter(&needs(&spec, engine.name()))?;
     }
     lines.start().map_err(thread)?;
 
@@ -115,12 +137,13 @@ fn thread(e: io::Error) -> Error {
 }
 
 /// What of the host's files the machine still needs when it runs.
-fn needs(spec: &VmSpec) -> Needs {
+fn needs(spec: &VmSpec, engine: &str) -> Needs {
     let vsock = spec.vsock.as_ref().map(|vsock| vsock.socket.clone());
     Needs {
         removed: spec.control.iter().cloned().chain(vsock).collect(),
         name_servers: !spec.nets.is_empty(),
         snapshots: spec.snapshots.clone(),
+        kvm: engine == "kvm",
     }
 }
 

@@ -45,6 +45,10 @@ pub struct VmSpec {
     pub engine: EngineChoice,
     /// How the software engine works.
     pub jit: JitConfig,
+    /// Whether it is used even where it was found to be of no use.
+    pub force_engine: bool,
+    /// Whether the guest may use hardware virtualization itself.
+    pub nested: bool,
     /// Disks.
     pub disks: Vec<DiskSpec>,
     /// Network cards.
@@ -269,6 +273,8 @@ impl TryFrom<VmConfig> for VmSpec {
             memory,
             engine: config.engine,
             jit: config.jit,
+            force_engine: config.force_engine,
+            nested: config.nested,
             disks,
             nets,
             vsock,

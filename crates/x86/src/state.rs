@@ -114,6 +114,9 @@ pub struct PendingEvents {
     pub interrupt_shadow: bool,
     /// An exception whose delivery has begun: vector, error code and, for page faults, address.
     pub exception: Option<(u8, Option<u32>, u64)>,
+    /// An interrupt of the legacy controller that was acknowledged there and not delivered yet: its vector.
+    #[serde(default)]
+    pub interrupt: Option<u8>,
 }
 
 /// Whether a processor runs (SDM vol. 3A, §8.4).

@@ -14,7 +14,7 @@
 pub(crate) mod agent;
 mod bootable;
 mod busybox;
-mod cpio;
+pub(crate) mod cpio;
 mod debian;
 mod kernel;
 mod packages;
@@ -147,7 +147,7 @@ fn artifact(cache: &Path, name: &str, work: impl FnOnce(&Path) -> Result<()>) ->
     Ok(finished)
 }
 
-fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, contents).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))

@@ -61,6 +61,12 @@ pub struct VmConfig {
     /// How the software engine works; nothing to an engine that has hardware.
     #[serde(default, skip_serializing_if = "JitConfig::is_default")]
     pub jit: JitConfig,
+    /// Whether the named engine is used even where it was found to be of no use.
+    #[serde(default)]
+    pub force_engine: bool,
+    /// Whether the guest may use hardware virtualization itself, where engine and host let it.
+    #[serde(default)]
+    pub nested: bool,
     /// Disks, in the order in which the guest sees them.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
@@ -131,6 +137,8 @@ impl VmConfig {
             memory: default_memory(),
             engine: EngineChoice::default(),
             jit: JitConfig::default(),
+            force_engine: false,
+            nested: false,
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,

@@ -3,6 +3,7 @@
 mod completions;
 mod disk;
 mod image;
+mod doctor;
 mod version;
 
 use crate::{Context, Error};
@@ -26,6 +27,8 @@ pub enum Command {
     Disk(disk::Disk),
     /// Build, import, move and keep images: what virtual machines come from
     Image(image::Image),
+    /// Look at this host: what works, how fast, what to do about what does not
+    Doctor(doctor::Doctor),
     /// Tell the version
     Version(version::Version),
 }
@@ -40,6 +43,7 @@ impl Command {
             Command::Completions(command) => command,
             Command::Disk(command) => command,
             Command::Image(command) => command,
+            Command::Doctor(command) => command,
             Command::Version(command) => command,
         };
         command.run(context)

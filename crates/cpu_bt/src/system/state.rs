@@ -102,6 +102,7 @@ impl Cpu {
                 nmi_blocked: self.nmi_blocked,
                 interrupt_shadow: self.shadow,
                 exception,
+                interrupt: self.pending_interrupt,
             },
             mp_state,
         }
@@ -154,11 +155,13 @@ impl Cpu {
             };
             Some((fault, address))
         });
+        self.pending_interrupt = pending.interrupt;
         self.exit = None;
         self.code_modified = false;
         if pending.nmi {
             self.signals.raise(signal::NMI);
         }
+        // Also for the sake of the interrupt of the legacy controller.
         self.signals.raise(signal::INTERRUPT);
         Ok(())
     }

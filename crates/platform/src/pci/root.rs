@@ -10,7 +10,7 @@ use device::state::RestoreError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// Why a function could not be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +56,8 @@ pub struct PciRoot {
     map: RwLock<Arc<BarMap>>,
     /// Held while the map is made anew, so that the last one made saw the last write.
     mapping: Mutex<()>,
+    /// Told after each new map.
+    on_remap: OnceLock<Box<dyn Fn() + Send + Sync>>,
     config_address: AtomicU32,
     host_bridge: Arc<HostBridge>,
 }
@@ -70,6 +72,7 @@ impl PciRoot {
             functions: RwLock::new(BTreeMap::from([(Bdf::on_bus_0(0, 0), first)])),
             map: RwLock::default(),
             mapping: Mutex::new(()),
+            on_remap: OnceLock::new(),
             config_address: AtomicU32::new(0),
             host_bridge,
         })
@@ -178,6 +181,15 @@ impl PciRoot {
         let functions = read(&self.functions).clone();
         let map = Arc::new(BarMap::new(&functions));
         *write(&self.map) = map;
+        if let Some(callback) = self.on_remap.get() {
+            callback();
+        }
+    }
+
+    /// Sets what is called whenever base address registers may have moved, on the thread that moved them, one
+    /// call at a time. It may look at functions, and must change none. Once.
+    pub fn on_remap(&self, callback: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_remap.set(Box::new(callback));
     }
 
     /// Puts root and host bridge in their state after power-on. Functions reset themselves, and

@@ -101,6 +101,12 @@ pub struct Cli {
     /// FILE[,events=blocks+traces+host+exits][,at=FIRST-LAST][,vcpu=N]
     #[arg(long, value_name = "TRACE", value_parser = options::trace)]
     trace: Option<TraceConfig>,
+    /// Use the engine that --engine names even where it was found to be of no use
+    #[arg(long, requires = "engine")]
+    force_engine: bool,
+    /// Let the guest use hardware virtualization itself, where KVM offers that to guests
+    #[arg(long)]
+    nested: bool,
     /// What the processors can do: x86-64-v2, x86-64-v3, host [default: the newest that the engine gives]
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
@@ -150,6 +156,9 @@ pub struct Cli {
     /// Let the guest end the machine with a status of its choice, by a write to port 0xf4
     #[arg(long)]
     debug_exit: bool,
+    /// Tell what each engine can do on this host, as JSON, and end
+    #[arg(long, exclusive = true)]
+    probe: bool,
     /// Keep all rights that the program was started with
     #[arg(long)]
     no_sandbox: bool,
@@ -222,6 +231,11 @@ pub enum Start {
 }
 
 impl Cli {
+    /// Whether only the engines are to be looked at.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
     /// The level of the log.
     pub fn log_level(&self) -> LevelFilter {
         match self.log {
@@ -356,6 +370,8 @@ impl Cli {
         });
         set(&mut config.boot, boot);
         set(&mut config.engine, engine);
+        config.force_engine |= self.force_engine;
+        config.nested |= self.nested;
         config.disks.extend(self.disk);
         if self.net.contains(&Net(None)) {
             config.nets.clear();

@@ -64,7 +64,7 @@ mod tests {
         config.cpus = crate::spec::CPUS_MAX;
         config.name = Some("x".repeat(64));
         let spec = VmSpec::try_from(config).unwrap();
-        let windows = super::super::pci_windows(crate::spec::MEMORY_MAX);
+        let windows = super::super::pci_windows(crate::spec::MEMORY_MAX, &[]);
         assert_eq!(windows.mmio64.end(), 1 << x86::cpuid::PHYS_BITS);
         let machine = describe(&spec, "x86-64-v3", windows);
         boot::acpi::image(&machine).unwrap();

@@ -11,6 +11,7 @@
 
 mod description;
 mod devices;
+mod doorbells;
 mod firmware;
 mod generation;
 mod io;
@@ -36,13 +37,14 @@ use platform::{Platform, PlatformConfig, PlatformEvent};
 use std::sync::Arc;
 use virtio::VirtioPci;
 use x86::CpuState;
+use x86::cpuid::{HostCpuid, Leaf};
 
 /// Where PCI devices can be: above RAM, all that the processors can address, since firmware places
 /// them as high as it likes.
-fn pci_windows(ram_end: u64) -> Windows {
-    const PHYS_END: u64 = 1 << x86::cpuid::PHYS_BITS;
+fn pci_windows(ram_end: u64, cpuid: &[Leaf]) -> Windows {
+    let end = 1u64 << x86::cpuid::physical_address_bits(cpuid);
     let start = Windows::above_ram(ram_end, 0).mmio64.start;
-    Windows::above_ram(ram_end, PHYS_END - start)
+    Windows::above_ram(ram_end, end.saturating_sub(start))
 }
 
 /// One machine, without its vCPU threads.
@@ -99,10 +101,22 @@ impl Machine {
             Some(restored) => Clock::restore(restored.clock),
         });
         let timers = Timers::new(clock.clone()).map_err(|e| host("the timer thread cannot be started", e))?;
-        let (cpu_model, cpuid) = match restored {
-            None => cpu_model(spec, &clock)?,
-            Some(Restored { cpu_model, cpuid, .. }) => (cpu_model.clone(), cpuid.clone()),
+        let offered = engine.offered_cpuid().map_err(engine_error)?;
+        let (cpu_model, mut cpuid) = match restored {
+            None => cpu_model(spec, &clock, offered.as_deref())?,
+            Some(Restored { cpu_model, cpuid, .. }) => {
+                check_saved(cpuid, engine.name(), offered.as_deref())?;
+                (cpu_model.clone(), cpuid.clone())
+            }
         };
+        if spec.nested
+            && restored.is_none()
+            && !x86::cpuid::add_virtualization(&mut cpuid, offered.as_deref().unwrap_or_default())
+        {
+            return Err(nested_refused(engine.name()));
+        }
+        let ram_end = ram.ranges().map(|range| range.end()).max().unwrap_or(0);
+        let windows = pci_windows(ram_end, &cpuid);
         let vm = engine
             .create_vm(cpu::VmConfig {
                 ram: ram.clone(),
@@ -116,8 +130,6 @@ impl Machine {
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let msi: Arc<dyn MsiSink> = Arc::new(EngineMsi(vm.clone()));
         let for_intr = vm.clone();
-        let ram_end = ram.ranges().map(|range| range.end()).max().unwrap_or(0);
-        let windows = pci_windows(ram_end);
         let platform = Platform::new(PlatformConfig {
             timers: timers.clone(),
             pio: pio.clone(),
@@ -138,13 +150,14 @@ impl Machine {
 
         let bus = devices::PciBus { platform: &platform, ram: &ram, msi: &msi };
         let devices::Populated { functions, boot_order } = bus.populate(inputs.devices, spec.cpus)?;
+        let doorbells = doorbells::Doorbells::new(vm.clone(), &functions);
+        platform.pci.on_remap(move || doorbells.follow());
         let description = description::describe(spec, &cpu_model, windows);
         if inputs.boot.is_firmware() {
             firmware::inform(&platform, &ram, &description, boot_order)?;
         } else {
             assign_bars(&platform)?;
         }
-
         let vcpus = (0..spec.cpus)
             .map(|id| vm.create_vcpu(id))
             .collect::<Result<Vec<_>, _>>()
@@ -305,10 +318,44 @@ impl GuestEvents {
     }
 }
 
-/// Finds the CPU model: the named one, or the newest of which this host can give all.
-fn cpu_model(spec: &VmSpec, clock: &Clock) -> Result<(String, Vec<x86::cpuid::Leaf>), Error> {
+/// Refuses a saved machine whose guest has seen features that this engine does not have.
+fn check_saved(saved: &[Leaf], engine: &str, offered: Option<&[Leaf]>) -> Result<(), Error> {
+    let Some(offered) = offered else { return Ok(()) };
+    let mut missing = x86::cpuid::missing(saved, offered);
+    let bits = x86::cpuid::physical_address_bits;
+    if bits(saved) > bits(offered) {
+        missing.push(format!("physical addresses of {} bits", bits(saved)));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "the engine {engine} does not have what the saved guest's processor has: {}",
+        missing.join(", ")
+    );
+    Err(Error::bad_input(why)
+        .with_advice("choose another engine, or start the machine with an older --cpu-model"))
+}
+
+fn nested_refused(engine: &str) -> Error {
+    let advice = match engine {
+        "kvm" => "load KVM with it (sudo modprobe -r kvm_amd; sudo modprobe kvm_amd nested=1; or kvm_intel)",
+        _ => "use --engine kvm on a host where it works",
+    };
+    Error::bad_input(format!("the engine {engine} does not offer hardware virtualization to guests here"))
+        .with_advice(format!("leave out --nested, or {advice}"))
+}
+
+/// Finds the CPU model: the named one, or the newest of which this host can give all; cut down to what the
+/// engine offers, if that is less.
+fn cpu_model(spec: &VmSpec, clock: &Clock, offered: Option<&[Leaf]>) -> Result<(String, Vec<Leaf>), Error> {
     const NEWEST_FIRST: [&str; 2] = ["x86-64-v3", "x86-64-v2"];
-    let build = |name: &str| x86::cpuid::build(name, spec.cpus, clock.tsc_hz());
+    let host = HostCpuid::read();
+    let (cpus, tsc_hz) = (spec.cpus, clock.tsc_hz());
+    let build = |name: &str| match offered {
+        None => x86::cpuid::build_for(&host, name, cpus, tsc_hz),
+        Some(offered) => x86::cpuid::build_within(offered, &host, name, cpus, tsc_hz),
+    };
     if let Some(name) = &spec.cpu_model {
         let leaves = build(name).map_err(|e| {
             Error::bad_input(format!("the CPU model {name:?} cannot be had"))

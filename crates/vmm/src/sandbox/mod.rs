@@ -25,6 +25,8 @@ pub struct Needs {
     pub name_servers: bool,
     /// The folder that snapshots are made in. All in it can be read, written and removed.
     pub snapshots: Option<PathBuf>,
+    /// Whether guest code runs by KVM, which is asked by `ioctl`.
+    pub kvm: bool,
 }
 
 /// Gives up all rights but those that a machine needs. What the host's kernel does not know is left out

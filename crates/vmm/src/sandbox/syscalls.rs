@@ -193,6 +193,9 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
         rules.extend(ALLOWED_FOR_SNAPSHOTS.iter().map(|number| (*number, Vec::new())));
         ioctls.extend(one_of(1, &IOCTLS_FOR_SNAPSHOTS)?);
     }
+    if needs.kvm {
+        ioctls.extend(one_of(1, cpu_kvm::IOCTLS)?);
+    }
     rules.insert(libc::SYS_ioctl, ioctls);
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS.map(|option| option as u64))?);
     rules.insert(libc::SYS_arch_prctl, one_of(0, &ARCH_PRCTLS)?);

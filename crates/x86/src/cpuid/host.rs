@@ -47,6 +47,14 @@ impl HostCpuid {
         HostCpuid { leaves, xcr0 }
     }
 
+    /// A host that has only those features that are in `offered`, too.
+    pub(super) fn limited_to(&self, offered: &[Leaf]) -> HostCpuid {
+        let mut host = self.clone();
+        // Only its features: it keeps its vendor, family and names.
+        super::limit(&mut host.leaves, offered);
+        host
+    }
+
     /// One leaf; zeroes when the host does not have it.
     pub(super) fn leaf(&self, function: u32, index: u32) -> Leaf {
         let same = |leaf: &&Leaf| leaf.function == function && leaf.index.unwrap_or(0) == index;

@@ -32,7 +32,9 @@ mod topology;
 pub use compare::missing;
 pub use features::{Feature, Register};
 pub use host::HostCpuid;
-pub use model::{ModelError, build, build_for};
+pub use model::{
+    ModelError, add_virtualization, build, build_for, build_within, limit, physical_address_bits,
+};
 pub use query::{Running, for_vcpu, query, xsave_area_size};
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! From the name of a model to its leaves.
 
 use super::features::{FEATURES, Feature, Source, Vendor};
-use super::{HostCpuid, LINEAR_BITS, Leaf, PHYS_BITS, kvm_features, topology};
+use super::{HostCpuid, LINEAR_BITS, Leaf, PHYS_BITS, Register, kvm_features, topology};
 use crate::reg::xcr0;
 use std::fmt;
 
@@ -97,6 +97,75 @@ pub fn build_for(host: &HostCpuid, model: &str, vcpus: u32, tsc_hz: u64) -> Resu
     add_limits(&mut leaves, host);
     leaves.sort_by_key(|leaf| (leaf.function, leaf.index));
     Ok(leaves)
+}
+
+/// Makes the leaves of a model of which every feature is in `offered`: what an engine can give, as
+/// [`Engine::offered_cpuid`] of crate `cpu` tells. Features that a model has everywhere are left out when they
+/// are not offered; those that make a numbered model what it is are not.
+///
+/// # Errors
+/// As [`build`]; features that are not offered are missing.
+pub fn build_within(
+    offered: &[Leaf],
+    host: &HostCpuid,
+    model: &str,
+    vcpus: u32,
+    tsc_hz: u64,
+) -> Result<Vec<Leaf>, ModelError> {
+    let mut leaves = build_for(&host.limited_to(offered), model, vcpus, tsc_hz)?;
+    limit(&mut leaves, offered);
+    Ok(leaves)
+}
+
+/// Takes away from `leaves` every feature that is not in `offered`.
+pub fn limit(leaves: &mut [Leaf], offered: &[Leaf]) {
+    let value = |function: u32, index: u32, register: Register| {
+        let same = |leaf: &&Leaf| leaf.function == function && leaf.index.unwrap_or(0) == index;
+        offered.iter().find(same).map_or(0, |leaf| leaf.register(register))
+    };
+    for leaf in leaves {
+        let (function, index) = (leaf.function, leaf.index.unwrap_or(0));
+        for feature in FEATURES.iter().filter(|f| (f.function, f.index) == (function, index)) {
+            if value(function, index, feature.register) >> feature.bit & 1 == 0 {
+                *leaf.register_mut(feature.register) &= !(1 << feature.bit);
+            }
+        }
+        match function {
+            0x4000_0001 => leaf.eax &= value(function, index, Register::Eax),
+            0x8000_0008 => {
+                // Processors that address less cannot translate what a guest would map further up.
+                let bits = value(function, index, Register::Eax) & 0xff;
+                leaf.eax = leaf.eax & !0xff | (leaf.eax & 0xff).min(bits);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Adds hardware virtualization for the guest's own use, if it is in `offered`: SVM with its leaf (APM vol. 3,
+/// appendix E.4.9) or VMX. Returns whether it is.
+pub fn add_virtualization(leaves: &mut Vec<Leaf>, offered: &[Leaf]) -> bool {
+    const SVM: u32 = 1 << 2;
+    const SVM_LEAF: u32 = 0x8000_000a;
+    const VMX: u32 = 1 << 5;
+    let find = |function: u32| offered.iter().find(|leaf| leaf.function == function);
+    let has = |function: u32, bit: u32| find(function).is_some_and(|leaf| leaf.ecx & bit != 0);
+    if has(1, VMX) {
+        leaf_mut(leaves, 1, None).ecx |= VMX;
+        return true;
+    }
+    let Some(svm) = find(SVM_LEAF).filter(|_| has(0x8000_0001, SVM)) else { return false };
+    leaf_mut(leaves, 0x8000_0001, None).ecx |= SVM;
+    *leaf_mut(leaves, SVM_LEAF, None) = Leaf { index: None, ..*svm };
+    let highest = leaf_mut(leaves, 0x8000_0000, None);
+    highest.eax = highest.eax.max(SVM_LEAF);
+    leaves.sort_by_key(|leaf| (leaf.function, leaf.index));
+    true
+}
+
+/// Width of guest-physical addresses in bits that these leaves tell of.
+pub fn physical_address_bits(leaves: &[Leaf]) -> u32 {
+    leaves.iter().find(|leaf| leaf.function == 0x8000_0008).map_or(PHYS_BITS, |leaf| leaf.eax & 0xff)
 }
 
 /// What the host lacks for a numbered model.

@@ -344,3 +344,44 @@ fn this_host_gives_its_default() {
         assert!(!has(&leaves, feature.name) || real.has(feature), "{}", feature.name);
     }
 }
+
+#[test]
+fn a_model_is_cut_down_to_what_an_engine_offers() {
+    let host = HostCpuid::read();
+    let Ok(full) = build_for(&host, "x86-64-v2", 2, 2_000_000_000) else { return };
+    let mut offered = full.clone();
+    assert_eq!(build_within(&offered, &host, "x86-64-v2", 2, 2_000_000_000), Ok(full.clone()));
+    // An engine without PCID and steal time, on a processor that addresses less.
+    for leaf in &mut offered {
+        match leaf.function {
+            1 => leaf.ecx &= !(1 << 17),
+            0x4000_0001 => leaf.eax &= !kvm_features::STEAL_TIME,
+            0x8000_0008 => leaf.eax = leaf.eax & !0xff | 39,
+            _ => {}
+        }
+    }
+    let less = build_within(&offered, &host, "x86-64-v2", 2, 2_000_000_000).unwrap();
+    assert_eq!(missing(&full, &less), ["pcid", "kvm_steal_time"]);
+    assert_eq!((physical_address_bits(&full), physical_address_bits(&less)), (PHYS_BITS, 39));
+    // An engine that lacks what the model is made of.
+    for leaf in offered.iter_mut().filter(|leaf| leaf.function == 1) {
+        leaf.ecx &= !(1 << 20);
+    }
+    let error = build_within(&offered, &host, "x86-64-v2", 2, 2_000_000_000).unwrap_err();
+    assert_eq!(error, ModelError::Missing { model: "x86-64-v2".into(), features: vec!["sse4_2"] });
+}
+
+#[test]
+fn virtualization_is_added_where_it_is_offered() {
+    let Ok(plain) = build_for(&HostCpuid::read(), "default", 1, 2_000_000_000) else { return };
+    let leaf = |function, ecx| Leaf { function, index: None, eax: 1, ebx: 2, ecx, edx: 4 };
+    let mut leaves = plain.clone();
+    assert!(!add_virtualization(&mut leaves, &[leaf(1, 0), leaf(0x8000_0001, 0), leaf(0x8000_000a, 0)]));
+    assert_eq!(leaves, plain);
+    assert!(add_virtualization(&mut leaves, &[leaf(0x8000_0001, 1 << 2), leaf(0x8000_000a, 3)]));
+    let find = |function: u32| leaves.iter().find(|leaf| leaf.function == function).copied().unwrap();
+    assert_eq!(find(0x8000_000a), leaf(0x8000_000a, 3));
+    assert!(find(0x8000_0001).ecx & 1 << 2 != 0 && find(0x8000_0000).eax >= 0x8000_000a);
+    let mut leaves = plain;
+    assert!(add_virtualization(&mut leaves, &[leaf(1, 1 << 5)]));
+}

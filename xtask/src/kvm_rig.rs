@@ -1,0 +1,338 @@
+//! A machine with a real `/dev/kvm` on any host: Debian's QEMU emulates a processor with AMD's virtualization
+//! and nested paging in software, Debian's kernel runs on it and loads KVM, and our programs run there.
+//!
+//! ```text
+//!   this host ── QEMU (software) ── Debian kernel with kvm_amd ── arnia-vmm --engine kvm ── guest
+//! ```
+//!
+//! Slow, and true. Its limits: there is no VT-x; time in it says nothing; QEMU 7.2 aborts when a guest of the
+//! guest writes CR8 while a virtual interrupt is pending.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::guests::cpio::Archive;
+use crate::guests::{self, Guests};
+use crate::steps::{Tally, parse_test_result};
+use crate::workspace::Workspace;
+use crate::{host, task_test};
+
+/// Where things lie inside.
+const FOLDER: &str = "rig";
+const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog tsc=reliable";
+/// What is emulated: a processor with SVM and nested paging. QEMU's warnings about what it lacks are left out.
+const CPU: &str = "EPYC,+svm,+npt";
+const MEMORY_MIB: u32 = 2048;
+/// How much slower than the host it is, for time limits of tests.
+const PATIENCE: u32 = 10;
+
+/// How much is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// The engine's own tests and one boot.
+    Short,
+    /// All boot tests with the busybox guest, and moving between engines.
+    Full,
+}
+
+impl Depth {
+    /// After so long it is ended.
+    fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Depth::Short => 600,
+            Depth::Full => 3600,
+        })
+    }
+
+    /// Which boot tests: parts of names.
+    fn boot_tests(self) -> &'static [&'static str] {
+        match self {
+            Depth::Short => &["busybox::reset_ends"],
+            Depth::Full => &["busybox::", "state::"],
+        }
+    }
+}
+
+/// Runs the tests in the machine, and counts them.
+pub(crate) fn run(workspace: &Workspace, guests: &Guests, depth: Depth, name: Option<&str>) -> Result<Tally> {
+    let programs = Programs::build(workspace)?;
+    let folder = workspace.target().join("kvm-rig");
+    fs::create_dir_all(&folder)?;
+    let initrd = folder.join("initramfs.cpio");
+    guests::write_whole(&initrd, &initramfs(workspace, guests, &programs, &script(depth, name))?)?;
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .args(["-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "2", "-m", &MEMORY_MIB.to_string()])
+        .arg("-kernel")
+        .arg(&guests.manifest.kernel.image)
+        .arg("-initrd")
+        .arg(&initrd)
+        .args(["-append", KERNEL]);
+    let log = File::create(folder.join("qemu.log"))?;
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let child = qemu.spawn().with_context(|| format!("cannot start `{}`", host::show(&qemu)))?;
+    let ended = watch(child, depth.limit(), &folder.join("console.log"))?;
+    match ended.status {
+        Some(0) => Ok(ended.tally),
+        Some(_) if ended.tally.failed > 0 => Ok(ended.tally),
+        Some(status) => bail!("a program in the machine ended with status {status}"),
+        None => {
+            bail!("the machine ended or was ended before its tests were over; look at {}", folder.display())
+        }
+    }
+}
+
+/// The programs that run inside: those that other tests use, so that little is built for this.
+struct Programs {
+    worker: PathBuf,
+    boot_tests: PathBuf,
+    engine_tests: PathBuf,
+    switch_tests: PathBuf,
+}
+
+impl Programs {
+    fn build(workspace: &Workspace) -> Result<Self> {
+        task_test::build_worker()?;
+        let test = |arguments: &[&str]| {
+            let mut cargo = host::cargo();
+            cargo.args(["test", "--quiet", "--no-run", "--message-format=json"]).args(arguments);
+            executable(&host::output(&mut cargo)?)
+                .with_context(|| format!("cargo made no test program of {arguments:?}"))
+        };
+        Ok(Self {
+            worker: workspace.worker(),
+            boot_tests: test(&["--package", "vm_test", "--test", "boot"])?,
+            engine_tests: test(&["--package", "cpu_kvm", "--lib"])?,
+            switch_tests: test(&["--package", "difftest", "--test", "switch"])?,
+        })
+    }
+
+    /// With their names inside.
+    fn all(&self) -> [(&'static str, &Path); 4] {
+        [
+            ("arnia-vmm", &self.worker),
+            ("boot", &self.boot_tests),
+            ("engine", &self.engine_tests),
+            ("switch", &self.switch_tests),
+        ]
+    }
+
+    /// The shared libraries that they need.
+    fn libraries(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut libraries = BTreeSet::new();
+        for (_, program) in self.all() {
+            libraries.extend(parse_ldd(&host::output(Command::new("ldd").arg(program))?));
+        }
+        Ok(libraries)
+    }
+}
+
+/// The files in what `ldd` prints: `libc.so.6 => /lib/libc.so.6 (0x…)`, or `/lib64/ld-linux-x86-64.so.2 (0x…)`.
+fn parse_ldd(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        words.find(|word| word.starts_with('/')).map(PathBuf::from)
+    })
+}
+
+/// The program among cargo's messages.
+fn executable(messages: &str) -> Option<PathBuf> {
+    let mut executables = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        message.get("executable")?.as_str().map(PathBuf::from)
+    });
+    executables.next_back()
+}
+
+/// What is run inside. Every program has its chance; the status is that of the first that failed.
+fn script(depth: Depth, name: Option<&str>) -> String {
+    let mut lines = vec![
+        "export ARNIA_GUESTS=/rig/manifest.json ARNIA_VMM=/rig/arnia-vmm ARNIA_TEST_OUTPUT=/tmp/out"
+            .to_owned(),
+        format!("export ARNIA_TEST_PROGRAMS=kvm ARNIA_TEST_PATIENCE={PATIENCE} ARNIA_KVM_NEEDED=1"),
+        "status=0".to_owned(),
+        "did() { [ $1 = 0 ] || [ $status != 0 ] || status=$1; }".to_owned(),
+        "./arnia-vmm --probe; did $?".to_owned(),
+    ];
+    let mut run = |command: String| lines.push(format!("{command}; did $?"));
+    match name {
+        Some(name) => run(format!("./boot --test-threads 1 {name}")),
+        None => {
+            run("./engine --test-threads 1".to_owned());
+            run("./switch --test-threads 1".to_owned());
+            for name in depth.boot_tests() {
+                run(format!("./boot --test-threads 1 {name}"));
+            }
+        }
+    }
+    lines.push(
+        "[ $status = 0 ] || tail -n 40 /tmp/out/*/stderr.log /tmp/out/*/console.log 2> /dev/null".to_owned(),
+    );
+    lines.push("exit $status".to_owned());
+    lines.join("\n") + "\n"
+}
+
+/// The busybox guest's initramfs, and over it what the machine is for.
+fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script: &str) -> Result<Vec<u8>> {
+    let manifest = &guests.manifest;
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let busybox = read(&manifest.busybox.initramfs)?;
+    let mut archive = Archive::default();
+    for folder in ["rig", "rig/modules"] {
+        archive.directory(folder);
+    }
+    archive.file("init", 0o755, &read(&workspace.root().join("guests/kvm-rig/init"))?);
+    let modules = manifest.kernel.tree.join("lib/modules").join(&manifest.kernel.release).join("kernel");
+    for module in ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"] {
+        let name = Path::new(module).file_name().context("a module has a name")?.to_string_lossy();
+        archive.file(&format!("{FOLDER}/modules/{name}"), 0o644, &read(&modules.join(module))?);
+    }
+    for (name, path) in programs.all() {
+        archive.file(&format!("{FOLDER}/{name}"), 0o755, &stripped(path)?);
+    }
+    let libraries = programs.libraries()?;
+    let mut folders: BTreeSet<&Path> = libraries.iter().flat_map(|path| path.ancestors().skip(1)).collect();
+    folders.remove(Path::new("/"));
+    for folder in folders {
+        archive.directory(inside(folder));
+    }
+    for library in &libraries {
+        archive.file(inside(library), 0o755, &read(library)?);
+    }
+    archive.file(&format!("{FOLDER}/vmlinuz"), 0o644, &read(&manifest.kernel.image)?);
+    archive.file(&format!("{FOLDER}/initramfs.cpio"), 0o644, &busybox);
+    archive.file(&format!("{FOLDER}/manifest.json"), 0o644, description(guests).as_bytes());
+    archive.file(&format!("{FOLDER}/run"), 0o755, script.as_bytes());
+    // The kernel unpacks archives that stand one behind the other, each over what is there already.
+    Ok([busybox, archive.finish()].concat())
+}
+
+/// The guests as the tests find them inside. There is no Debian disk: it would take hours.
+fn description(guests: &Guests) -> String {
+    let (kernel, initramfs) = ("/rig/vmlinuz", "/rig/initramfs.cpio");
+    json!({
+        "kernel": { "image": kernel, "version": guests.manifest.kernel.version },
+        "busybox": { "program": "/bin/busybox", "initramfs": initramfs },
+        "debian": { "kernel": kernel, "initrd": initramfs, "disk": "/rig/none", "user": "", "password": "" },
+    })
+    .to_string()
+}
+
+/// A path of the host as archives have it.
+fn inside(path: &Path) -> &str {
+    path.to_str().unwrap_or_default().trim_start_matches('/')
+}
+
+/// A program without its debugging information, most of its size.
+fn stripped(program: &Path) -> Result<Vec<u8>> {
+    let copy = program.with_extension("stripped");
+    host::run(host::command(["strip", "-o"]).arg(&copy).arg(program))?;
+    fs::read(&copy).with_context(|| format!("cannot read {}", copy.display()))
+}
+
+/// How it ended.
+struct Ended {
+    tally: Tally,
+    /// What the script inside ended with, if it did.
+    status: Option<i32>,
+}
+
+/// A process that does not outlive its owner.
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Shows what the machine prints, counts its tests, and ends it after `limit`.
+fn watch(child: Child, limit: Duration, log: &Path) -> Result<Ended> {
+    use std::io::Write;
+    let mut child = KillOnDrop(child);
+    let output = child.0.stdout.take().context("the machine's console was asked for")?;
+    let (sender, lines) = channel();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n') {
+            let Ok(line) = line else { break };
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut log = File::create(log)?;
+    let deadline = Instant::now() + limit;
+    let mut ended = Ended { tally: Tally::default(), status: None };
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                println!("{line}");
+                writeln!(log, "{line}")?;
+                ended.tally.add(parse_test_result(&line).unwrap_or_default());
+                if let Some(status) = line.strip_prefix("ARNIA-RIG status=") {
+                    ended.status = status.parse().ok();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => bail!("the machine takes more than {} s", limit.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    drop(child);
+    let _ = reader.join();
+    Ok(ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_executable_is_the_test() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        not json\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/boot-1\"}\n\
+                        {\"reason\":\"build-finished\"}\n";
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/boot-1")));
+        assert_eq!(executable(""), None);
+    }
+
+    #[test]
+    fn libraries_are_found_in_what_ldd_prints() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffe)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n\tstatically linked\n";
+        let found: Vec<_> = parse_ldd(text).collect();
+        assert_eq!(
+            found,
+            ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from)
+        );
+    }
+
+    #[test]
+    fn every_program_runs_even_when_one_fails() {
+        let text = script(Depth::Full, None);
+        assert!(text.contains("./engine --test-threads 1; did $?\n"));
+        assert!(text.contains("./boot --test-threads 1 busybox::; did $?\n"));
+        assert!(script(Depth::Short, Some("x")).contains("./boot --test-threads 1 x; did $?\n"));
+    }
+
+    #[test]
+    fn a_machine_that_takes_too_long_is_ended() {
+        let log = std::env::temp_dir().join(format!("arnia-rig-{}", std::process::id()));
+        let sleep =
+            |seconds: &str| Command::new("sleep").arg(seconds).stdout(Stdio::piped()).spawn().unwrap();
+        assert!(watch(sleep("60"), Duration::from_millis(10), &log).is_err());
+        let ended = watch(sleep("0"), Duration::from_secs(60), &log).unwrap();
+        assert_eq!((ended.tally, ended.status), (Tally::default(), None));
+        fs::remove_file(log).unwrap();
+    }
+}
