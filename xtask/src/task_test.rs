@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// With --kvm: only the engine's own tests and one boot
     #[arg(long, requires = "kvm")]
     short: bool,
+    /// Only the soak: mixed stress in a guest for so long (90s, 60m, 2h), compared with the host, one verdict
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["full", "unit_only", "boot_only"])]
+    soak: Option<u64>,
     /// Only boot tests whose name contains this
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -38,6 +41,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     apt::ensure(&[apt::BUILD, apt::QEMU_TOOLS])?;
     let workspace = Workspace::locate()?;
+    if let Some(seconds) = args.soak {
+        return soak(&workspace, seconds);
+    }
     let mut steps = Steps::default();
     if args.kvm {
         let depth = if args.short { Depth::Short } else { Depth::Full };
@@ -55,6 +61,26 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         task_fuzz::fuzz(&mut steps, &workspace, args.fuzz_seconds, &[]);
     }
     Ok(steps.finish())
+}
+
+/// Seconds, of text like 90s, 60m or 2h.
+fn duration(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no time: write a number with s, m or h, like 60m");
+    let units = [('s', 1), ('m', 60), ('h', 3600)];
+    let (unit, seconds) = units.into_iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(wrong)?;
+    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).filter(|&seconds| seconds > 0).ok_or_else(wrong)
+}
+
+fn soak(workspace: &Workspace, seconds: u64) -> Result<ExitCode> {
+    let guests = guests::ensure(workspace, Freshness::Cached)?;
+    build_worker()?;
+    let workloads = guests::workloads::build(workspace, &guests)?;
+    let mut harness = host::cargo();
+    harness.args(["run", "--quiet", "--package", "vm_test", "--", "soak", &seconds.to_string()]);
+    harness.env("ARNIA_WORKLOADS", workloads);
+    let status = with_harness_paths(&mut harness, workspace, &guests).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// All tests that need no guest, but for those of the harness, which come with the boot tests.
@@ -118,4 +144,19 @@ pub(crate) fn with_harness_paths<'a>(
         .env("ARNIA_GUESTS", &guests.manifest_path)
         .env("ARNIA_VMM", workspace.worker())
         .env("ARNIA_TEST_OUTPUT", workspace.target().join("vm-test"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(duration("90s"), Ok(90));
+        assert_eq!(duration("60m"), Ok(3600));
+        assert_eq!(duration("2h"), Ok(7200));
+        for text in ["", "5", "m", "0m", "-1m", "1d", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 }

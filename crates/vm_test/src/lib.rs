@@ -37,6 +37,7 @@ pub mod kernel_log;
 mod patience;
 mod program;
 mod shell;
+pub mod soak;
 mod suite;
 mod vm;
 pub mod workloads;

@@ -20,6 +20,11 @@ struct Cli {
 enum Command {
     /// Log in to the Debian guest, run commands, download something and shut down
     DemoCheck,
+    /// Mixed stress in a guest, compared with the host, for so many seconds
+    Soak {
+        /// How long
+        seconds: u64,
+    },
     /// Measure, and save what came out
     Bench(bench::Options),
 }
@@ -28,6 +33,11 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::DemoCheck => demo_check(),
         Command::Bench(options) => bench::run(&options),
+        Command::Soak { seconds } => {
+            let folder = std::env::var_os("ARNIA_TEST_OUTPUT").map_or_else(std::env::temp_dir, Into::into);
+            vm_test::soak::run(std::time::Duration::from_secs(seconds), &folder.join("soak"))
+                .map(|verdict| println!("{verdict}"))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

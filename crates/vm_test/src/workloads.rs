@@ -71,6 +71,11 @@ impl Workloads {
         Ok(found)
     }
 
+    /// The initramfs that has the program.
+    pub fn initramfs(&self) -> &Path {
+        &self.initramfs
+    }
+
     /// Runs it on the host. `folder` gets what it prints, `told` each row when it comes.
     ///
     /// # Errors
@@ -170,6 +175,19 @@ fn follow(console: &mut Console, told: &mut dyn FnMut(&Row)) -> Result<Session> 
             None => others += &(line + "\n"),
         }
     }
+}
+
+/// The rows among lines that the program printed, and what failed.
+pub fn parse_rows(text: &str) -> (Vec<Row>, Vec<String>) {
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        match parse(line) {
+            Some(Line::Row(row)) => rows.push(row),
+            Some(Line::Fail(message)) => failures.push(message),
+            _ => {}
+        }
+    }
+    (rows, failures)
 }
 
 /// A line that the program prints.

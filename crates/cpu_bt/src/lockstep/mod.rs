@@ -196,6 +196,7 @@ impl Cpu {
                         return Followed::WildBranch(fault);
                     }
                     let fault = (fault, self.fault_address);
+                    follower.undefined = follower.undefined_before;
                     return match self.difference(wanted, Some(fault), &follower) {
                         None => follower.verdict(),
                         Some(_) if follower.uncertain => Followed::Uncertain,
@@ -338,6 +339,8 @@ struct Follower {
     careful: bool,
     /// Flags that the manual leaves undefined now, as `RflagsBits`.
     undefined: u32,
+    /// Those before the last instruction, which count when it faults.
+    undefined_before: u32,
     /// An instruction has read one of them, or something that nobody can know.
     uncertain: bool,
     /// Where the block goes on: block, index, linear address.
@@ -355,6 +358,7 @@ impl Follower {
             || matches!(insn.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed)
             // Pushes all of them.
             || matches!(insn.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq) && self.undefined != 0;
+        self.undefined_before = self.undefined;
         let certain = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
         self.undefined = self.undefined & !certain | insn.rflags_undefined();
     }
