@@ -29,6 +29,8 @@ pub(crate) struct Translation {
     pub(crate) lines: u64,
     /// Length of its code, from the verified entry on.
     pub(crate) len: u32,
+    /// It branches back to its own head.
+    pub(crate) loops: bool,
 }
 
 /// A branch out of a trace.

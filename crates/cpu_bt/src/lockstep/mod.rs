@@ -32,8 +32,8 @@ use crate::block::cache::Known;
 use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
-use crate::jit::key_of;
 use crate::jit::state::NO_EXIT;
+use crate::jit::{key_of, page_of};
 use crate::regs::{RIP, Regs};
 use crate::signals::signal;
 use cpu::VmExit;
@@ -45,8 +45,10 @@ use x86::reg::{dr7, rflags};
 
 /// How often a trace is compared before a difference counts.
 const TRIES: usize = 5;
-/// Most instructions that are interpreted to reach the end of one execution of a trace.
-const INSTRUCTIONS_MAX: u64 = 20_000_000;
+/// Most instructions that are interpreted to reach the end of a trace; of one that loops, more, and then it
+/// is left uncompared.
+const INSTRUCTIONS_MAX: u64 = 10_000;
+const LOOP_INSTRUCTIONS_MAX: u64 = 3_000_000;
 /// Instructions kept for the report.
 const HISTORY: usize = 80;
 
@@ -107,6 +109,8 @@ impl Cpu {
             known => known,
         };
         let Known::Code(code, id) = known else { return Ok(false) };
+        let gpa = page_of(id) | linear & 0xfff;
+        let loops = self.vm.code.cache().find(gpa, key).is_some_and(|found| found.loops);
         let start = self.regs.clone();
         let mut first = None;
         for attempt in 0..TRIES {
@@ -119,7 +123,7 @@ impl Cpu {
             }
             self.guard.begin();
             // The first time without noting what is only wanted when there is a difference.
-            let followed = self.follow(&translated, attempt > 0);
+            let followed = self.follow(&translated, loops, attempt > 0);
             self.signals.take(signal::TURN);
             match followed {
                 Followed::WildBranch(fault) => {
@@ -176,7 +180,7 @@ impl Cpu {
     }
 
     /// Interprets until the state is that at the end of the translated execution. The guard has begun.
-    fn follow(&mut self, wanted: &End, careful: bool) -> Followed {
+    fn follow(&mut self, wanted: &End, loops: bool, careful: bool) -> Followed {
         let mut follower = Follower { careful, ..Follower::default() };
         let mut first: Option<Box<Difference>> = None;
         loop {
@@ -189,7 +193,10 @@ impl Cpu {
             }
             let stop = match self.interpret_one(&mut follower) {
                 _ if self.guard.blocked() => Some("the interpreter met a device or watched code"),
-                Ok(()) if follower.count >= INSTRUCTIONS_MAX => Some("the interpreter did not get there"),
+                Ok(()) if loops && follower.count >= LOOP_INSTRUCTIONS_MAX => return Followed::Uncertain,
+                Ok(()) if !loops && follower.count >= INSTRUCTIONS_MAX => {
+                    Some("the interpreter did not get there")
+                }
                 Ok(()) => None,
                 Err(fault) => {
                     if fault == Fault::GP0 && !x86::paging::is_canonical(wanted.regs.r[RIP]) {

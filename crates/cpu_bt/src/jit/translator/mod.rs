@@ -63,7 +63,8 @@ impl Cpu {
             let [direct, verified, depart] = entries.map(|label| e.address(label));
             let code = e.finish();
             let len = (code.len() as u64 - (verified - cache.next())) as u32;
-            let translation = Translation { gpa, key, direct, verified, depart, lines: trace.lines, len };
+            let (lines, loops) = (trace.lines, trace.loops);
+            let translation = Translation { gpa, key, direct, verified, depart, lines, len, loops };
             (code, exits, translation)
         };
         if let Some(told) = &vm.options.trace {
