@@ -42,7 +42,7 @@ pub(crate) struct Stubs {
     pub(crate) sysret: u64,
     /// REP MOVS and REP STOS.
     pub(crate) strings: Routines,
-    /// Loads the guest's vector registers. Keeps everything else.
+    /// Loads the guest's vector registers. Keeps everything else but flags.
     pub(crate) load_simd: u64,
 }
 
@@ -230,26 +230,49 @@ pub(super) fn if_simd_loaded(e: &mut Emit, routine: u64) {
     e.bind(skip);
 }
 
-/// Moves all vector registers and MXCSR between the register file and the host.
+/// Moves all vector registers and MXCSR between the register file and the host. Flags are lost.
 fn simd(e: &mut Emit, avx: bool, load: bool) {
     let (file, mxcsr) =
         (offset_of!(Cpu, regs) + offset_of!(Regs, ymm), offset_of!(Cpu, regs) + offset_of!(Regs, mxcsr));
-    for number in 0..16u8 {
-        let at = (file + 32 * number as usize) as i32;
-        let modrm = [(number & 7) << 3 | 4, 0x25];
-        e.byte(0x65);
-        if avx {
-            // vmovdqu ymm, gs:[at] and back
-            e.bytes(&[0xc5, (!number >> 3 & 1) << 7 | 0x7e, if load { 0x6f } else { 0x7f }]);
-        } else {
-            e.byte(0xf3);
-            if number >= 8 {
-                e.byte(0x44);
+    let moves = |e: &mut Emit, wide: bool| {
+        for number in 0..16u8 {
+            let at = (file + 32 * number as usize) as i32;
+            e.byte(0x65);
+            if avx {
+                // vmovdqu ymm or xmm, gs:[at] and back
+                let vex = (!number >> 3 & 1) << 7 | 0x7a | (wide as u8) << 2;
+                e.bytes(&[0xc5, vex, if load { 0x6f } else { 0x7f }]);
+            } else {
+                e.byte(0xf3);
+                if number >= 8 {
+                    e.byte(0x44);
+                }
+                e.bytes(&[0x0f, if load { 0x6f } else { 0x7f }]);
             }
-            e.bytes(&[0x0f, if load { 0x6f } else { 0x7f }]);
+            e.bytes(&[(number & 7) << 3 | 4, 0x25]);
+            e.bytes(&at.to_le_bytes());
         }
-        e.bytes(&modrm);
-        e.bytes(&at.to_le_bytes());
+    };
+    if avx && load {
+        // A register whose upper half may be something makes each SSE instruction that writes it wait for its old
+        // value, on many processors. So halves that are all zero are loaded as such.
+        let (wide, done) = (e.label(), e.label());
+        for number in 0..16u8 {
+            let at = (file + 32 * number as usize + 16) as i32;
+            // vmovdqu xmm0, gs:[at], then vpor xmm0, xmm0, gs:[at]
+            e.bytes(if number == 0 { &[0x65, 0xc5, 0xfa, 0x6f] } else { &[0x65, 0xc5, 0xf9, 0xeb] });
+            e.bytes(&[0x04, 0x25]);
+            e.bytes(&at.to_le_bytes());
+        }
+        e.bytes(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]); // vptest xmm0, xmm0
+        e.jcc(cc::NE, wide);
+        moves(e, false);
+        e.jmp(done);
+        e.bind(wide);
+        moves(e, true);
+        e.bind(done);
+    } else {
+        moves(e, true);
     }
     let mxcsr_op = |e: &mut Emit, operation: u8, at: i32| {
         e.bytes(&[0x65, 0x0f, 0xae, operation << 3 | 4, 0x25]);
