@@ -7,7 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use api::worker::control::{Counters, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status, VmState};
+use api::worker::control::{
+    Counters, Reply, ReplyLine, ReplyResult, Request, RequestLine, SnapshotDone, Status, VmState,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -107,6 +109,23 @@ impl Control {
             Reply::Counters(counters) => Ok(counters),
             other => bail!("a request for the counters was answered by {other:?}"),
         }
+    }
+
+    /// Makes a snapshot, on top of `parent` if there is one. Not under QEMU.
+    pub fn snapshot(&self, name: &str, parent: Option<&str>) -> Result<SnapshotDone> {
+        let request = Request::Snapshot { name: name.to_owned(), parent: parent.map(str::to_owned) };
+        match self.ask(request)? {
+            Reply::Snapshot(done) => Ok(done),
+            other => bail!("a request for a snapshot was answered by {other:?}"),
+        }
+    }
+
+    /// Sends a request to the worker and returns its answer.
+    ///
+    /// # Errors
+    /// If it is refused or not answered.
+    pub fn ask(&self, request: Request) -> Result<Reply> {
+        self.worker(request)
     }
 
     /// Sends a line as it is to the worker and returns the line that comes back.

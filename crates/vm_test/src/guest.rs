@@ -30,6 +30,7 @@ pub struct Guest {
     disks: Vec<Disk>,
     network: Option<Network>,
     vsock: Option<PathBuf>,
+    snapshots: Option<PathBuf>,
     cpus: u32,
     memory_mib: u32,
     reset: OnReset,
@@ -105,6 +106,7 @@ impl Guest {
             disks: Vec::new(),
             network: None,
             vsock: None,
+            snapshots: None,
             cpus: 1,
             memory_mib: 512,
             reset: OnReset::End,
@@ -194,6 +196,12 @@ impl Guest {
         self
     }
 
+    /// Snapshots can be made in this folder. Not under QEMU.
+    pub fn snapshots(mut self, folder: &Path) -> Self {
+        self.snapshots = Some(folder.to_owned());
+        self
+    }
+
     /// The same machine on another copy of its first disk, to run beside it: without what only one
     /// machine can have, such as ports of the host.
     pub(crate) fn beside(&self, disk: &Path) -> Self {
@@ -263,6 +271,9 @@ impl Guest {
         }
         if let Some(socket) = &self.vsock {
             option("--vsock", joined(&format!("cid={VSOCK_CID},socket="), socket, ""));
+        }
+        if let Some(folder) = &self.snapshots {
+            option("--snapshots", folder.clone().into());
         }
         if self.reset == OnReset::End {
             arguments.push("--no-reboot".into());

@@ -38,6 +38,15 @@ impl<'a> Shell<'a> {
         Ok(Self { console, commands: 0 })
     }
 
+    /// The shell of [`Shell::take_over`] on the console of a machine that has gone on from a snapshot, or
+    /// after another [`Shell`] was dropped.
+    pub fn resumed(console: &'a mut Console) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        // Marks of their own, so that no answer is taken for another's.
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Self { console, commands: NEXT.fetch_add(1, Ordering::Relaxed) * 100_000 }
+    }
+
     /// Runs a command line and waits for its end.
     ///
     /// # Errors

@@ -67,6 +67,17 @@ impl Suite {
         }
     }
 
+    /// Adds a test of what only the worker has, with each of these numbers of CPUs.
+    pub fn worker_matrix(&mut self, name: &str, cpus: &[u32], test: Test) {
+        for program in self.programs.clone() {
+            for &cpus in cpus {
+                if program != Program::Qemu {
+                    self.add(format!("{name}::{program}::cpus_{cpus}"), program, cpus, test);
+                }
+            }
+        }
+    }
+
     /// Adds a test of the worker in which no engine has a part.
     pub fn engineless_test(&mut self, name: &str, test: Test) {
         let program = Program::Worker(Engine::Bt);

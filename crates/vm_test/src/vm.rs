@@ -1,17 +1,18 @@
 //! A running machine.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Console, Control, Guest, Patience, Program};
+use crate::{Console, Control, Guest, Patience, Program, worker_path};
 
 /// How a program ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +56,26 @@ impl Vm {
         // Sockets have short path limits, and must not be found by a later run.
         let control =
             std::env::temp_dir().join(format!("arnia-{}-{}.sock", std::process::id(), serial_number()));
-        let mut command = guest.command(program, &control)?;
+        let command = guest.command(program, &control)?;
+        Vm::launch(command, program, control, folder)
+    }
+
+    /// Starts a machine that goes on from a snapshot, with further options of the worker.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn restore(program: &Program, snapshot: &Path, options: &[OsString], folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let control =
+            std::env::temp_dir().join(format!("arnia-{}-{}.sock", std::process::id(), serial_number()));
+        let Program::Worker(engine) = program else { bail!("{program} has no snapshots of this form") };
+        let mut command = Command::new(worker_path()?);
+        command.arg("--restore").arg(snapshot).args(options).args(["--serial", "stdio"]);
+        command.arg("--engine").arg(engine.to_string()).arg("--control").arg(&control);
+        Vm::launch(command, program, control, folder)
+    }
+
+    fn launch(mut command: Command, program: &Program, control: PathBuf, folder: &Path) -> Result<Self> {
         fs::write(folder.join("command"), format!("{command:?}\n"))?;
         let log = File::create(folder.join("console.log"))?;
         let stderr = folder.join("stderr.log");

@@ -69,7 +69,7 @@ fn probe() -> Result<(), Error> {
 fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     let signals =
         signals::take_over().map_err(|e| Error::host("signals cannot be taken over").with_source(e))?;
-    let (spec, snapshot) = match cli.into_start()? {
+    let (mut spec, snapshot) = match cli.into_start()? {
         Start::Boot(config) => (VmSpec::try_from(*config)?, None),
         Start::Restore(config) => {
             let (snapshot, spec) = Snapshot::open(*config)?;
@@ -80,6 +80,7 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     let portable = snapshot.is_none();
     let wanted = Wanted { engine: spec.engine, force: spec.force_engine, portable };
     let engine = engines::choose(wanted, engines::all(&spec.jit, spec.nested)?)?;
+    spec.fix_paths();
     let (mut inputs, mut lines) = inputs::open(&spec, snapshot)?;
     let control = spec.control.as_deref().map(Listener::bind).transpose()?;
     // Nothing more is opened, and no other thread exists yet.

@@ -106,6 +106,21 @@ pub struct FirmwareSpec {
     pub variables: Option<PathBuf>,
 }
 
+impl VmSpec {
+    /// Makes the paths in [`VmSpec::config`] independent of the present folder: a snapshot is restored from
+    /// elsewhere. The folder cannot be asked for any more when rights have been given up.
+    pub fn fix_paths(&mut self) {
+        let absolute = |path: &mut PathBuf| {
+            if let Ok(whole) = std::path::absolute(&*path) {
+                *path = whole;
+            }
+        };
+        self.config.kernel.iter_mut().for_each(absolute);
+        self.config.initrd.iter_mut().for_each(absolute);
+        self.config.disks.iter_mut().for_each(|disk| absolute(&mut disk.path));
+    }
+}
+
 /// A disk, checked.
 #[derive(Clone, Debug)]
 pub struct DiskSpec {

@@ -6,6 +6,7 @@ mod busybox;
 mod debian;
 mod firmware;
 mod refusals;
+mod snapshots;
 mod terminal;
 mod workloads;
 
@@ -19,6 +20,7 @@ fn main() -> Result<ExitCode> {
     refusals::add(&mut suite);
     terminal::add(&mut suite);
     busybox::add(&mut suite);
+    snapshots::add(&mut suite);
     workloads::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);

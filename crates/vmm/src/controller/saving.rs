@@ -220,23 +220,15 @@ impl Controller {
         let spec = &self.saving.spec;
         let base = self.saving.base.as_ref().filter(|_| is_incremental);
         let disks = self.machine.snapshots().map(|(_, disks)| &disks[..]).unwrap_or_default();
-        let disks = disks.iter().zip(&spec.disks).enumerate().map(|(index, (disk, spec))| {
+        let paths = spec.config.disks.iter().map(|disk| &disk.path);
+        let disks = disks.iter().zip(paths).enumerate().map(|(index, (disk, path))| {
             if disk.is_writable() {
                 SavedDisk::Copy(file(&format!("disk{index}.img"), disk.size()))
             } else {
-                SavedDisk::Outside(OutsideDisk { path: spec.path.clone(), size: disk.size() })
+                SavedDisk::Outside(OutsideDisk { path: path.clone(), size: disk.size() })
             }
         });
         let mut machine = spec.config.clone();
-        // A copy that is restored from elsewhere finds them.
-        let absolute = |path: &mut std::path::PathBuf| {
-            if let Ok(whole) = std::path::absolute(&*path) {
-                *path = whole;
-            }
-        };
-        machine.kernel.iter_mut().for_each(absolute);
-        machine.initrd.iter_mut().for_each(absolute);
-        machine.disks.iter_mut().for_each(|disk| absolute(&mut disk.path));
         if spec.has_console && machine.console == api::worker::config::CharDevice::None {
             // There is one, which leads nowhere now.
             machine.console = api::worker::config::CharDevice::Stdio;
