@@ -2,8 +2,8 @@
 
 mod completions;
 mod disk;
-mod image;
 mod doctor;
+mod image;
 mod version;
 
 use crate::{Context, Error};
