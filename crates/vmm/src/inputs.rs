@@ -7,9 +7,9 @@ use crate::snapshot::restore::{Restored, RestoredDisk};
 use crate::snapshot::{Folder, Snapshot};
 use crate::source::{BootSource, open_file};
 use crate::spec::{DiskSpec, NetSpec, VmSpec};
-use crate::terminal::Output;
+use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
-use api::worker::config::CharDevice;
+use api::worker::config::{CharDevice, LineSocketConfig};
 use disk::{Access, Disk, Image, Raw, Scratch};
 use memory::Ram;
 use net::{Backend, MacAddress};
@@ -75,8 +75,23 @@ pub struct Lines {
     pub outputs: Vec<Output>,
     /// Where the console's input goes, if it leads to the terminal.
     pub console_input: Option<ConsoleInput>,
+    /// Lines on sockets, each with whether it is the serial port (and not the console).
+    pub sockets: Vec<(SocketLine, Line)>,
+    /// Sockets and files that go with the worker.
+    pub made: Vec<Made>,
+    /// The console's input, for the socket that it leads to.
+    pub console_socket_input: Option<ConsoleInput>,
     /// Files that did not exist before; removed again unless the machine comes to life.
     pub new_files: Vec<Made>,
+}
+
+/// Which line of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// COM1.
+    Serial,
+    /// The virtio console.
+    Console,
 }
 
 impl Lines {
@@ -97,6 +112,9 @@ impl Lines {
     pub fn finish(self) {
         /// A terminal that nobody reads must not keep the program.
         const PATIENCE: Duration = Duration::from_secs(2);
+        for (socket, _) in self.sockets {
+            socket.finish(PATIENCE);
+        }
         for output in self.outputs {
             let dropped = output.dropped();
             if dropped > 0 {
@@ -139,7 +157,14 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
     // … then what occupies ports …
     let nets = spec.nets.iter().map(plug_in).collect::<Result<Vec<_>, _>>()?;
     // … and last what leaves files behind.
-    let mut lines = Lines { outputs: Vec::new(), console_input: None, new_files };
+    let mut lines = Lines {
+        outputs: Vec::new(),
+        console_input: None,
+        sockets: Vec::new(),
+        made: Vec::new(),
+        console_socket_input: None,
+        new_files,
+    };
     let vsock = match &spec.vsock {
         None => None,
         Some(vsock) => {
@@ -152,14 +177,15 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
             Some(device)
         }
     };
-    let serial_output = open_output(&spec.serial, "serial", &mut lines)?;
+    let serial_output = open_output(&spec.serial, Line::Serial, &mut lines)?;
     let console = match &spec.console {
         _ if !spec.has_console => None,
         device => {
-            let output = open_output(device, "console", &mut lines)?;
+            let output = open_output(device, Line::Console, &mut lines)?;
             let console =
                 Console::new(output).map_err(|e| Error::host("the console cannot be made").with_source(e))?;
             lines.console_input = (*device == CharDevice::Stdio).then(|| console.input());
+            lines.console_socket_input = matches!(device, CharDevice::Socket(_)).then(|| console.input());
             Some(console)
         }
     };
@@ -291,28 +317,62 @@ fn plug_in(spec: &NetSpec) -> Result<Card, Error> {
 }
 
 /// Opens where a serial line writes to.
-fn open_output(device: &CharDevice, name: &str, lines: &mut Lines) -> Result<Box<dyn Write + Send>, Error> {
+fn open_output(device: &CharDevice, line: Line, lines: &mut Lines) -> Result<Box<dyn Write + Send>, Error> {
+    let name = match line {
+        Line::Serial => "serial",
+        Line::Console => "console",
+    };
     let file = match device {
         CharDevice::None => return Ok(Box::new(io::sink())),
         CharDevice::Stdio => {
             let stdout = io::stdout().as_fd().try_clone_to_owned();
             File::from(stdout.map_err(|e| Error::host("standard output cannot be used").with_source(e))?)
         }
-        CharDevice::File(path) => {
-            let existed = path.exists();
-            let file = File::options().append(true).create(true).open(path).map_err(|e| {
-                Error::bad_input(format!("the file {path:?} cannot be written"))
-                    .with_source(e)
-                    .with_advice(format!("check --{name}"))
-            })?;
-            if !existed {
-                lines.new_files.push(Made::new(path));
-            }
-            file
-        }
+        CharDevice::File(path) => append_to(path, name, lines)?,
+        CharDevice::Socket(socket) => return open_socket(socket, line, name, lines),
     };
     let output = Output::new(name, file);
     let writer = output.writer();
     lines.outputs.push(output);
+    Ok(Box::new(writer))
+}
+
+fn append_to(path: &Path, name: &str, lines: &mut Lines) -> Result<File, Error> {
+    let existed = path.exists();
+    let file = File::options().read(true).append(true).create(true).open(path).map_err(|e| {
+        Error::bad_input(format!("the file {path:?} cannot be written"))
+            .with_source(e)
+            .with_advice(format!("check --{name}"))
+    })?;
+    if !existed {
+        lines.new_files.push(Made::new(path));
+    }
+    Ok(file)
+}
+
+/// How much of the past the log of a line on a socket keeps at least.
+const LOG_KEPT: u64 = 1 << 20;
+
+fn open_socket(
+    socket: &LineSocketConfig,
+    line: Line,
+    name: &str,
+    lines: &mut Lines,
+) -> Result<Box<dyn Write + Send>, Error> {
+    let log: Option<Box<dyn Write + Send>> = match &socket.log {
+        None => None,
+        Some(path) => {
+            let output = Output::new(name, append_to(path, name, lines)?).keep_last(LOG_KEPT);
+            let writer = output.writer();
+            lines.outputs.push(output);
+            Some(Box::new(writer))
+        }
+    };
+    let listener = crate::control::bind(&socket.path, &format!("--{name}"))?;
+    lines.made.push(Made::new(&socket.path));
+    let server =
+        SocketLine::new(listener).map_err(|e| Error::host("a socket cannot be served").with_source(e))?;
+    let writer = server.writer(log);
+    lines.sockets.push((server, line));
     Ok(Box::new(writer))
 }

@@ -4,7 +4,7 @@ use crate::cli::{Cli, Start};
 use crate::control::{Handler, Listener, Server};
 use crate::controller::{Controller, Ended, Event, Parts};
 use crate::engines::Wanted;
-use crate::inputs::{self, Lines};
+use crate::inputs::{self, Line, Lines};
 use crate::machine::{GuestEvents, Machine};
 use crate::sandbox::Needs;
 use crate::snapshot::Snapshot;
@@ -16,8 +16,9 @@ use api::worker::config::{CharDevice, JitConfig};
 use api::worker::exit;
 use clap::Parser;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -39,21 +40,25 @@ pub fn main() -> ExitCode {
             }
         };
     }
-    let status = match run(cli, started) {
-        Ok(ended) => {
-            if let Some(message) = ended.message() {
-                eprintln!("arnia-vmm: {message}");
-            }
-            ended.exit_status()
-        }
+    let mut report = None;
+    let (status, message) = match run(cli, started, &mut report) {
+        Ok(ended) => (ended.exit_status(), ended.message()),
         Err(error) => {
-            eprintln!("arnia-vmm: {}", error.report());
-            match error.kind() {
+            let status = match error.kind() {
                 ErrorKind::BadInput => exit::BAD_INPUT,
                 ErrorKind::Host | ErrorKind::Internal => exit::FAILED,
-            }
+            };
+            (status, Some(error.report()))
         }
     };
+    if let Some(message) = &message {
+        eprintln!("arnia-vmm: {message}");
+    }
+    if let Some(file) = report
+        && let Err(e) = write_report(file, &exit::Report { status, message })
+    {
+        eprintln!("arnia-vmm: the report of the machine's end cannot be written: {e}");
+    }
     ExitCode::from(status)
 }
 
@@ -66,11 +71,30 @@ fn probe() -> Result<(), Error> {
     Ok(())
 }
 
-fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
+fn open_report(path: &Path) -> Result<File, Error> {
+    File::create(path).map_err(|e| {
+        Error::bad_input(format!("the file {path:?} cannot be written"))
+            .with_source(e)
+            .with_advice("check --report")
+    })
+}
+
+/// Writes the report and makes it last: somebody may read it after the host has started again.
+fn write_report(mut file: File, report: &exit::Report) -> io::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    file.write_all(&line)?;
+    file.sync_data()
+}
+
+fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, Error> {
     let signals =
         signals::take_over().map_err(|e| Error::host("signals cannot be taken over").with_source(e))?;
     let (mut spec, snapshot) = match cli.into_start()? {
-        Start::Boot(config) => (VmSpec::try_from(*config)?, None),
+        Start::Boot(config) => {
+            *report = config.report.as_deref().map(open_report).transpose()?;
+            (VmSpec::try_from(*config)?, None)
+        }
         Start::Restore(config) => {
             let (snapshot, spec) = Snapshot::open(*config)?;
             (spec, Some(snapshot))
@@ -122,6 +146,7 @@ fn run(cli: Cli, started: Instant) -> Result<Ended, Error> {
     signals.start(move |signal| drop(on_signal.send(Event::Signal(signal)))).map_err(thread)?;
     let server = control.map(|control| serve(control, sender.clone())).transpose().map_err(thread)?;
     let raw_mode = connect_terminal(&spec, &controller, &lines, sender)?;
+    connect_sockets(&controller, &mut lines).map_err(thread)?;
     lines.keep_files();
 
     let ended = controller.run();
@@ -140,8 +165,12 @@ fn thread(e: io::Error) -> Error {
 /// What of the host's files the machine still needs when it runs.
 fn needs(spec: &VmSpec, engine: &str) -> Needs {
     let vsock = spec.vsock.as_ref().map(|vsock| vsock.socket.clone());
+    let lines = [&spec.serial, &spec.console].into_iter().filter_map(|line| match line {
+        CharDevice::Socket(socket) => Some(socket.path.clone()),
+        _ => None,
+    });
     Needs {
-        removed: spec.control.iter().cloned().chain(vsock).collect(),
+        removed: spec.control.iter().cloned().chain(vsock).chain(lines).collect(),
         name_servers: !spec.nets.is_empty(),
         snapshots: spec.snapshots.clone(),
         kvm: engine == "kvm",
@@ -185,6 +214,25 @@ fn connect_terminal(
         .start("input")
         .map_err(refused)?;
     Ok(raw_mode)
+}
+
+/// Starts to serve the lines that lead to sockets.
+fn connect_sockets(controller: &Controller, lines: &mut Lines) -> io::Result<()> {
+    for (socket, line) in &mut lines.sockets {
+        let sink: Arc<dyn CharSink> = match line {
+            Line::Serial => {
+                let (port, wake) = (controller.serial_port(), socket.wake());
+                port.on_room(move || wake.wake());
+                Arc::new(SerialSink(port))
+            }
+            Line::Console => match lines.console_socket_input.clone() {
+                Some(input) => Arc::new(ConsoleSink(input)),
+                None => continue,
+            },
+        };
+        socket.start(sink)?;
+    }
+    Ok(())
 }
 
 struct SerialSink(Arc<platform::serial::SerialPort>);

@@ -65,6 +65,8 @@ pub struct VmSpec {
     pub control: Option<PathBuf>,
     /// The folder for snapshots.
     pub snapshots: Option<PathBuf>,
+    /// Where the machine's end is reported.
+    pub report: Option<PathBuf>,
     /// What a reset does.
     pub on_reset: OnReset,
     /// Whether there is a debug exit port.
@@ -271,6 +273,11 @@ impl TryFrom<VmConfig> for VmSpec {
         if let Some(path) = &config.control {
             check_socket_path(path, "--control")?;
         }
+        for (line, option) in [(&config.serial, "--serial"), (&config.console, "--console")] {
+            if let CharDevice::Socket(socket) = line {
+                check_socket_path(&socket.path, option)?;
+            }
+        }
         // Entropy device and console take a slot each.
         let devices = disks.len() + nets.len() + 2 + vsock.is_some() as usize;
         if devices > PCI_DEVICES_MAX {
@@ -298,6 +305,7 @@ impl TryFrom<VmConfig> for VmSpec {
             has_console: as_given.console != CharDevice::None,
             control: config.control,
             snapshots: config.snapshots,
+            report: config.report,
             on_reset: config.on_reset,
             debug_exit: config.debug_exit,
             sandbox: config.sandbox,
@@ -451,6 +459,10 @@ mod tests {
             refused(|c| c.vsock = Some(VsockConfig { cid: u64::MAX, socket: "s".into() })),
             refused(|c| c.control = Some("x".repeat(108).into())),
             refused(|c| c.control = Some("".into())),
+            refused(|c| {
+                let path = "x".repeat(108).into();
+                c.serial = CharDevice::Socket(api::worker::config::LineSocketConfig { path, log: None });
+            }),
         ] {
             assert!(text.contains("; ") || text.contains("write "), "no advice: {text}");
         }

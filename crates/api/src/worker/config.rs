@@ -88,6 +88,10 @@ pub struct VmConfig {
     /// Folder for snapshots, which the control socket is asked for; without it there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<PathBuf>,
+    /// A file into which the worker writes one line of JSON, [`crate::worker::exit::Report`], when the machine
+    /// has ended; there is none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<PathBuf>,
     /// What a reset does.
     #[serde(default)]
     pub on_reset: OnReset,
@@ -146,6 +150,7 @@ impl VmConfig {
             console: default_console(),
             control: None,
             snapshots: None,
+            report: None,
             on_reset: OnReset::default(),
             debug_exit: false,
             sandbox: default_sandbox(),
@@ -488,8 +493,21 @@ pub enum CharDevice {
     Stdio,
     /// Output is appended to a file; there is no input.
     File(PathBuf),
+    /// A Unix socket: several may connect, see what was written last, and type.
+    Socket(LineSocketConfig),
     /// Nowhere.
     None,
+}
+
+/// A serial line on a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LineSocketConfig {
+    /// Path of the socket, for this user alone.
+    pub path: PathBuf,
+    /// A file that keeps the last mebibyte or two of what the guest wrote; there is none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Exit statuses of a worker: why its machine ended.
 
+use serde::{Deserialize, Serialize};
+
 /// The guest powered itself off, by itself or after its power button was pressed.
 pub const POWERED_OFF: u8 = 0;
 /// The worker or its host failed.
@@ -19,4 +21,15 @@ pub const RESET: u8 = 6;
 /// odd, as QEMU's isa-debug-exit has it. With that port enabled, odd statuses are the guest's.
 pub fn debug_exit(value: u8) -> u8 {
     value << 1 | 1
+}
+
+/// What a worker writes into the file of `report` when its machine has ended: for whoever is not its parent
+/// and cannot wait for its exit status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The exit status.
+    pub status: u8,
+    /// Why, for people; absent when there is nothing to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }

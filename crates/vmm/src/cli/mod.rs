@@ -123,10 +123,12 @@ pub struct Cli {
     /// Sockets between host and guest: cid=N,socket=PATH
     #[arg(long, value_name = "VSOCK", value_parser = options::vsock)]
     vsock: Option<VsockConfig>,
-    /// Where the serial port COM1 (ttyS0) leads: stdio, file=PATH or none [default: stdio]
+    /// Where the serial port COM1 (ttyS0) leads: stdio, file=PATH, socket=PATH[,log=FILE] or none
+    /// [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = options::char_device)]
     serial: Option<CharDevice>,
-    /// Where the virtio console (hvc0) leads: stdio, file=PATH or none [default: none]
+    /// Where the virtio console (hvc0) leads: stdio, file=PATH, socket=PATH[,log=FILE] or none
+    /// [default: none]
     #[arg(long, value_name = "WHERE", value_parser = options::char_device)]
     console: Option<CharDevice>,
 
@@ -150,6 +152,9 @@ pub struct Cli {
     /// With --restore: stand still until the control socket says `resume`
     #[arg(long, requires = "restore")]
     paused: bool,
+    /// Write why the machine ended, as a line of JSON, into this file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// End instead of starting again when the guest resets the machine
     #[arg(long)]
     no_reboot: bool,
@@ -362,6 +367,7 @@ impl Cli {
         set(&mut config.console, self.console);
         set_option(&mut config.control, self.control);
         set_option(&mut config.snapshots, self.snapshots);
+        set_option(&mut config.report, self.report);
         let boot = self.boot.map(|method| match method {
             Boot::Auto => BootMethod::Auto,
             Boot::Direct => BootMethod::Direct,

@@ -2,7 +2,8 @@
 
 use super::Net;
 use api::worker::config::{
-    CharDevice, DiskConfig, FORMAT_AUTO, NetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
+    CharDevice, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, TraceConfig, TraceEvents,
+    UserNetConfig, VsockConfig,
 };
 use std::path::PathBuf;
 
@@ -103,11 +104,14 @@ pub(super) fn vsock(text: &str) -> Result<VsockConfig, String> {
 }
 
 pub(super) fn char_device(text: &str) -> Result<CharDevice, String> {
+    if text.starts_with("socket=") {
+        return line_socket(text).map(CharDevice::Socket);
+    }
     match text.split_once('=') {
         None if text == "stdio" => Ok(CharDevice::Stdio),
         None if text == "none" => Ok(CharDevice::None),
         Some(("file", path)) => Ok(CharDevice::File(PathBuf::from(not_empty("file", path)?))),
-        _ => Err(format!("{text:?} is not known: write stdio, file=PATH or none")),
+        _ => Err(format!("{text:?} is not known: write stdio, file=PATH, socket=PATH[,log=FILE] or none")),
     }
 }
 
@@ -149,6 +153,19 @@ fn addresses(text: &str) -> Result<(u64, u64), String> {
         Some((Some(first), Some(last))) if first <= last => Ok((first, last)),
         _ => Err(format!("{text:?} are no addresses: write FIRST-LAST in hexadecimal")),
     }
+}
+
+fn line_socket(text: &str) -> Result<LineSocketConfig, String> {
+    let (mut path, mut log) = (None, None);
+    for part in parts(text) {
+        match part.split_once('=') {
+            Some(("socket", value)) => once(&mut path, "socket", not_empty("socket", value)?)?,
+            Some(("log", value)) => once(&mut log, "log", not_empty("log", value)?)?,
+            _ => return Err(format!("{part:?} is not known: write socket=PATH[,log=FILE]")),
+        }
+    }
+    let path = path.ok_or("`socket` is missing: write socket=PATH[,log=FILE]")?;
+    Ok(LineSocketConfig { path: path.into(), log: log.map(PathBuf::from) })
 }
 
 #[cfg(test)]
@@ -232,7 +249,9 @@ mod tests {
         assert_eq!(char_device("stdio"), Ok(CharDevice::Stdio));
         assert_eq!(char_device("none"), Ok(CharDevice::None));
         assert_eq!(char_device("file=a=b"), Ok(CharDevice::File("a=b".into())));
-        for text in ["", "file=", "file", "pty", "stdio=1"] {
+        let socket = LineSocketConfig { path: "/run/a,b".into(), log: Some("l".into()) };
+        assert_eq!(char_device("socket=/run/a,,b,log=l"), Ok(CharDevice::Socket(socket)));
+        for text in ["", "file=", "file", "pty", "stdio=1", "socket=", "socket=a,log=", "socket=a,x=y"] {
             assert!(char_device(text).is_err(), "{text}");
         }
     }

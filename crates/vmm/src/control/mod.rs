@@ -9,6 +9,7 @@ mod socket;
 use client::Client;
 pub use client::ReplyTo;
 pub(crate) use client::is_request;
+pub(crate) use socket::bind;
 
 use crate::Error;
 use crate::undo::Made;
@@ -39,7 +40,7 @@ impl Listener {
     /// # Errors
     /// When something else is there or somebody listens already.
     pub fn bind(path: &Path) -> Result<Listener, Error> {
-        let listener = socket::bind(path)?;
+        let listener = socket::bind(path, "--control")?;
         Ok(Listener { listener, made: Made::new(path) })
     }
 

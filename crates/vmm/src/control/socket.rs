@@ -11,33 +11,34 @@ use std::path::Path;
 /// Clients that may wait to be accepted, as many as the standard library lets wait.
 const BACKLOG: i32 = 128;
 
-/// Listens at `path`, readable and writable for this user alone.
-pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
+/// Listens at `path`, which `option` names, readable and writable for this user alone. A socket that a dead
+/// process has left is replaced.
+pub(crate) fn bind(path: &Path, option: &str) -> Result<UnixListener, Error> {
     let error = match bind_private(path) {
         Ok(listener) => return Ok(listener),
         Err(error) => error,
     };
     if error.kind() != io::ErrorKind::AddrInUse {
-        return Err(Error::bad_input(format!("the control socket {path:?} cannot be made"))
+        return Err(Error::bad_input(format!("the socket {path:?} cannot be made"))
             .with_source(error)
-            .with_advice("check --control"));
+            .with_advice(format!("check {option}")));
     }
     if !std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
         return Err(Error::bad_input(format!("{path:?} exists and is not a socket"))
-            .with_advice("choose another path for --control"));
+            .with_advice(format!("choose another path for {option}")));
     }
     match UnixStream::connect(path) {
         // Nobody listens: it was left by a process that is gone.
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             let replaced = std::fs::remove_file(path).and_then(|()| bind_private(path));
             replaced.map_err(|e| {
-                Error::bad_input(format!("the control socket {path:?} cannot be replaced"))
+                Error::bad_input(format!("the socket {path:?} cannot be replaced"))
                     .with_source(e)
-                    .with_advice("check --control")
+                    .with_advice(format!("check {option}"))
             })
         }
         _ => Err(Error::bad_input(format!("another program listens at {path:?}"))
-            .with_advice("choose another path for --control, or stop the machine that uses it")),
+            .with_advice(format!("choose another path for {option}, or stop the machine that uses it"))),
     }
 }
 

@@ -34,7 +34,11 @@ impl Wake {
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
 
-    fn clear(&self) {
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
+        PollFd::new(&self.event, PollFlags::IN)
+    }
+
+    pub(super) fn clear(&self) {
         let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
     }
 }

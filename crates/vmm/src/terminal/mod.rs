@@ -9,8 +9,10 @@ mod escape;
 mod input;
 mod output;
 mod raw;
+mod socket;
 
 pub use escape::Command;
 pub use input::{CharSink, Input, Wake};
 pub use output::{Output, OutputWriter};
 pub use raw::{RawMode, restore};
+pub use socket::{SocketLine, SocketWriter};

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub struct Output {
     name: String,
     /// Until the thread has it.
     file: Option<File>,
+    /// What a file keeps of the past when it has grown to twice as much.
+    keep: Option<u64>,
 }
 
 /// Where a device writes to.
@@ -56,7 +59,14 @@ struct State {
 impl Output {
     /// Prepares to write to `file`. What is written waits until [`Output::start`].
     pub fn new(name: &str, file: File) -> Output {
-        Output { shared: Arc::default(), name: name.to_owned(), file: Some(file) }
+        Output { shared: Arc::default(), name: name.to_owned(), file: Some(file), keep: None }
+    }
+
+    /// Lets the file, which must be open for reading and appending, not grow beyond twice this: when it has,
+    /// only its last `bytes` are kept.
+    pub fn keep_last(mut self, bytes: u64) -> Output {
+        self.keep = Some(bytes);
+        self
     }
 
     /// Starts the thread; nothing happens when it runs already.
@@ -65,8 +75,8 @@ impl Output {
     /// When the host refuses another thread.
     pub fn start(&mut self) -> io::Result<()> {
         if let Some(file) = self.file.take() {
-            let shared = self.shared.clone();
-            std::thread::Builder::new().name(self.name.clone()).spawn(move || shared.run(file))?;
+            let (shared, keep) = (self.shared.clone(), self.keep);
+            std::thread::Builder::new().name(self.name.clone()).spawn(move || shared.run(file, keep))?;
         }
         Ok(())
     }
@@ -136,7 +146,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, mut file: File) {
+    fn run(&self, mut file: File, keep: Option<u64>) {
         let mut state = self.lock();
         loop {
             if state.waiting.is_empty() {
@@ -152,7 +162,10 @@ impl Shared {
             state.stuck = false;
             self.room.notify_all();
             drop(state);
-            let result = write_patiently(&mut file, &bytes);
+            let result = write_patiently(&mut file, &bytes).and_then(|()| match keep {
+                Some(keep) => shorten(&file, keep),
+                None => Ok(()),
+            });
             state = self.lock();
             state.busy = false;
             if result.is_err() {
@@ -165,6 +178,18 @@ impl Shared {
             }
         }
     }
+}
+
+/// Cuts a file that is longer than twice `keep` down to its last `keep` bytes.
+fn shorten(mut file: &File, keep: u64) -> io::Result<()> {
+    let len = file.metadata()?.len();
+    if len <= 2 * keep {
+        return Ok(());
+    }
+    let mut last = vec![0; keep as usize];
+    file.read_exact_at(&mut last, len - keep)?;
+    file.set_len(0)?;
+    file.write_all(&last)
 }
 
 /// Writes everything, also to a descriptor that somebody has set non-blocking.
@@ -240,5 +265,22 @@ mod tests {
             to.write_all(&[1; BUFFER_SIZE]).unwrap();
         }
         output.finish(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_file_that_is_kept_short_ends_with_the_last_words() {
+        let path = std::env::temp_dir().join(format!("arnia-kept-short-{}", std::process::id()));
+        let file = File::options().read(true).append(true).create(true).open(&path).unwrap();
+        let mut output = Output::new("test", file).keep_last(1000);
+        output.start().unwrap();
+        let mut writer = output.writer();
+        for n in 0..1000 {
+            writer.write_all(format!("line {n:04}\n").as_bytes()).unwrap();
+        }
+        output.finish(Duration::from_secs(60));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!((1000..=2000).contains(&text.len()), "{}", text.len());
+        assert!(text.ends_with("line 0998\nline 0999\n"));
+        std::fs::remove_file(path).unwrap();
     }
 }
