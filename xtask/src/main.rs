@@ -12,6 +12,7 @@ mod task_ci;
 mod task_demo;
 mod task_fuzz;
 mod task_guests;
+mod task_openapi;
 mod task_test;
 mod workspace;
 
@@ -42,6 +43,8 @@ enum Task {
     Demo(task_demo::Args),
     /// Measure, against Debian's QEMU without hardware help, and save the results
     Bench(task_bench::Args),
+    /// Write the description of the REST API, openapi/v1.json
+    Openapi(task_openapi::Args),
     /// Build the guest kernel, initramfs and Debian disk that tests and demo boot
     Guests(task_guests::Args),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Ci(args) => task_ci::run(&args),
         Task::Demo(args) => task_demo::run(&args),
         Task::Bench(args) => task_bench::run(&args),
+        Task::Openapi(args) => task_openapi::run(&args),
         Task::Guests(args) => task_guests::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -99,6 +99,7 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
         apt::ensure(&[apt::QEMU, apt::FIRMWARE])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         build_worker()?;
+        host::run(host::cargo().args(["build", "--package", "cli"]))?;
         workloads = Some(guests::workloads::build(workspace, &guests)?);
         agent = Some(guests::agent::build(workspace, &guests)?);
         ready = Some(guests);
@@ -147,6 +148,7 @@ pub(crate) fn with_harness_paths<'a>(
     command
         .env("ARNIA_GUESTS", &guests.manifest_path)
         .env("ARNIA_VMM", workspace.worker())
+        .env("ARNIA_PROGRAM", workspace.target().join("debug/arnia"))
         .env("ARNIA_TEST_OUTPUT", workspace.target().join("vm-test"))
 }
 

@@ -3,15 +3,28 @@
 use crate::commands::Command;
 use crate::output::{Format, Output};
 use clap::Parser;
+use std::path::PathBuf;
 
 /// Virtual machines: run, watch and change them.
 #[derive(Debug, Parser)]
 #[command(name = "arnia", version, about, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Examples:\n  arnia version -o json\n  arnia completions bash > arnia.bash")]
+#[command(after_help = "Examples:
+  arnia run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --console demo
+  arnia ls
+  arnia stop demo
+
+Exit status: 0 done; 1 failed; 2 bad input; 3 not found; 4 the state does not allow it; 5 not permitted;
+6 the daemon cannot be reached. Commands that need the daemon start one for this user if none runs.")]
 pub struct Cli {
     /// How results are written
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
+    /// The project [default: default]
+    #[arg(long, global = true, env = "ARNIA_PROJECT", value_name = "NAME", hide_env = true)]
+    pub project: Option<String>,
+    /// The daemon's socket [default: that of this user's daemon, which is started if none runs]
+    #[arg(long, global = true, env = "ARNIA_SOCKET", value_name = "PATH", hide_env = true)]
+    pub socket: Option<PathBuf>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -22,11 +35,19 @@ pub struct Cli {
 pub struct Context {
     /// Where results go.
     pub output: Output,
+    /// The project.
+    pub project: String,
+    /// The daemon's socket, if one is named.
+    pub socket: Option<PathBuf>,
 }
 
 impl Context {
     /// Takes what the global options say.
     pub fn new(cli: &Cli) -> Context {
-        Context { output: Output::new(cli.output) }
+        Context {
+            output: Output::new(cli.output),
+            project: cli.project.clone().unwrap_or_else(|| api::v1::DEFAULT_PROJECT.into()),
+            socket: cli.socket.clone(),
+        }
     }
 }

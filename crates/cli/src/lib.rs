@@ -13,9 +13,12 @@
 
 mod args;
 pub mod commands;
+pub mod connect;
 mod error;
+mod log;
 pub mod output;
 pub mod programs;
+mod progress;
 
 pub use args::{Cli, Context};
 pub use error::{Error, ErrorKind};

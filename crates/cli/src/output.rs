@@ -76,6 +76,13 @@ impl Output {
         }
     }
 
+    /// Says something beside the result to a person at a terminal.
+    pub fn hint(&self, sentence: &str) {
+        if self.format == Format::Table && io::IsTerminal::is_terminal(&io::stderr()) {
+            eprintln!("{sentence}");
+        }
+    }
+
     /// Writes the thing as JSON or YAML; as YAML when the format is a table.
     ///
     /// # Errors
@@ -108,8 +115,16 @@ pub fn to_yaml<T: Serialize + ?Sized>(item: &T) -> Result<String, Error> {
 /// # Errors
 /// When standard output cannot be written.
 pub fn print(text: &str) -> Result<(), Error> {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes to standard output what may not be text.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn print_bytes(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(e) => Err(unwritable(e)),
         Ok(()) => Ok(()),

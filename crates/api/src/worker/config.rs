@@ -243,6 +243,7 @@ impl RestoreConfig {
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BootMethod {
     /// What suits the file.
@@ -290,6 +291,7 @@ impl From<FirmwareImage> for String {
 
 /// What executes guest code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
     /// The fastest that works on this host.
@@ -388,6 +390,7 @@ pub enum TraceEvents {
 
 /// What a reset of the machine does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnReset {
     /// The machine starts again.

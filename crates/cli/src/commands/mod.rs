@@ -1,10 +1,26 @@
 //! The commands, one file each.
 
 mod completions;
+mod console;
+mod create;
+mod daemon;
 mod disk;
 mod doctor;
 mod image;
+mod info;
+mod lifecycle;
+mod logs;
+mod ls;
+mod operation;
+mod project;
+mod rename;
+mod rm;
+mod set;
+mod token;
+mod top;
+mod user;
 mod version;
+mod volume;
 
 use crate::{Context, Error};
 use std::process::ExitCode;
@@ -21,14 +37,62 @@ pub trait Run {
 /// All commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Write the completions for a shell
-    Completions(completions::Completions),
+    /// Create a virtual machine and start it
+    Run(create::RunVm),
+    /// Create a virtual machine
+    Create(create::Create),
+    /// List virtual machines
+    #[command(alias = "list")]
+    Ls(ls::Ls),
+    /// Show a virtual machine, or the host
+    Info(info::Info),
+    /// Start virtual machines
+    Start(lifecycle::Start),
+    /// Stop virtual machines
+    Stop(lifecycle::Stop),
+    /// Stop virtual machines and start them again
+    Restart(lifecycle::Restart),
+    /// Make virtual machines stand still
+    Pause(lifecycle::Pause),
+    /// Let paused virtual machines go on
+    Resume(lifecycle::Resume),
+    /// Remove virtual machines
+    Rm(rm::Rm),
+    /// Give a virtual machine another name
+    Rename(rename::Rename),
+    /// Change the configuration of a virtual machine
+    Set(set::Set),
+    /// Connect to the serial console of a virtual machine
+    Console(console::Console),
+    /// Show what a virtual machine wrote to its serial console
+    Logs(logs::Logs),
+    /// Show what virtual machines use
+    Top(top::Top),
+    /// Volumes: disks for virtual machines
+    #[command(subcommand)]
+    Volume(volume::Volume),
     /// Work with disk images
     Disk(disk::Disk),
     /// Build, import, move and keep images: what virtual machines come from
     Image(image::Image),
     /// Look at this host: what works, how fast, what to do about what does not
     Doctor(doctor::Doctor),
+    /// Operations: work that goes on in the daemon
+    #[command(subcommand)]
+    Operation(operation::Operation),
+    /// Projects: who sees what, and how much there may be
+    #[command(subcommand)]
+    Project(project::Project),
+    /// Users and their roles
+    #[command(subcommand)]
+    User(user::User),
+    /// Tokens: by which users and programs log in
+    #[command(subcommand)]
+    Token(token::Token),
+    /// Run the daemon
+    Daemon(daemon::Daemon),
+    /// Write the completions for a shell
+    Completions(completions::Completions),
     /// Tell the version
     Version(version::Version),
 }
@@ -40,12 +104,65 @@ impl Command {
     /// When it could not be done.
     pub fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         let command: &dyn Run = match self {
-            Command::Completions(command) => command,
+            Command::Run(command) => command,
+            Command::Create(command) => command,
+            Command::Ls(command) => command,
+            Command::Info(command) => command,
+            Command::Start(command) => command,
+            Command::Stop(command) => command,
+            Command::Restart(command) => command,
+            Command::Pause(command) => command,
+            Command::Resume(command) => command,
+            Command::Rm(command) => command,
+            Command::Rename(command) => command,
+            Command::Set(command) => command,
+            Command::Console(command) => command,
+            Command::Logs(command) => command,
+            Command::Top(command) => command,
+            Command::Volume(command) => command,
             Command::Disk(command) => command,
             Command::Image(command) => command,
             Command::Doctor(command) => command,
+            Command::Operation(command) => command,
+            Command::Project(command) => command,
+            Command::User(command) => command,
+            Command::Token(command) => command,
+            Command::Daemon(command) => command,
+            Command::Completions(command) => command,
             Command::Version(command) => command,
         };
         command.run(context)
+    }
+}
+
+/// Seconds as people read them.
+fn duration(seconds: i64) -> String {
+    match seconds {
+        ..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+/// Seconds since a time.
+fn since(time: api::v1::Time) -> i64 {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+    (now - time).max(0)
+}
+
+/// Bytes as people read them.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit < UNITS.len() - 1 {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes}B"),
+        _ => format!("{value:.1}{}", UNITS[unit]),
     }
 }

@@ -4,6 +4,7 @@
 mod agent;
 mod busybox;
 mod crash;
+mod daemon;
 mod debian;
 mod firmware;
 mod refusals;
@@ -23,6 +24,7 @@ fn main() -> Result<ExitCode> {
     busybox::add(&mut suite);
     snapshots::add(&mut suite);
     workloads::add(&mut suite);
+    daemon::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     crash::add(&mut suite);

@@ -1,0 +1,310 @@
+//! Virtual machines.
+
+use super::Time;
+use super::network::NicConfig;
+use crate::ByteSize;
+use crate::worker::config::{BootMethod, CPUS_DEFAULT, EngineChoice, MEMORY_DEFAULT, OnReset};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a machine shall be, as users write it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// For people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// Names and values of the user's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What it boots.
+    pub boot: BootConfig,
+    /// Number of vCPUs.
+    #[serde(default = "default_cpus")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 255))]
+    pub cpus: u32,
+    /// Guest memory.
+    #[serde(default = "default_memory")]
+    pub memory: ByteSize,
+    /// What the processors can do: `x86-64-v2`, `x86-64-v3`, `host`. Default: the newest that works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<String>,
+    /// What executes guest code.
+    #[serde(default)]
+    pub engine: EngineChoice,
+    /// Disks, in the order in which the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
+    /// Network cards. When absent, one in the network `user`.
+    #[serde(default = "default_nics")]
+    pub nics: Vec<NicConfig>,
+    /// What a reset by the guest does.
+    #[serde(default)]
+    pub on_reset: OnReset,
+    /// Whether the machine starts with the daemon.
+    #[serde(default)]
+    pub autostart: Autostart,
+    /// What happens when the machine's process ends by a fault.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+}
+
+fn default_cpus() -> u32 {
+    CPUS_DEFAULT
+}
+fn default_memory() -> ByteSize {
+    MEMORY_DEFAULT
+}
+fn default_nics() -> Vec<NicConfig> {
+    vec![NicConfig::default()]
+}
+
+impl VmConfig {
+    /// A machine with this kernel and defaults for all else.
+    pub fn new(kernel: impl Into<String>) -> VmConfig {
+        VmConfig {
+            description: String::new(),
+            labels: BTreeMap::new(),
+            boot: BootConfig { kernel: kernel.into(), ..BootConfig::default() },
+            cpus: default_cpus(),
+            memory: default_memory(),
+            cpu_model: None,
+            engine: EngineChoice::default(),
+            disks: Vec::new(),
+            nics: default_nics(),
+            on_reset: OnReset::default(),
+            autostart: Autostart::default(),
+            restart: RestartPolicy::default(),
+        }
+    }
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// Kernel: a bzImage or an ELF executable, as an absolute path of the host. Only for admins.
+    pub kernel: String,
+    /// Initial RAM disk, as an absolute path of the host. Only for admins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub append: String,
+    /// How to enter the kernel.
+    #[serde(default)]
+    pub method: BootMethod,
+}
+
+/// A disk of a machine: a volume, or a path of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A volume of the same project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// A file or block device of the host in raw format, as an absolute path. Only for admins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Whether the guest may only read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// What the guest sees as the disk's serial number: at most 20 printable characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// Whether a machine starts with the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Autostart {
+    /// Whether it does.
+    #[serde(default)]
+    pub enabled: bool,
+    /// Lower ones first; those with the same order in the order of their names.
+    #[serde(default)]
+    pub order: i32,
+}
+
+/// What happens when a machine's process ends by a fault: killed, or failed by itself. A guest that powers off,
+/// and a machine that somebody stops, stays off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// The machine stays off.
+    Never,
+    /// It starts again, at most 5 times in 10 minutes.
+    #[default]
+    OnFailure,
+}
+
+/// A machine to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct VmParams {
+    /// Its name, unique in its project.
+    pub name: String,
+    /// What it shall be.
+    pub config: VmConfig,
+    /// Whether to start it at once. The answer then is the operation that does.
+    #[serde(default)]
+    pub start: bool,
+}
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Vm {
+    /// Its identity, a UUID; also the guest's.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The project that it belongs to.
+    pub project: String,
+    /// What it does now.
+    pub state: VmState,
+    /// Why it is in this state, if there is a reason to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it shall be.
+    pub config: VmConfig,
+    /// Whether it runs with an older configuration than this, until it starts anew.
+    pub restart_needed: bool,
+    /// When it was created.
+    pub created: Time,
+    /// When it was last started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Time>,
+    /// Its process, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerView>,
+    /// Changes with every change of the configuration; also in the header `ETag`.
+    pub revision: i64,
+}
+
+/// The process that runs a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WorkerView {
+    /// Its process ID.
+    pub pid: u32,
+    /// Version of the worker's program.
+    pub version: String,
+    /// The engine that executes guest code.
+    pub engine: String,
+    /// The CPU model that the guest sees.
+    pub cpu_model: String,
+}
+
+/// What a machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// It does not run.
+    Stopped,
+    /// Its process is being started.
+    Starting,
+    /// Guest code runs.
+    Running,
+    /// Guest code and guest time stand still.
+    Paused,
+    /// The guest was asked to power off.
+    Stopping,
+    /// It does not run because it could not, or ended by a fault; `reason` says more.
+    Failed,
+}
+
+impl VmState {
+    /// Whether the machine has a process.
+    pub fn is_active(self) -> bool {
+        !matches!(self, VmState::Stopped | VmState::Failed)
+    }
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            VmState::Stopped => "stopped",
+            VmState::Starting => "starting",
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+            VmState::Stopping => "stopping",
+            VmState::Failed => "failed",
+        })
+    }
+}
+
+/// How to stop or restart a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct StopParams {
+    /// End it at once, whatever the guest does. What the guest has not flushed is lost.
+    #[serde(default)]
+    pub force: bool,
+    /// Seconds that the guest has to power off; 60 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 86400))]
+    pub timeout: Option<u32>,
+}
+
+/// Seconds that a guest has to power off when nobody says otherwise.
+pub const STOP_TIMEOUT_DEFAULT: u32 = 60;
+
+/// A new name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RenameParams {
+    /// The new name.
+    pub name: String,
+}
+
+/// What a machine uses of the host, since its process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VmMetrics {
+    /// Processor time of its process, in milliseconds.
+    pub cpu_time_ms: u64,
+    /// Memory of its process that is in the host's RAM, in bytes.
+    pub resident_bytes: u64,
+    /// Guest time, in milliseconds; stands still while paused.
+    pub guest_time_ms: u64,
+    /// How many times the guest was reset.
+    pub resets: u64,
+    /// Counters of the engine and of device accesses.
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_all_that_is_needed() {
+        let config: VmConfig = serde_json::from_str(r#"{"boot": {"kernel": "/k"}}"#).unwrap();
+        assert_eq!(config, VmConfig::new("/k"));
+        let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_everywhere() {
+        for text in [
+            r#"{"boot": {"kernel": "/k"}, "cpu": 2}"#,
+            r#"{"boot": {"kernel": "/k", "x": 1}}"#,
+            r#"{"boot": {"kernel": "/k"}, "disks": [{"file": "x"}]}"#,
+            r#"{"boot": {"kernel": "/k"}, "nics": [{"net": "x"}]}"#,
+            r#"{"cpus": 2}"#,
+        ] {
+            assert!(serde_json::from_str::<VmConfig>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `arnia start`, `stop`, `restart`, `pause`, `resume`.
+
+use super::Run;
+use crate::progress::Wait;
+use crate::{Context, Error};
+use api::v1::vm::StopParams;
+use std::process::ExitCode;
+
+/// Machines, by name.
+#[derive(Debug, clap::Args)]
+struct Names {
+    /// The virtual machines
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// How to stop.
+#[derive(Debug, clap::Args)]
+struct How {
+    /// End it at once, whatever the guest does; what the guest has not flushed is lost
+    #[arg(short, long)]
+    force: bool,
+    /// Seconds that the guest has to power off
+    #[arg(long, value_name = "SECONDS", conflicts_with = "force")]
+    timeout: Option<u32>,
+}
+
+impl How {
+    fn params(&self) -> StopParams {
+        StopParams { force: self.force, timeout: self.timeout }
+    }
+}
+
+/// Does the same to each; the first failure ends it.
+fn each(
+    context: &Context,
+    names: &Names,
+    work: impl AsyncFn(&client::Client, &str) -> Result<(), Error>,
+) -> Result<ExitCode, Error> {
+    context.with_daemon(async |client| {
+        for name in &names.names {
+            work(&client, name).await?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Starts virtual machines.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  arnia start web\n  arnia start web database --no-wait")]
+pub struct Start {
+    #[command(flatten)]
+    names: Names,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Run for Start {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        each(context, &self.names, async |client, name| {
+            let operation = client.vm_start(name).await?;
+            self.wait
+                .finish(context, client, operation, &format!("starting {name}"), &format!("{name} runs"))
+                .await
+        })
+    }
+}
+
+/// Stops virtual machines: presses their power button and waits until they are off.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  arnia stop web\n  arnia stop --timeout 300 database\n  arnia stop --force web"
+)]
+pub struct Stop {
+    #[command(flatten)]
+    names: Names,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Run for Stop {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        each(context, &self.names, async |client, name| {
+            let operation = client.vm_stop(name, self.how.params()).await?;
+            let done = format!("{name} is off");
+            self.wait.finish(context, client, operation, &format!("stopping {name}"), &done).await
+        })
+    }
+}
+
+/// Stops virtual machines and starts them again, with their newest configuration.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  arnia restart web\n  arnia restart --force web")]
+pub struct Restart {
+    #[command(flatten)]
+    names: Names,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Run for Restart {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        each(context, &self.names, async |client, name| {
+            let operation = client.vm_restart(name, self.how.params()).await?;
+            let done = format!("{name} runs again");
+            self.wait.finish(context, client, operation, &format!("restarting {name}"), &done).await
+        })
+    }
+}
+
+/// Makes virtual machines stand still; their time stands still, too.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  arnia pause web")]
+pub struct Pause {
+    #[command(flatten)]
+    names: Names,
+}
+
+impl Run for Pause {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        each(context, &self.names, async |client, name| {
+            client.vm_pause(name).await?;
+            context.output.say(&format!("{name} is paused"))
+        })
+    }
+}
+
+/// Lets paused virtual machines go on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  arnia resume web")]
+pub struct Resume {
+    #[command(flatten)]
+    names: Names,
+}
+
+impl Run for Resume {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        each(context, &self.names, async |client, name| {
+            client.vm_resume(name).await?;
+            context.output.say(&format!("{name} goes on"))
+        })
+    }
+}

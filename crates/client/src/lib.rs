@@ -1,0 +1,398 @@
+//! The typed client of the daemon's REST API, over its Unix socket.
+//!
+//! Each request has a connection of its own: a request costs less than the trouble of keeping connections.
+
+mod error;
+
+pub use error::Error;
+pub use tokio_tungstenite::tungstenite::Message;
+
+use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, UserParams};
+use api::v1::error::{ApiError, ErrorBody, ErrorCode};
+use api::v1::host::Host;
+use api::v1::operation::{Operation, OperationState};
+use api::v1::page::Page;
+use api::v1::project::{Project, ProjectParams};
+use api::v1::storage::{Pool, Volume, VolumeParams};
+use api::v1::vm::{RenameParams, StopParams, Vm, VmMetrics, VmParams};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+use tokio_tungstenite::WebSocketStream;
+
+/// How long one request waits for an operation; then it is asked again.
+const WAIT_SECONDS: u32 = 30;
+
+/// A console: what the guest writes and what is typed, as binary messages.
+pub type Console = WebSocketStream<UnixStream>;
+
+/// What came of the creation of a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// It is there.
+    Vm(Box<Vm>),
+    /// It is there and is being started.
+    Starting(Box<Operation>),
+}
+
+/// Talks to one daemon about one project.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    project: String,
+    token: Option<String>,
+}
+
+impl Client {
+    /// Will talk to the daemon that listens at `socket`.
+    pub fn new(socket: &Path, project: &str) -> Client {
+        Client { socket: socket.to_owned(), project: project.to_owned(), token: None }
+    }
+
+    /// The same as the user of this token.
+    pub fn with_token(mut self, token: impl Into<String>) -> Client {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// The project that it talks about.
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    /// Sends a request with any method, path and body, and returns status and body of the answer.
+    ///
+    /// # Errors
+    /// When the daemon cannot be reached. A refusal is an answer.
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<(u16, Vec<u8>), Error> {
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|e| Error::unreachable(&self.socket, e))?;
+        let lost = |e: hyper::Error| Error::lost(&self.socket, e);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        let connection = tokio::spawn(connection);
+        let method = Method::from_bytes(method.as_bytes()).map_err(|e| Error::malformed(e.to_string()))?;
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|e| Error::malformed(e.to_string()))?;
+        let response = sender.send_request(request).await.map_err(lost)?;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.map_err(lost)?.to_bytes();
+        drop(sender);
+        connection.abort();
+        Ok((status, body.to_vec()))
+    }
+
+    async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<(u16, Vec<u8>), Error> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{separator}project={}", escaped(&self.project));
+        let mut all = headers.to_vec();
+        if body.is_some() {
+            all.push(("content-type", "application/json"));
+        }
+        let (status, body) = self.send(method, &path, &all, body.unwrap_or_default()).await?;
+        match StatusCode::from_u16(status) {
+            Ok(code) if code.is_success() => Ok((status, body)),
+            _ => Err(match serde_json::from_slice::<ErrorBody>(&body) {
+                Ok(body) => Error::refused(body.error),
+                Err(_) => Error::malformed(format!("status {status} and something that is no error of ours")),
+            }),
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        read(&self.call("GET", path, &[], None).await?.1)
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).map_err(|e| Error::malformed(e.to_string()))?;
+        read(&self.call("POST", path, &[], Some(body)).await?.1)
+    }
+
+    async fn delete(&self, path: &str) -> Result<(), Error> {
+        self.call("DELETE", path, &[], None).await.map(drop)
+    }
+
+    /// All items of a list.
+    async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
+        let mut items = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page: Page<T> = self.get(&format!("{path}?limit=1000&after={}", escaped(&after))).await?;
+            items.extend(page.items);
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(items),
+            }
+        }
+    }
+
+    /// What the host is and has.
+    pub async fn host(&self) -> Result<Host, Error> {
+        self.get("/v1/host").await
+    }
+
+    /// Who is calling.
+    pub async fn identity(&self) -> Result<Identity, Error> {
+        self.get("/v1/identity").await
+    }
+
+    /// All machines of the project.
+    pub async fn vms(&self) -> Result<Vec<Vm>, Error> {
+        self.all("/v1/vms").await
+    }
+
+    /// One machine.
+    pub async fn vm(&self, name: &str) -> Result<Vm, Error> {
+        self.get(&format!("/v1/vms/{}", escaped(name))).await
+    }
+
+    /// Creates a machine; repeated with the same key, it creates nothing again.
+    pub async fn vm_create(&self, params: &VmParams, key: &str) -> Result<Created, Error> {
+        let body = serde_json::to_vec(params).map_err(|e| Error::malformed(e.to_string()))?;
+        match self.call("POST", "/v1/vms", &[("idempotency-key", key)], Some(body)).await? {
+            (202, body) => read(&body).map(|operation| Created::Starting(Box::new(operation))),
+            (_, body) => read(&body).map(|vm| Created::Vm(Box::new(vm))),
+        }
+    }
+
+    /// Changes a machine's configuration by a merge patch, if it still is of the revision given.
+    pub async fn vm_update(
+        &self,
+        name: &str,
+        patch: &serde_json::Value,
+        revision: Option<i64>,
+    ) -> Result<Vm, Error> {
+        let tag = revision.map_or_else(|| "*".to_owned(), |revision| format!("\"{revision}\""));
+        let body = serde_json::to_vec(patch).map_err(|e| Error::malformed(e.to_string()))?;
+        let path = format!("/v1/vms/{}", escaped(name));
+        read(&self.call("PATCH", &path, &[("if-match", &tag)], Some(body)).await?.1)
+    }
+
+    /// Removes a machine.
+    pub async fn vm_delete(&self, name: &str, force: bool) -> Result<(), Error> {
+        self.delete(&format!("/v1/vms/{}?force={force}", escaped(name))).await
+    }
+
+    /// Starts a machine.
+    pub async fn vm_start(&self, name: &str) -> Result<Operation, Error> {
+        self.post(&format!("/v1/vms/{}/start", escaped(name)), &serde_json::json!({})).await
+    }
+
+    /// Stops a machine.
+    pub async fn vm_stop(&self, name: &str, params: StopParams) -> Result<Operation, Error> {
+        self.post(&format!("/v1/vms/{}/stop", escaped(name)), &params).await
+    }
+
+    /// Stops a machine and starts it again.
+    pub async fn vm_restart(&self, name: &str, params: StopParams) -> Result<Operation, Error> {
+        self.post(&format!("/v1/vms/{}/restart", escaped(name)), &params).await
+    }
+
+    /// Makes a machine stand still.
+    pub async fn vm_pause(&self, name: &str) -> Result<Vm, Error> {
+        self.post(&format!("/v1/vms/{}/pause", escaped(name)), &serde_json::json!({})).await
+    }
+
+    /// Lets a machine go on.
+    pub async fn vm_resume(&self, name: &str) -> Result<Vm, Error> {
+        self.post(&format!("/v1/vms/{}/resume", escaped(name)), &serde_json::json!({})).await
+    }
+
+    /// Gives a machine another name.
+    pub async fn vm_rename(&self, name: &str, new: &str) -> Result<Vm, Error> {
+        let params = RenameParams { name: new.into() };
+        self.post(&format!("/v1/vms/{}/rename", escaped(name)), &params).await
+    }
+
+    /// The end of a machine's log: `console` or `worker`.
+    pub async fn vm_log(&self, name: &str, kind: &str, lines: Option<u32>) -> Result<Vec<u8>, Error> {
+        let lines = lines.map_or_else(String::new, |lines| format!("&lines={lines}"));
+        let path = format!("/v1/vms/{}/log?kind={kind}{lines}", escaped(name));
+        Ok(self.call("GET", &path, &[], None).await?.1)
+    }
+
+    /// What a machine uses.
+    pub async fn vm_metrics(&self, name: &str) -> Result<VmMetrics, Error> {
+        self.get(&format!("/v1/vms/{}/metrics", escaped(name))).await
+    }
+
+    /// Connects to a machine's console.
+    pub async fn vm_console(&self, name: &str) -> Result<Console, Error> {
+        // First without the WebSocket: a refusal then comes with its reasons.
+        let vm = self.vm(name).await?;
+        if !vm.state.is_active() {
+            return Err(Error::refused(
+                ApiError::new(ErrorCode::WrongState, format!("the virtual machine {name:?} does not run"))
+                    .with_remedy(format!("start it with `arnia start {name}`")),
+            ));
+        }
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|e| Error::unreachable(&self.socket, e))?;
+        let uri =
+            format!("ws://localhost/v1/vms/{}/console?project={}", escaped(name), escaped(&self.project));
+        let mut request = Request::builder()
+            .uri(uri)
+            .header("host", "localhost")
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", tokio_tungstenite::tungstenite::handshake::client::generate_key());
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(()).map_err(|e| Error::malformed(e.to_string()))?;
+        let (socket, _) = tokio_tungstenite::client_async(request, stream)
+            .await
+            .map_err(|e| Error::malformed(format!("no console: {e}")))?;
+        Ok(socket)
+    }
+
+    /// Operations of the project, the newest first.
+    pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
+        Ok(self.get::<Page<Operation>>("/v1/operations").await?.items)
+    }
+
+    /// One operation as it is now, or when it has ended, but after `seconds` at the latest.
+    pub async fn operation(&self, id: &str, seconds: u32) -> Result<Operation, Error> {
+        self.get(&format!("/v1/operations/{}?wait={seconds}", escaped(id))).await
+    }
+
+    /// Cancels an operation.
+    pub async fn operation_cancel(&self, id: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/operations/{}", escaped(id))).await
+    }
+
+    /// Waits for the end of an operation.
+    ///
+    /// # Errors
+    /// When it failed or was cancelled, or the daemon cannot be reached.
+    pub async fn wait(&self, mut operation: Operation) -> Result<Operation, Error> {
+        while operation.state == OperationState::Running {
+            operation = self.operation(&operation.id, WAIT_SECONDS).await?;
+        }
+        match (operation.state, operation.error.take()) {
+            (OperationState::Succeeded, _) => Ok(operation),
+            (_, Some(error)) => Err(Error::refused(error)),
+            (_, None) => Err(Error::malformed("a failure without a reason")),
+        }
+    }
+
+    /// All volumes of the project.
+    pub async fn volumes(&self) -> Result<Vec<Volume>, Error> {
+        self.all("/v1/volumes").await
+    }
+
+    /// Creates an empty volume.
+    pub async fn volume_create(&self, params: &VolumeParams) -> Result<Volume, Error> {
+        self.post("/v1/volumes", params).await
+    }
+
+    /// Removes a volume.
+    pub async fn volume_delete(&self, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/volumes/{}", escaped(name))).await
+    }
+
+    /// All pools.
+    pub async fn pools(&self) -> Result<Vec<Pool>, Error> {
+        Ok(self.get::<Page<Pool>>("/v1/pools").await?.items)
+    }
+
+    /// Projects that the caller sees.
+    pub async fn projects(&self) -> Result<Vec<Project>, Error> {
+        Ok(self.get::<Page<Project>>("/v1/projects").await?.items)
+    }
+
+    /// Creates a project.
+    pub async fn project_create(&self, params: &ProjectParams) -> Result<Project, Error> {
+        self.post("/v1/projects", params).await
+    }
+
+    /// Removes an empty project.
+    pub async fn project_delete(&self, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/projects/{}", escaped(name))).await
+    }
+
+    /// All users.
+    pub async fn users(&self) -> Result<Vec<User>, Error> {
+        Ok(self.get::<Page<User>>("/v1/users").await?.items)
+    }
+
+    /// Creates a user.
+    pub async fn user_create(&self, params: &UserParams) -> Result<User, Error> {
+        self.post("/v1/users", params).await
+    }
+
+    /// Removes a user.
+    pub async fn user_delete(&self, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/users/{}", escaped(name))).await
+    }
+
+    /// All tokens.
+    pub async fn tokens(&self) -> Result<Vec<Token>, Error> {
+        Ok(self.get::<Page<Token>>("/v1/tokens").await?.items)
+    }
+
+    /// Makes a token.
+    pub async fn token_create(&self, params: &TokenParams) -> Result<NewToken, Error> {
+        self.post("/v1/tokens", params).await
+    }
+
+    /// Removes a token.
+    pub async fn token_delete(&self, id: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/tokens/{}", escaped(id))).await
+    }
+
+    /// The newest entries of the audit log.
+    pub async fn audit(&self) -> Result<Vec<AuditEntry>, Error> {
+        Ok(self.get::<Page<AuditEntry>>("/v1/audit").await?.items)
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|e| Error::malformed(e.to_string()))
+}
+
+/// A part of a path or a value of a query (RFC 3986, section 2).
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => escaped.push(byte.into()),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_has_a_meaning_in_addresses_is_escaped() {
+        assert_eq!(super::escaped("web-1_~"), "web-1_~");
+        assert_eq!(super::escaped("../a b?ä"), "%2E%2E%2Fa%20b%3F%C3%A4");
+    }
+}

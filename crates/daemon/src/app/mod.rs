@@ -1,0 +1,131 @@
+//! What the daemon can do, free of HTTP.
+
+mod events;
+pub(crate) mod host;
+mod lifecycle;
+mod operations;
+pub(crate) mod people;
+pub(crate) mod projects;
+mod recovery;
+mod storage;
+mod vms;
+
+pub(crate) use operations::Request;
+pub(crate) use people::Caller;
+
+use crate::config::Config;
+use crate::machine::Process;
+use crate::{Error, StartError, util};
+use api::v1::Time;
+use api::v1::event::Event;
+use api::v1::vm::{VmState, WorkerView};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use store::Store;
+use tokio::sync::{broadcast, watch};
+
+/// The daemon.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) started: Time,
+    store: Store,
+    machines: Mutex<HashMap<String, Arc<Machine>>>,
+    operations: Mutex<HashMap<String, operations::Running>>,
+    events: broadcast::Sender<Event>,
+    past_events: Mutex<VecDeque<Event>>,
+}
+
+/// A machine as the daemon sees it. Exists from the first time that somebody asks for more than its record.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    id: String,
+    /// Held by whoever starts, stops or removes the machine.
+    lifecycle: tokio::sync::Mutex<()>,
+    live: Mutex<Live>,
+    state: watch::Sender<VmState>,
+}
+
+/// What is known of a machine's process.
+#[derive(Debug, Default)]
+struct Live {
+    process: Option<Arc<Process>>,
+    view: Option<WorkerView>,
+    /// When it last ended by a fault.
+    faults: Vec<Instant>,
+}
+
+impl Machine {
+    fn new(id: &str, state: VmState) -> Machine {
+        let (state, _) = watch::channel(state);
+        Machine { id: id.to_owned(), lifecycle: tokio::sync::Mutex::default(), live: Mutex::default(), state }
+    }
+
+    fn state(&self) -> VmState {
+        *self.state.borrow()
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        lock(&self.live)
+    }
+
+    fn process(&self) -> Option<Arc<Process>> {
+        self.live().process.clone()
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl App {
+    /// Opens the records.
+    pub(crate) fn open(config: Config) -> Result<Arc<App>, StartError> {
+        let path = config.paths.records();
+        let refused =
+            |e: store::Error| StartError::new(format!("the records {path:?} cannot be used")).with_source(e);
+        let store = Store::open(&path).map_err(refused)?;
+        let app = App {
+            started: util::now(),
+            store,
+            machines: Mutex::default(),
+            operations: Mutex::default(),
+            events: broadcast::channel(1024).0,
+            past_events: Mutex::default(),
+            config,
+        };
+        app.ensure_default_pool().map_err(refused)?;
+        Ok(Arc::new(app))
+    }
+
+    /// Finds machines that run, starts those that shall, carries on what was not finished.
+    pub(crate) fn begin(app: &Arc<App>) {
+        let app = app.clone();
+        // Machines are marked before anybody can ask for them; what takes time goes on beside.
+        let found = app.find_machines();
+        tokio::spawn(async move { app.recover(found).await });
+    }
+
+    /// The machine of this identity, which has a record.
+    fn machine(&self, id: &str) -> Arc<Machine> {
+        let mut machines = lock(&self.machines);
+        machines.entry(id.to_owned()).or_insert_with(|| Arc::new(Machine::new(id, VmState::Stopped))).clone()
+    }
+
+    /// Reads records.
+    pub(crate) fn read<T>(
+        &self,
+        work: impl FnOnce(&store::Records<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.store.read(work)
+    }
+
+    /// Changes records.
+    pub(crate) fn write<T>(
+        &self,
+        work: impl FnOnce(&store::Records<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.store.write(work)
+    }
+}

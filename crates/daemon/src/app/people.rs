@@ -1,0 +1,141 @@
+//! Who calls, and what they may; users and tokens.
+
+use super::App;
+use crate::{Error, util};
+use api::v1::access::{Grant, NewToken, Role, Token, TokenParams, User, UserParams, UserUpdate};
+use api::v1::error::ErrorCode;
+use api::v1::{DEFAULT_PROJECT, name};
+use store::TokenRecord;
+
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) name: String,
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// The name of the daemon's owner on its socket. No user can have it.
+pub(crate) const LOCAL: &str = "local";
+/// Tokens begin with this, so that they are known when they turn up where they should not.
+const TOKEN_PREFIX: &str = "arnia_";
+/// Longest description.
+const DESCRIPTION_LEN_MAX: usize = 1024;
+/// Most grants of one user.
+const GRANTS_MAX: usize = 100;
+
+impl Caller {
+    /// The daemon's owner, who may do everything.
+    pub(crate) fn owner() -> Caller {
+        Caller { name: LOCAL.into(), grants: vec![Grant { project: None, role: Role::Admin }] }
+    }
+
+    /// The highest role in a project.
+    pub(crate) fn role(&self, project: &str) -> Option<Role> {
+        let here = |grant: &&Grant| grant.project.as_deref().is_none_or(|name| name == project);
+        self.grants.iter().filter(here).map(|grant| grant.role).max()
+    }
+
+    /// The highest role in all projects, which is what the host needs.
+    pub(crate) fn host_role(&self) -> Option<Role> {
+        self.grants.iter().filter(|grant| grant.project.is_none()).map(|grant| grant.role).max()
+    }
+
+    pub(crate) fn is_admin(&self) -> bool {
+        self.host_role() == Some(Role::Admin)
+    }
+}
+
+pub(super) fn check_description(text: &str) -> Result<(), Error> {
+    if text.len() > DESCRIPTION_LEN_MAX || text.contains('\0') {
+        let message = format!("a description has at most {DESCRIPTION_LEN_MAX} bytes, and no NUL");
+        return Err(Error::new(ErrorCode::Invalid, message));
+    }
+    Ok(())
+}
+
+impl App {
+    /// The caller with this token.
+    pub(crate) fn caller_by_token(&self, secret: &str) -> Option<Caller> {
+        let (id, _) = secret.strip_prefix(TOKEN_PREFIX)?.split_once('_')?;
+        let found = self.read(|records| {
+            let token = records.token(id)?;
+            let user = records.user(&token.token.user)?;
+            Ok((token, user))
+        });
+        let (record, user) = found.ok()?;
+        // Digests are compared: how long that takes tells nothing of the secret.
+        let valid = record.hash == util::digest(secret.as_bytes());
+        let alive = record.token.expires.is_none_or(|end| util::now() < end);
+        (valid && alive).then_some(Caller { name: user.name, grants: user.grants })
+    }
+
+    pub(crate) fn token_create(&self, params: TokenParams) -> Result<NewToken, Error> {
+        check_description(&params.description)?;
+        let now = util::now();
+        let expires = match params.lifetime {
+            Some(seconds) if seconds < 1 => {
+                return Err(Error::new(ErrorCode::Invalid, "a token lives for at least a second"));
+            }
+            Some(seconds) => Some(now.checked_add(seconds).ok_or_else(|| {
+                Error::new(ErrorCode::Invalid, "the token's end is too far away")
+                    .with_remedy("leave out `lifetime` for a token without end")
+            })?),
+            None => None,
+        };
+        let id = util::hex(&util::random::<8>());
+        let secret = format!("{TOKEN_PREFIX}{id}_{}", util::hex(&util::random::<32>()));
+        let token = Token { id, user: params.user, description: params.description, created: now, expires };
+        let record = TokenRecord { token: token.clone(), hash: util::digest(secret.as_bytes()) };
+        self.write(|records| Ok(records.token_insert(&record)?))?;
+        Ok(NewToken { token, secret })
+    }
+
+    pub(crate) fn user_create(&self, params: UserParams) -> Result<User, Error> {
+        name::check("user", &params.name)?;
+        if params.name == LOCAL {
+            return Err(Error::new(ErrorCode::AlreadyExists, "\"local\" is the daemon's owner")
+                .with_remedy("choose another name"));
+        }
+        check_description(&params.description)?;
+        let UserParams { name, description, grants } = params;
+        let user = User { name, description, grants, created: util::now(), revision: 1 };
+        self.write(|records| {
+            check_grants(records, &user.grants)?;
+            Ok(records.user_insert(&user)?)
+        })?;
+        Ok(user)
+    }
+
+    pub(crate) fn user_update(
+        &self,
+        name: &str,
+        update: UserUpdate,
+        expected: Option<i64>,
+    ) -> Result<User, Error> {
+        self.write(|records| {
+            let mut user = records.user(name)?;
+            user.revision = expected.unwrap_or(user.revision);
+            if let Some(description) = update.description {
+                check_description(&description)?;
+                user.description = description;
+            }
+            if let Some(grants) = update.grants {
+                check_grants(records, &grants)?;
+                user.grants = grants;
+            }
+            Ok(records.user_update(&user)?)
+        })
+    }
+}
+
+fn check_grants(records: &store::Records<'_>, grants: &[Grant]) -> Result<(), Error> {
+    if grants.len() > GRANTS_MAX {
+        return Err(Error::new(ErrorCode::Invalid, format!("a user has at most {GRANTS_MAX} grants")));
+    }
+    for project in grants.iter().filter_map(|grant| grant.project.as_deref()) {
+        if project != DEFAULT_PROJECT && records.project(project).is_err() {
+            return Err(Error::new(ErrorCode::Invalid, format!("there is no project {project:?}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! What the daemon does first: find the machines that an earlier daemon has left.
+
+use super::App;
+use crate::machine::{Folder, Process, process};
+use crate::util;
+use api::v1::vm::VmState;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Desired, VmRecord};
+
+/// How long a worker that lives has to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// A machine that should run.
+#[derive(Debug)]
+pub(super) struct Found {
+    vm: VmRecord,
+}
+
+impl App {
+    /// Marks the machines that should run as being looked for.
+    pub(super) fn find_machines(self: &Arc<App>) -> Vec<Found> {
+        let vms = self.read(|records| Ok(records.all_vms()?)).unwrap_or_else(|error| {
+            log::error!("the records cannot be read: {error}");
+            Vec::new()
+        });
+        let mut found = Vec::new();
+        for vm in vms {
+            if vm.desired == Desired::Running {
+                self.machine(&vm.id).state.send_replace(VmState::Starting);
+                found.push(Found { vm });
+            } else if vm.failed {
+                self.machine(&vm.id).state.send_replace(VmState::Failed);
+            }
+        }
+        found
+    }
+
+    /// Takes over what runs, concludes what has ended, starts what shall start, carries on operations.
+    pub(super) async fn recover(self: &Arc<App>, found: Vec<Found>) {
+        let looking: Vec<_> = found
+            .into_iter()
+            .map(|found| {
+                let app = self.clone();
+                tokio::spawn(async move { app.adopt(&found.vm).await })
+            })
+            .collect();
+        for machine in looking {
+            let _ = machine.await;
+        }
+        self.resume_operations();
+        self.autostart().await;
+    }
+
+    /// Takes over one machine.
+    async fn adopt(self: &Arc<App>, vm: &VmRecord) {
+        let (machine, folder) = (self.machine(&vm.id), self.folder(&vm.id));
+        let _lifecycle = machine.lifecycle.lock().await;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while process::lives(&folder) {
+            if let Some((process, status)) = connect(&folder, &vm.id).await {
+                self.take_over(&machine, Arc::new(process), &status);
+                return;
+            }
+            if tokio::time::Instant::now() > deadline {
+                // It is not killed: whatever it is, the guest in it may be well.
+                log::error!("the process of machine {} lives and does not answer", vm.name);
+                self.enter(&machine, VmState::Failed, Some("its process lives and does not answer"));
+                return;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+        self.conclude(&machine, process::ending(&folder)).await;
+    }
+
+    /// Starts the machines that shall start with the host, once for each start of the host.
+    async fn autostart(self: &Arc<App>) {
+        let marker = self.config.paths.runtime.join("autostarted");
+        let boot = util::boot_id();
+        if std::fs::read_to_string(&marker).is_ok_and(|done| done == boot) {
+            return;
+        }
+        let Ok(vms) = self.read(|records| Ok(records.all_vms()?)) else { return };
+        let mut vms: Vec<VmRecord> = vms.into_iter().filter(|vm| vm.config.autostart.enabled).collect();
+        vms.sort_by(|a, b| (a.config.autostart.order, &a.name).cmp(&(b.config.autostart.order, &b.name)));
+        for vm in vms {
+            if let Err(error) = self.start(&vm.id).await {
+                log::error!("machine {} cannot start with the host: {error}", vm.name);
+            }
+        }
+        if let Err(error) = std::fs::write(&marker, boot) {
+            log::error!("the file {marker:?} cannot be written: {error}");
+        }
+    }
+}
+
+/// Takes over the worker that lives in `folder`, if it answers and is the machine's.
+async fn connect(folder: &Folder, id: &str) -> Option<(Process, api::worker::control::Status)> {
+    let control = folder.control();
+    let pid = control.status().await.ok().filter(|status| status.uuid == id)?.pid;
+    let process = Process::new(pid, None).ok()?;
+    // Asked again: had it ended before the process was taken hold of, another could have its number by now.
+    let status = control.status().await.ok().filter(|status| status.pid == pid)?;
+    Some((process, status))
+}

@@ -1,0 +1,343 @@
+//! Virtual machines: their records, and views of them.
+
+use super::people::check_description;
+use super::projects::check_quota;
+use super::{App, Caller, Request};
+use crate::{Error, util};
+use api::v1::error::ErrorCode;
+use api::v1::event::EventKind;
+use api::v1::name;
+use api::v1::network::USER_NETWORK;
+use api::v1::operation::Operation;
+use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState};
+use std::path::Path;
+use std::sync::Arc;
+use store::{Desired, Records, VmRecord};
+
+/// Limits that the worker has, too; here they are refused when they are written and not when they are started.
+const CPUS_MAX: u32 = 255;
+const MEMORY_MIN: u64 = 2 << 20;
+const MEMORY_MAX: u64 = 1 << 45;
+/// Disks and network cards that fit on the bus beside what every machine has.
+const DEVICES_MAX: usize = 28;
+const LABELS_MAX: usize = 100;
+/// Answers to creations are remembered this long.
+const KEYS_KEPT: i64 = 24 * 3600;
+
+/// What came of a creation.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) vm: Vm,
+    pub(crate) operation: Option<Operation>,
+}
+
+impl App {
+    /// A machine as clients see it.
+    pub(crate) fn vm_view(&self, record: VmRecord) -> Vm {
+        let machine = self.machine(&record.id);
+        let state = machine.state();
+        let worker = machine.live().view.clone();
+        Vm {
+            restart_needed: state.is_active() && record.running_revision != Some(record.revision),
+            state,
+            reason: record.reason.filter(|_| !state.is_active()),
+            worker: worker.filter(|_| state.is_active()),
+            id: record.id,
+            name: record.name,
+            project: record.project,
+            config: record.config,
+            created: record.created,
+            started: record.started,
+            revision: record.revision,
+        }
+    }
+
+    /// Creates a machine, once for each key of the caller, and starts it if asked for.
+    pub(crate) fn vm_create(
+        self: &Arc<App>,
+        caller: &Caller,
+        project: &str,
+        params: VmParams,
+        key: Option<&str>,
+    ) -> Result<Created, Error> {
+        name::check("virtual machine", &params.name)?;
+        let fingerprint = key.map(|_| {
+            let text = serde_json::to_vec(&(project, &params)).unwrap_or_default();
+            util::hex(&util::digest(&text))
+        });
+        let mut config = params.config;
+        check_config(caller, None, &config)?;
+        complete(&mut config)?;
+        let record = VmRecord {
+            id: util::uuid(),
+            project: project.into(),
+            name: params.name,
+            config,
+            created: util::now(),
+            revision: 1,
+            desired: Desired::Stopped,
+            failed: false,
+            reason: None,
+            started: None,
+            running_revision: None,
+        };
+        let (record, operation, new) = self.write(|records| {
+            if let (Some(key), Some(fingerprint)) = (key, &fingerprint)
+                && let Some((known, answer)) = records.creation(&caller.name, key)?
+            {
+                return repeated(records, &known, fingerprint, &answer);
+            }
+            check_volumes(records, project, &record.config)?;
+            let before = records.usage(project)?;
+            records.vm_insert(&record)?;
+            check_quota(records, project, before)?;
+            let operation = match params.start {
+                true => Some(self.plan_operation(records, caller, &record, &Request::VmStart {})?),
+                false => None,
+            };
+            if let (Some(key), Some(fingerprint)) = (key, &fingerprint) {
+                let answer = (&record.id, operation.as_ref().map(|operation| &operation.view.id));
+                let answer = serde_json::to_string(&answer).unwrap_or_default();
+                let now = util::now();
+                records.creation_insert(&caller.name, key, (fingerprint, &answer), now, now - KEYS_KEPT)?;
+            }
+            Ok((record, operation, true))
+        })?;
+        let operation = match operation {
+            Some(operation) if new => Some(self.run_operation(operation)),
+            known => known.map(|operation| operation.view),
+        };
+        if new {
+            let what = EventKind::VmChanged {
+                vm: record.id.clone(),
+                name: record.name.clone(),
+                state: VmState::Stopped,
+                reason: None,
+            };
+            self.tell(project, what);
+        }
+        Ok(Created { vm: self.vm_view(record), operation })
+    }
+
+    /// Changes a machine's configuration.
+    pub(crate) fn vm_update(
+        &self,
+        caller: &Caller,
+        vm: &VmRecord,
+        mut config: VmConfig,
+        expected: Option<i64>,
+    ) -> Result<Vm, Error> {
+        check_config(caller, Some(&vm.config), &config)?;
+        complete(&mut config)?;
+        let record = self.write(|records| {
+            check_volumes(records, &vm.project, &config)?;
+            let before = records.usage(&vm.project)?;
+            let record = records.vm_update(&vm.id, expected.unwrap_or(vm.revision), &vm.name, &config)?;
+            check_quota(records, &vm.project, before)?;
+            Ok(record)
+        })?;
+        self.tell_changed(&record);
+        Ok(self.vm_view(record))
+    }
+
+    /// Gives a machine another name.
+    pub(crate) fn vm_rename(&self, vm: &VmRecord, new: &str, expected: Option<i64>) -> Result<Vm, Error> {
+        name::check("virtual machine", new)?;
+        let record = self.write(|records| {
+            Ok(records.vm_update(&vm.id, expected.unwrap_or(vm.revision), new, &vm.config)?)
+        })?;
+        self.tell_changed(&record);
+        Ok(self.vm_view(record))
+    }
+
+    fn tell_changed(&self, vm: &VmRecord) {
+        let state = self.machine(&vm.id).state();
+        let (id, name) = (vm.id.clone(), vm.name.clone());
+        self.tell(&vm.project, EventKind::VmChanged { vm: id, name, state, reason: None });
+    }
+
+    /// Removes a machine; one that runs only by force.
+    pub(crate) async fn vm_delete(self: &Arc<App>, vm: &VmRecord, force: bool) -> Result<(), Error> {
+        let machine = self.machine(&vm.id);
+        let _lifecycle = match force {
+            true => machine.lifecycle.lock().await,
+            false => machine.lifecycle.try_lock().map_err(|_| runs(vm))?,
+        };
+        if machine.state().is_active() {
+            if !force {
+                return Err(runs(vm));
+            }
+            self.stop_locked(&machine, StopParams { force: true, timeout: None }).await?;
+        }
+        self.write(|records| Ok(records.vm_delete(&vm.id)?))?;
+        super::lock(&self.machines).remove(&vm.id);
+        for folder in [self.config.paths.vm_runtime(&vm.id), self.config.paths.vm_data(&vm.id)] {
+            if let Err(error) = std::fs::remove_dir_all(&folder)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                log::warn!("the folder {folder:?} of a removed machine stays: {error}");
+            }
+        }
+        self.tell(&vm.project, EventKind::VmDeleted { vm: vm.id.clone(), name: vm.name.clone() });
+        Ok(())
+    }
+
+    /// Asks for an operation on a machine.
+    pub(crate) fn vm_operation(
+        self: &Arc<App>,
+        caller: &Caller,
+        vm: &VmRecord,
+        request: &Request,
+    ) -> Result<Operation, Error> {
+        let record = self.write(|records| {
+            // It may have been removed since it was looked up.
+            records.vm_by_id(&vm.id)?;
+            self.plan_operation(records, caller, vm, request)
+        })?;
+        Ok(self.run_operation(record))
+    }
+
+    /// What a machine uses.
+    pub(crate) async fn vm_metrics(&self, vm: &VmRecord) -> Result<VmMetrics, Error> {
+        let machine = self.running(vm)?;
+        let control = self.folder(&vm.id).control();
+        let (status, counters) = (control.status().await?, control.counters().await?);
+        let mut metrics = VmMetrics {
+            guest_time_ms: status.guest_time_ms,
+            resets: status.resets,
+            counters: counters.engine.into_iter().chain(counters.io).collect(),
+            ..VmMetrics::default()
+        };
+        if let Some(process) = machine.process() {
+            (metrics.cpu_time_ms, metrics.resident_bytes) = super::host::process_usage(process.pid());
+        }
+        Ok(metrics)
+    }
+
+    /// Machines with their processes, for the metrics of the host.
+    pub(crate) fn vm_processes(&self) -> Result<Vec<(VmRecord, VmState, Option<u32>)>, Error> {
+        let vms = self.read(|records| Ok(records.all_vms()?))?;
+        let known = vms.into_iter().map(|vm| {
+            let machine = self.machine(&vm.id);
+            let pid = machine.process().map(|process| process.pid());
+            (vm, machine.state(), pid)
+        });
+        Ok(known.collect())
+    }
+}
+
+fn runs(vm: &VmRecord) -> Error {
+    Error::new(ErrorCode::WrongState, format!("the virtual machine {:?} runs", vm.name))
+        .with_remedy("stop it first, or use --force to end it at once")
+}
+
+type Planned = (VmRecord, Option<store::OperationRecord>, bool);
+
+/// The answer to a creation that was asked for before.
+fn repeated(records: &Records<'_>, known: &str, asked: &str, answer: &str) -> Result<Planned, Error> {
+    if known != asked {
+        return Err(Error::new(
+            ErrorCode::Invalid,
+            "the Idempotency-Key was used for another creation within the last day",
+        )
+        .with_remedy("use a new key"));
+    }
+    let (id, operation): (String, Option<String>) =
+        serde_json::from_str(answer).map_err(|e| Error::internal("the earlier answer is lost", e))?;
+    let operation = operation.map(|id| records.operation(&id)).transpose()?;
+    Ok((records.vm_by_id(&id)?, operation, false))
+}
+
+/// Refuses what no machine can be, or what this caller may not ask for. What the machine has already (`before`)
+/// may stay.
+fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -> Result<(), Error> {
+    let invalid = |message: String| Err(Error::new(ErrorCode::Invalid, message));
+    check_description(&config.description)?;
+    if !(1..=CPUS_MAX).contains(&config.cpus) {
+        return Err(Error::new(ErrorCode::Invalid, format!("{} vCPUs cannot be had", config.cpus))
+            .with_remedy(format!("choose 1 to {CPUS_MAX}")));
+    }
+    if !(MEMORY_MIN..=MEMORY_MAX).contains(&config.memory.0) || !config.memory.0.is_multiple_of(4096) {
+        return Err(Error::new(ErrorCode::Invalid, format!("{} of memory cannot be had", config.memory))
+            .with_remedy("choose a multiple of 4K from 2M to 32T, like 1G"));
+    }
+    if config.disks.len() + config.nics.len() > DEVICES_MAX {
+        return invalid(format!("a machine has at most {DEVICES_MAX} disks and network cards"));
+    }
+    let labels = &config.labels;
+    if labels.len() > LABELS_MAX || labels.iter().any(|(name, value)| name.len() + value.len() > 1024) {
+        return invalid(format!("there are at most {LABELS_MAX} labels, of at most 1024 bytes each"));
+    }
+    for disk in &config.disks {
+        if disk.volume.is_some() == disk.path.is_some() {
+            return invalid("a disk is either a volume or a path".into());
+        }
+        let serial = disk.serial.as_deref().unwrap_or_default();
+        if serial.len() > 20 || !serial.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return invalid("a disk's serial number has at most 20 printable ASCII characters".into());
+        }
+    }
+    for nic in &config.nics {
+        if nic.network != USER_NETWORK {
+            return Err(Error::new(ErrorCode::Invalid, format!("there is no network {:?}", nic.network))
+                .with_remedy(format!("use the network {USER_NETWORK:?}")));
+        }
+        if let Some(mac) = &nic.mac {
+            match mac.parse::<net::MacAddress>() {
+                Ok(mac) if mac.is_station() => {}
+                Ok(mac) => return invalid(format!("{mac} is no address for a network card")),
+                Err(e) => return Err(Error::new(ErrorCode::Invalid, e.to_string())),
+            }
+        }
+        for port in &nic.ports {
+            port.parse::<net::Forward>().map_err(|e| Error::new(ErrorCode::Invalid, e.to_string()))?;
+        }
+    }
+    check_paths(caller, before, config)
+}
+
+/// The files of the host that a machine uses.
+fn paths(config: &VmConfig) -> impl Iterator<Item = &str> {
+    let disks = config.disks.iter().filter_map(|disk| disk.path.as_deref());
+    [config.boot.kernel.as_str()].into_iter().chain(config.boot.initrd.as_deref()).chain(disks)
+}
+
+fn check_paths(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -> Result<(), Error> {
+    for path in paths(config) {
+        if before.is_some_and(|before| paths(before).any(|known| known == path)) {
+            continue;
+        }
+        if !caller.is_admin() {
+            return Err(Error::new(ErrorCode::Forbidden, "only admins may use files of the host")
+                .with_remedy("use volumes, or ask an admin"));
+        }
+        if !Path::new(path).is_absolute() || path.contains('\0') {
+            return Err(Error::new(ErrorCode::Invalid, format!("{path:?} is no absolute path")));
+        }
+        if let Err(e) = Path::new(path).metadata() {
+            return Err(Error::new(ErrorCode::Invalid, format!("the file {path:?} cannot be used"))
+                .with_cause(e)
+                .with_remedy("check the path"));
+        }
+    }
+    Ok(())
+}
+
+fn check_volumes(records: &Records<'_>, project: &str, config: &VmConfig) -> Result<(), Error> {
+    for volume in config.disks.iter().filter_map(|disk| disk.volume.as_deref()) {
+        if records.volume(project, volume).is_err() {
+            return Err(Error::new(ErrorCode::Invalid, format!("there is no volume {volume:?}"))
+                .with_remedy(format!("make it with `arnia volume create {volume} 10G`")));
+        }
+    }
+    Ok(())
+}
+
+/// Fills in what the daemon chooses and what then stays.
+fn complete(config: &mut VmConfig) -> Result<(), Error> {
+    for nic in config.nics.iter_mut().filter(|nic| nic.mac.is_none()) {
+        let mac = net::MacAddress::random();
+        nic.mac = Some(mac.map_err(|e| Error::internal("a MAC address is not to be had", e))?.to_string());
+    }
+    Ok(())
+}

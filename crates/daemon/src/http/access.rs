@@ -1,0 +1,234 @@
+//! Who may do what: one table, asked before any handler runs. What is not in it nobody may.
+
+use crate::Error;
+use crate::app::{App, Caller};
+use crate::util;
+use api::v1::DEFAULT_PROJECT;
+use api::v1::access::{AuditEntry, Role};
+use api::v1::error::ErrorCode;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What it takes to use an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anybody who is logged in; the handler shows each what is theirs.
+    Known,
+    /// A role in the project of the request.
+    Project(Role),
+    /// A role in all projects.
+    Host(Role),
+}
+
+use Access::{Host, Known, Project};
+use Role::{Admin, Operator, Viewer};
+
+/// Every operation of the API.
+pub(crate) const TABLE: &[(&str, Access)] = &[
+    ("host_view", Known),
+    ("metrics", Host(Viewer)),
+    ("openapi", Known),
+    ("event_list", Project(Viewer)),
+    ("vm_create", Project(Operator)),
+    ("vm_list", Project(Viewer)),
+    ("vm_view", Project(Viewer)),
+    ("vm_update", Project(Operator)),
+    ("vm_delete", Project(Operator)),
+    ("vm_start", Project(Operator)),
+    ("vm_stop", Project(Operator)),
+    ("vm_restart", Project(Operator)),
+    ("vm_pause", Project(Operator)),
+    ("vm_resume", Project(Operator)),
+    ("vm_rename", Project(Operator)),
+    ("vm_log", Project(Viewer)),
+    ("vm_metrics", Project(Viewer)),
+    ("vm_console", Project(Operator)),
+    ("operation_list", Project(Viewer)),
+    ("operation_view", Known),
+    ("operation_cancel", Known),
+    ("volume_create", Project(Operator)),
+    ("volume_list", Project(Viewer)),
+    ("volume_view", Project(Viewer)),
+    ("volume_delete", Project(Operator)),
+    ("pool_create", Host(Admin)),
+    ("pool_list", Known),
+    ("pool_delete", Host(Admin)),
+    ("network_list", Project(Viewer)),
+    ("project_create", Host(Admin)),
+    ("project_list", Known),
+    ("project_view", Known),
+    ("project_update", Host(Admin)),
+    ("project_delete", Host(Admin)),
+    ("user_create", Host(Admin)),
+    ("user_list", Host(Admin)),
+    ("user_view", Host(Admin)),
+    ("user_update", Host(Admin)),
+    ("user_delete", Host(Admin)),
+    ("token_create", Host(Admin)),
+    ("token_list", Host(Admin)),
+    ("token_delete", Host(Admin)),
+    ("identity_view", Known),
+    ("audit_list", Host(Admin)),
+];
+
+/// How a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Peer {
+    /// Over the Unix socket, from a process of the daemon's owner.
+    Owner,
+    /// From elsewhere: a token is needed.
+    Stranger,
+}
+
+/// The project of a request that may be carried out.
+#[derive(Clone, Debug)]
+pub(crate) struct InProject(pub(crate) String);
+
+/// Knows which request is which operation.
+#[derive(Debug)]
+pub(super) struct Gate {
+    app: Arc<App>,
+    operations: HashMap<(Method, String), String>,
+}
+
+/// The operations of a document, by method and path.
+pub(super) fn operations(document: &utoipa::openapi::OpenApi) -> HashMap<(Method, String), String> {
+    let mut operations = HashMap::new();
+    for (path, item) in &document.paths.paths {
+        let methods = [
+            (Method::GET, &item.get),
+            (Method::POST, &item.post),
+            (Method::PUT, &item.put),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ];
+        for (method, operation) in methods {
+            if let Some(name) = operation.as_ref().and_then(|operation| operation.operation_id.clone()) {
+                operations.insert((method, path.clone()), name);
+            }
+        }
+    }
+    operations
+}
+
+impl Gate {
+    pub(super) fn new(app: Arc<App>, document: &utoipa::openapi::OpenApi) -> Gate {
+        Gate { app, operations: operations(document) }
+    }
+
+    fn operation(&self, request: &Request) -> Option<&str> {
+        let path = request.extensions().get::<MatchedPath>()?.as_str();
+        let method = match *request.method() {
+            // Served by the handler of GET.
+            Method::HEAD => Method::GET,
+            ref method => method.clone(),
+        };
+        self.operations.get(&(method, path.to_owned())).map(String::as_str)
+    }
+
+    fn caller(&self, request: &Request) -> Result<Caller, Error> {
+        let unknown = || {
+            Error::new(ErrorCode::Unauthenticated, "nobody is logged in")
+                .with_remedy("send a token: `Authorization: Bearer arnia_…`")
+        };
+        // A token counts on the owner's socket, too: so it can be tried out there.
+        match (request.headers().get(header::AUTHORIZATION), request.extensions().get::<Peer>()) {
+            (Some(value), _) => {
+                let secret = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+                secret.and_then(|secret| self.app.caller_by_token(secret.trim())).ok_or_else(|| {
+                    Error::new(ErrorCode::Unauthenticated, "the token is not valid")
+                        .with_remedy("it may have ended or been removed: have a new one made")
+                })
+            }
+            (None, Some(Peer::Owner)) => Ok(Caller::owner()),
+            (None, _) => Err(unknown()),
+        }
+    }
+
+    /// Whether the caller may; the project is then one that exists for the caller.
+    fn admit(&self, operation: &str, caller: &Caller, project: &str) -> Result<(), Error> {
+        let access = TABLE.iter().find(|(name, _)| *name == operation).map(|(_, access)| *access);
+        let forbidden = |what: String| {
+            Err(Error::new(ErrorCode::Forbidden, what).with_remedy("ask an admin for the role"))
+        };
+        match access {
+            None => forbidden(format!("nobody may do {operation}")),
+            Some(Known) => Ok(()),
+            Some(Host(role)) if caller.host_role() >= Some(role) => Ok(()),
+            Some(Host(role)) => forbidden(format!("{:?} is not {} of the host", caller.name, article(role))),
+            Some(Project(role)) => {
+                // A project that the caller has no role in is as good as none.
+                let visible = caller.role(project);
+                if visible.is_none() || self.app.read(|records| Ok(records.project(project)?)).is_err() {
+                    return Err(no_project(project));
+                }
+                if visible < Some(role) {
+                    let who = &caller.name;
+                    return forbidden(format!("{who:?} is not {} of the project {project:?}", article(role)));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+pub(crate) fn no_project(project: &str) -> Error {
+    let shown: String = project.chars().take(64).collect();
+    Error::new(ErrorCode::NotFound, format!("there is no project {shown:?}"))
+        .with_remedy("see `arnia project ls`")
+}
+
+fn article(role: Role) -> &'static str {
+    match role {
+        Viewer => "a viewer",
+        Operator => "an operator",
+        Admin => "an admin",
+    }
+}
+
+/// The project that a query names.
+fn project_of(query: &str) -> String {
+    let url = format!("http://x/?{query}");
+    let named = url.parse().ok().and_then(|url| {
+        let query = axum::extract::Query::<HashMap<String, String>>::try_from_uri(&url).ok()?;
+        query.0.get("project").cloned()
+    });
+    named.unwrap_or_else(|| DEFAULT_PROJECT.to_owned())
+}
+
+/// Lets a request through if its caller may, and writes changes and refusals down.
+pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    let Some(operation) = gate.operation(&request).map(str::to_owned) else {
+        // Another method than those of the path.
+        return next.run(request).await;
+    };
+    let project = project_of(request.uri().query().unwrap_or_default());
+    let path = request.uri().path().to_owned();
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let caller = gate.caller(&request);
+    let admitted = caller.clone().and_then(|caller| gate.admit(&operation, &caller, &project));
+    let user = caller.as_ref().ok().map(|caller| caller.name.clone());
+    let response = match (caller, admitted) {
+        (Ok(caller), Ok(())) => {
+            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(InProject(project.clone()));
+            next.run(request).await
+        }
+        (_, Err(error)) | (Err(error), Ok(())) => error.into_response(),
+    };
+    let status = response.status().as_u16();
+    if changes || matches!(status, 401 | 403) {
+        let mut path = path;
+        path.truncate(path.floor_char_boundary(256));
+        let project = Some(project).filter(|project| project.len() <= api::v1::name::LEN_MAX);
+        let entry = AuditEntry { id: 0, time: util::now(), user, action: operation, project, path, status };
+        if let Err(error) = gate.app.write(|records| Ok(records.audit_insert(&entry)?)) {
+            log::error!("the audit log cannot be written: {error}");
+        }
+    }
+    response
+}

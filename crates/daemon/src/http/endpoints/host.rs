@@ -1,0 +1,138 @@
+//! The host, metrics, events, and the API's own description.
+
+use super::ProjectParam;
+use crate::Error;
+use crate::app::{App, host::process_usage};
+use crate::http::extract::{Query, Scope};
+use api::v1::error::ErrorBody;
+use api::v1::event::Event;
+use api::v1::host::Host;
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream, StreamExt};
+use serde::Deserialize;
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use tokio::sync::broadcast::error::RecvError;
+
+/// Tells what the host is and has.
+#[utoipa::path(get, path = "/v1/host", operation_id = "host_view", tag = "arnia",
+    responses((status = 200, body = Host), (status = "4XX", body = ErrorBody)))]
+pub(crate) async fn host_view(State(app): State<Arc<App>>, _: Scope) -> Result<Json<Host>, Error> {
+    Ok(Json(app.host()?))
+}
+
+/// Describes the API.
+#[utoipa::path(get, path = "/v1/openapi.json", operation_id = "openapi", tag = "arnia",
+    responses((status = 200, body = serde_json::Value), (status = "4XX", body = ErrorBody)))]
+pub(crate) async fn openapi() -> Response {
+    ([("content-type", "application/json")], crate::openapi_json()).into_response()
+}
+
+/// Gives metrics for Prometheus, of all projects.
+#[utoipa::path(get, path = "/v1/metrics", operation_id = "metrics", tag = "arnia",
+    responses((status = 200, body = String, content_type = "text/plain"), (status = "4XX", body = ErrorBody)))]
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Error> {
+    let vms = app.vm_processes()?;
+    // Names hold no character that would have to be escaped.
+    let label = |vm: &store::VmRecord| format!("{{project=\"{}\",vm=\"{}\"}}", vm.project, vm.name);
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, rows: Vec<(String, f64)>| {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in rows {
+            let _ = writeln!(text, "{name}{labels} {value}");
+        }
+    };
+    let running = || vms.iter().filter_map(|(vm, _, pid)| Some((vm, (*pid)?)));
+    metric(
+        "arnia_vms",
+        "gauge",
+        "Virtual machines that are defined.",
+        vec![(String::new(), vms.len() as f64)],
+    );
+    metric(
+        "arnia_vm_running",
+        "gauge",
+        "Whether a virtual machine has a process.",
+        vms.iter().map(|(vm, state, _)| (label(vm), f64::from(u8::from(state.is_active())))).collect(),
+    );
+    metric(
+        "arnia_vm_cpu_seconds_total",
+        "counter",
+        "Processor time of a virtual machine's process.",
+        running().map(|(vm, pid)| (label(vm), process_usage(pid).0 as f64 / 1000.0)).collect(),
+    );
+    metric(
+        "arnia_vm_resident_bytes",
+        "gauge",
+        "Memory of a virtual machine's process that is in the host's RAM.",
+        running().map(|(vm, pid)| (label(vm), process_usage(pid).1 as f64)).collect(),
+    );
+    metric(
+        "arnia_vm_memory_bytes",
+        "gauge",
+        "Memory that a virtual machine has.",
+        vms.iter().map(|(vm, ..)| (label(vm), vm.config.memory.0 as f64)).collect(),
+    );
+    let (cpu, resident) = process_usage(std::process::id());
+    metric(
+        "arnia_daemon_cpu_seconds_total",
+        "counter",
+        "Processor time of the daemon.",
+        vec![(String::new(), cpu as f64 / 1000.0)],
+    );
+    metric(
+        "arnia_daemon_resident_bytes",
+        "gauge",
+        "Memory of the daemon.",
+        vec![(String::new(), resident as f64)],
+    );
+    Ok(([("content-type", "text/plain; version=0.0.4")], text).into_response())
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct EventParams {
+    /// First what happened after this event, as far as it is known. The header `Last-Event-ID` says the same.
+    #[serde(default)]
+    after: Option<u64>,
+}
+
+/// Streams what happens in a project, as server-sent events of JSON.
+#[utoipa::path(get, path = "/v1/events", operation_id = "event_list", tag = "arnia",
+    params(ProjectParam, EventParams),
+    responses((status = 200, body = String, content_type = "text/event-stream"), (status = "4XX", body = ErrorBody)))]
+pub(crate) async fn event_list(
+    State(app): State<Arc<App>>,
+    scope: Scope,
+    headers: HeaderMap,
+    Query(params): Query<EventParams>,
+) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
+    let (missed, receiver) = app.listen(params.after.or(last));
+    let live = stream::unfold(receiver, |mut receiver| async {
+        loop {
+            match receiver.recv().await {
+                Ok(event) => return Some((event, receiver)),
+                // A client that is too slow has missed some, and sees it by the numbers.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    let project = scope.project;
+    let events = stream::iter(missed).chain(live).filter_map(move |event: Event| {
+        let here = event.project == project;
+        async move { here.then(|| Ok(written(&event))) }
+    });
+    Sse::new(events).keep_alive(KeepAlive::default())
+}
+
+fn written(event: &Event) -> sse::Event {
+    let text = serde_json::to_string(event).unwrap_or_default();
+    sse::Event::default().id(event.id.to_string()).data(text)
+}

@@ -1,0 +1,407 @@
+//! The daemon as a process, with workers that are processes, too, but run no guest: they answer on the control
+//! socket and end as they are told. All is killed for real.
+//!
+//! This program plays three parts: the tests, the daemon, and the worker. Which one, a variable says.
+
+use api::v1::access::{Grant, Role, TokenParams, UserParams};
+use api::v1::error::ErrorCode;
+use api::v1::operation::OperationState;
+use api::v1::project::ProjectParams;
+use api::v1::vm::{RestartPolicy, StopParams, VmConfig, VmParams, VmState};
+use api::worker::config as worker;
+use api::worker::control::{Counters, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status};
+use client::{Client, Created};
+use daemon::{Config, Mode, Paths};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PART: &str = "ARNIA_TEST_PART";
+const FOLDER: &str = "ARNIA_TEST_FOLDER";
+
+/// Plays the daemon or the worker; as a test of its own it does nothing.
+#[test]
+fn part() {
+    match std::env::var(PART).as_deref() {
+        Ok("daemon") => {
+            let folder = PathBuf::from(std::env::var_os(FOLDER).expect("a folder"));
+            daemon::run(config(&folder)).expect("the daemon runs");
+            std::process::exit(0);
+        }
+        Ok("worker") => play_worker(Path::new(&std::env::var_os(FOLDER).expect("a configuration"))),
+        _ => {}
+    }
+}
+
+fn config(folder: &Path) -> Config {
+    let paths = Paths { data: folder.join("data"), runtime: folder.join("run") };
+    Config { mode: Mode::User, paths, worker: folder.join("worker"), listen: None }
+}
+
+/// A worker without a guest. Its power button works, unless its command line says `deaf`.
+fn play_worker(path: &Path) {
+    let config: worker::VmConfig =
+        serde_json::from_slice(&std::fs::read(path).expect("a configuration")).expect("a configuration");
+    let report = config.report.clone().expect("a report");
+    let end = move |status: u8| -> ! {
+        std::fs::write(&report, format!("{{\"status\":{status}}}\n")).expect("a report");
+        std::process::exit(i32::from(status));
+    };
+    if config.append == "bad" {
+        eprintln!("arnia-vmm: this kernel is bad");
+        end(2);
+    }
+    let worker::CharDevice::Socket(line) = &config.serial else { panic!("the console is a socket") };
+    let _console = UnixListener::bind(&line.path).expect("a console");
+    let listener = UnixListener::bind(config.control.as_ref().expect("a control socket")).expect("a socket");
+    let mut state = api::worker::control::VmState::Running;
+    for client in listener.incoming().flatten() {
+        let mut text = String::new();
+        if BufReader::new(&client).read_line(&mut text).is_err() {
+            continue;
+        }
+        let Ok(request) = serde_json::from_str::<RequestLine>(&text) else { continue };
+        let mut ending = None;
+        let reply = match request.request {
+            Request::Status {} => Reply::Status(Status {
+                version: 1,
+                program: "fake".into(),
+                pid: std::process::id(),
+                name: config.name.clone(),
+                uuid: config.uuid.clone().unwrap_or_default(),
+                state,
+                engine: "none".into(),
+                cpu_model: "none".into(),
+                cpus: config.cpus,
+                memory_bytes: config.memory.0,
+                guest_time_ms: 1,
+                resets: 0,
+                snapshot: None,
+                snapshot_base: None,
+            }),
+            Request::Counters {} => Reply::Counters(Counters::default()),
+            Request::Pause {} => {
+                state = api::worker::control::VmState::Paused;
+                Reply::Done
+            }
+            Request::Resume {} => {
+                state = api::worker::control::VmState::Running;
+                Reply::Done
+            }
+            Request::Power {} => {
+                ending = (config.append != "deaf").then_some(0);
+                Reply::Done
+            }
+            Request::Stop {} => {
+                ending = Some(3);
+                Reply::Done
+            }
+            _ => Reply::Done,
+        };
+        let line = ReplyLine { id: None, result: ReplyResult::Ok(reply) };
+        let _ = (&client).write_all((serde_json::to_string(&line).expect("JSON") + "\n").as_bytes());
+        if let Some(status) = ending {
+            end(status);
+        }
+    }
+}
+
+/// A daemon in a folder of its own.
+struct Daemon {
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    fn new(name: &str) -> Daemon {
+        let folder = std::env::temp_dir().join(format!("arnia-d-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let program = std::env::current_exe().expect("this program");
+        let script = format!(
+            "#!/bin/sh\nexec env {PART}=worker {FOLDER}=\"$2\" {} part --exact --nocapture\n",
+            program.display()
+        );
+        std::fs::write(folder.join("worker"), script).expect("a script");
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder.join("worker"), executable).expect("an executable script");
+        std::fs::write(folder.join("kernel"), "no kernel").expect("a file");
+        let mut daemon = Daemon { folder, child: None };
+        daemon.start();
+        daemon
+    }
+
+    fn start(&mut self) {
+        let child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["part", "--exact", "--nocapture"])
+            .env(PART, "daemon")
+            .env(FOLDER, &self.folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        self.child = Some(child.expect("a daemon"));
+        let socket = config(&self.folder).paths.socket();
+        wait("the daemon listens", || UnixStream::connect(&socket).is_ok());
+    }
+
+    /// As `kill -9` does.
+    fn kill(&mut self) {
+        let mut child = self.child.take().expect("a daemon");
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+    }
+
+    fn client(&self, project: &str) -> Client {
+        Client::new(&config(&self.folder).paths.socket(), project)
+    }
+
+    fn params(&self, name: &str, append: &str, start: bool) -> VmParams {
+        let mut config = VmConfig::new(self.folder.join("kernel").to_str().expect("a path"));
+        config.boot.append = append.into();
+        VmParams { name: name.into(), config, start }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+        // Workers that a failed test has left end by their control sockets.
+        for folder in std::fs::read_dir(self.folder.join("run/vms")).into_iter().flatten().flatten() {
+            if let Ok(mut control) = UnixStream::connect(folder.path().join("control")) {
+                let _ = control.write_all(b"{\"op\":\"stop\"}\n");
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Waits for a condition; how long is only a guard against waiting for ever.
+fn wait(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(120), "{what}: not within two minutes");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+}
+
+fn run(client: &Client, params: &VmParams, key: &str) {
+    let created = block_on(client.vm_create(params, key)).expect("a machine");
+    let Created::Starting(operation) = created else { panic!("it starts") };
+    block_on(client.wait(*operation)).expect("it has started");
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, client::Error>) -> ErrorCode {
+    result.expect_err("a refusal").api().code
+}
+
+#[test]
+fn a_machine_is_created_run_changed_and_removed() {
+    let daemon = Daemon::new("life");
+    let client = daemon.client("default");
+    let params = daemon.params("web", "", true);
+    run(&client, &params, "key-1");
+    // The same again creates nothing; something else with the same key is refused.
+    assert!(matches!(block_on(client.vm_create(&params, "key-1")), Ok(Created::Starting(_))));
+    assert_eq!(code(block_on(client.vm_create(&daemon.params("x", "", true), "key-1"))), ErrorCode::Invalid);
+    assert_eq!(code(block_on(client.vm_create(&params, "key-2"))), ErrorCode::AlreadyExists);
+    let vm = block_on(client.vm("web")).expect("a machine");
+    assert_eq!((vm.state, vm.restart_needed), (VmState::Running, false));
+
+    assert_eq!(block_on(client.vm_pause("web")).expect("a pause").state, VmState::Paused);
+    assert_eq!(block_on(client.vm_resume("web")).expect("its end").state, VmState::Running);
+
+    let patch = serde_json::json!({"cpus": 2, "labels": {"tier": "front"}});
+    let changed = block_on(client.vm_update("web", &patch, Some(vm.revision))).expect("a change");
+    assert_eq!((changed.config.cpus, changed.restart_needed), (2, true));
+    assert_eq!(changed.config.nics, vm.config.nics, "the address of the card stays");
+    assert_eq!(code(block_on(client.vm_update("web", &patch, Some(vm.revision)))), ErrorCode::Changed);
+    for bad in [
+        serde_json::json!({"cpus": 0}),
+        serde_json::json!({"speed": 1}),
+        serde_json::json!([]),
+        serde_json::json!({"boot": {"kernel": "/nonexistent"}}),
+        serde_json::json!({"nics": [{"ports": ["x"]}]}),
+    ] {
+        assert_eq!(code(block_on(client.vm_update("web", &bad, None))), ErrorCode::Invalid, "{bad}");
+    }
+
+    assert_eq!(code(block_on(client.vm_delete("web", false))), ErrorCode::WrongState);
+    let stop = block_on(client.vm_stop("web", StopParams::default())).expect("an operation");
+    block_on(client.wait(stop)).expect("it is off");
+    let vm = block_on(client.vm("web")).expect("a machine");
+    assert_eq!((vm.state, vm.reason.as_deref()), (VmState::Stopped, Some("the guest powered off")));
+    block_on(client.vm_rename("web", "old")).expect("a new name");
+    block_on(client.vm_delete("old", false)).expect("it goes");
+    assert_eq!(code(block_on(client.vm("old"))), ErrorCode::NotFound);
+}
+
+#[test]
+fn failures_say_why() {
+    let daemon = Daemon::new("failures");
+    let client = daemon.client("default");
+    let Ok(Created::Starting(operation)) =
+        block_on(client.vm_create(&daemon.params("bad", "bad", true), "k"))
+    else {
+        panic!("it is accepted")
+    };
+    let error = block_on(client.wait(*operation)).expect_err("it cannot start");
+    assert!(error.to_string().contains("this kernel is bad"), "{error}");
+    assert_eq!(block_on(client.vm("bad")).expect("a machine").state, VmState::Failed);
+
+    // A guest that does not heed its power button goes on, and can be ended.
+    run(&client, &daemon.params("deaf", "deaf", true), "k2");
+    let stop = StopParams { force: false, timeout: Some(0) };
+    let operation = block_on(client.vm_stop("deaf", stop)).expect("an operation");
+    let error = block_on(client.wait(operation)).expect_err("it does not stop");
+    assert_eq!(error.api().code, ErrorCode::GuestTimeout);
+    assert_eq!(block_on(client.vm("deaf")).expect("a machine").state, VmState::Running);
+    // Waiting can be given up.
+    let operation = block_on(client.vm_stop("deaf", StopParams::default())).expect("an operation");
+    block_on(client.operation_cancel(&operation.id)).expect("it can be cancelled");
+    wait("the operation ends", || {
+        block_on(client.operation(&operation.id, 1)).expect("an operation").state == OperationState::Cancelled
+    });
+    block_on(client.vm_delete("deaf", true)).expect("force removes it");
+}
+
+#[test]
+fn a_killed_worker_is_noticed_and_started_again_if_it_shall() {
+    let daemon = Daemon::new("worker");
+    let client = daemon.client("default");
+    run(&client, &daemon.params("again", "", true), "k");
+    let mut once = daemon.params("once", "", true);
+    once.config.restart = RestartPolicy::Never;
+    run(&client, &once, "k2");
+    let pid = |name: &str| block_on(client.vm(name)).expect("a machine").worker.map(|worker| worker.pid);
+    let before = pid("again");
+    for pid in [before, pid("once")].into_iter().flatten() {
+        kill(pid);
+    }
+    wait("it runs again", || pid("again").is_some_and(|now| Some(now) != before));
+    wait("it has failed", || block_on(client.vm("once")).expect("a machine").state == VmState::Failed);
+    let reason = block_on(client.vm("once")).expect("a machine").reason;
+    assert_eq!(reason.as_deref(), Some("its process was killed"));
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it can be killed");
+}
+
+/// Many with `ARNIA_TEST_FULL`, few otherwise.
+fn rounds() -> usize {
+    if std::env::var_os("ARNIA_TEST_FULL").is_some() { 100 } else { 5 }
+}
+
+#[test]
+fn a_killed_daemon_loses_no_machine_and_no_acknowledged_operation() {
+    let mut daemon = Daemon::new("killed");
+    run(&daemon.client("default"), &daemon.params("rock", "", true), "rock");
+    let rock =
+        block_on(daemon.client("default").vm("rock")).expect("a machine").worker.expect("a worker").pid;
+    for round in 0..rounds() {
+        let client = daemon.client("default");
+        let name = format!("vm-{round}");
+        let Ok(Created::Starting(start)) = block_on(client.vm_create(&daemon.params(&name, "", true), &name))
+        else {
+            panic!("round {round}: it is accepted")
+        };
+        // Killed at another moment each time: while it is accepted, launched, taken over.
+        std::thread::sleep(Duration::from_micros((round as u64 * 7919) % 60_000));
+        daemon.kill();
+        daemon.start();
+        block_on(client.wait(*start)).unwrap_or_else(|e| panic!("round {round}: it was acknowledged: {e}"));
+        wait("it runs", || block_on(client.vm(&name)).expect("a machine").state == VmState::Running);
+        let stop = block_on(client.vm_stop(&name, StopParams::default())).expect("an operation");
+        daemon.kill();
+        daemon.start();
+        block_on(client.wait(stop)).unwrap_or_else(|e| panic!("round {round}: it was acknowledged: {e}"));
+        wait("it is off", || block_on(client.vm(&name)).expect("a machine").state == VmState::Stopped);
+        wait("the other runs on", || {
+            let vm = block_on(client.vm("rock")).expect("a machine");
+            vm.worker.map(|worker| worker.pid) == Some(rock)
+        });
+    }
+    let vms = block_on(daemon.client("default").vms()).expect("machines");
+    assert_eq!(vms.len(), rounds() + 1);
+}
+
+/// Every operation of the document: what comes of it without a valid token, with one of a user without roles, and
+/// with one of a viewer of another project. An endpoint that is not asked here does not exist.
+#[test]
+fn no_endpoint_serves_those_who_may_not() {
+    let daemon = Daemon::new("access");
+    let owner = daemon.client("default");
+    block_on(owner.project_create(&ProjectParams {
+        name: "other".into(),
+        description: String::new(),
+        quota: Default::default(),
+    }))
+    .expect("a project");
+    block_on(owner.vm_create(&daemon.params("web", "", false), "k")).expect("a machine");
+    let token = |name: &str, grants: Vec<Grant>| {
+        let params = UserParams { name: name.into(), description: String::new(), grants };
+        block_on(owner.user_create(&params)).expect("a user");
+        let params = TokenParams { user: name.into(), description: String::new(), lifetime: None };
+        daemon.client("default").with_token(block_on(owner.token_create(&params)).expect("a token").secret)
+    };
+    let invalid = daemon.client("default").with_token("arnia_0000000000000000_00");
+    let nobody = token("nobody", Vec::new());
+    let elsewhere = token("elsewhere", vec![Grant { project: Some("other".into()), role: Role::Admin }]);
+    let viewer = token("viewer", vec![Grant { project: None, role: Role::Viewer }]);
+    // What everybody who is logged in may ask; each sees only what is theirs.
+    let known = [
+        "host_view",
+        "openapi",
+        "operation_view",
+        "operation_cancel",
+        "pool_list",
+        "project_list",
+        "project_view",
+        "identity_view",
+    ];
+    let document: serde_json::Value = serde_json::from_str(&daemon::openapi_json()).expect("JSON");
+    let mut asked = BTreeMap::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("methods") {
+            let name = operation["operationId"].as_str().expect("a name");
+            let path = path.replace("{vm}", "web").replace("{name}", "default").replace("{operation}", "x");
+            let path = path.replace("{volume}", "x").replace("{pool}", "x").replace("{user}", "viewer");
+            let path = path.replace("{token}", "x");
+            let ask = |client: &Client| {
+                let json = [("content-type", "application/json")];
+                let method = method.to_uppercase();
+                block_on(client.send(&method, &path, &json, b"{}".to_vec())).expect("an answer").0
+            };
+            assert_eq!(ask(&invalid), 401, "{name} without a valid token");
+            if !known.contains(&name) {
+                for (client, who) in [(&nobody, "nobody"), (&elsewhere, "elsewhere")] {
+                    let status = ask(client);
+                    assert!(matches!(status, 403 | 404), "{name} by {who}: {status}");
+                }
+            }
+            let changes = method != "get" && name != "operation_cancel";
+            if changes {
+                assert_eq!(ask(&viewer), 403, "{name} by a viewer");
+            }
+            asked.insert(name.to_owned(), ());
+        }
+    }
+    assert!(asked.len() > 40, "{asked:?}");
+    // The machine is as it was, and invisible from elsewhere, also by its identity.
+    let id = block_on(owner.vm("web")).expect("a machine").id;
+    assert_eq!(code(block_on(elsewhere.vm(&id))), ErrorCode::NotFound);
+    let other = Client::new(&config(&daemon.folder).paths.socket(), "other");
+    assert_eq!(code(block_on(other.vm(&id))), ErrorCode::NotFound);
+    assert_eq!(block_on(viewer.vm("web")).expect("a viewer sees it").name, "web");
+}
