@@ -11,6 +11,7 @@ use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 use x86::cpuid::Leaf;
 
+const HLT: u8 = 0xf4;
 /// Most steps of one case: instructions, and iterations of repeated ones.
 const STEPS_MAX: usize = 20_000;
 
@@ -44,9 +45,10 @@ impl Guest {
         data[window..window + case.window.len()].copy_from_slice(&case.window);
         machine.write(DATA, &data[..PAGE]);
         machine.write(DATA + PAGE as u64, &data[PAGE..]);
-        let mut code = [0xcc; CODE_LEN_MAX + 16];
+        // A trace ends before HLT; other instructions behind the end would be executed with it.
+        let mut code = [HLT; CODE_LEN_MAX + 16];
         code[..CODE_LEN_MAX].copy_from_slice(&case.code);
-        code[case.code_len as usize..].fill(0xcc);
+        code[case.code_len as usize..].fill(HLT);
         machine.write(case.state.rip, &code);
         if case.bits == Bits::B64 {
             machine.set_gs_base(GS_BASE);

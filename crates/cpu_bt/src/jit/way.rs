@@ -73,7 +73,8 @@ impl Cpu {
     /// How a system instruction is done.
     fn system_way(&self, insn: &Instruction, key: Key) -> Way {
         let supervisor = key.mmu() != MmuIndex::User;
-        if self.vm.options.jit == Jit::Lockstep && !matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq) {
+        let harmless = supervisor && matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq);
+        if self.vm.options.jit == Jit::Lockstep && !harmless {
             // What they do beyond registers and memory must be done once only.
             return Way::Depart;
         }
