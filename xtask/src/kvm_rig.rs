@@ -18,7 +18,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
 
 use crate::guests::cpio::Archive;
 use crate::guests::{self, Guests};
@@ -144,11 +143,12 @@ fn parse_ldd(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// The program among cargo's messages.
+/// The test program among cargo's messages; cargo builds a package's own programs with its tests.
 fn executable(messages: &str) -> Option<PathBuf> {
     let mut executables = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message.get("executable")?.as_str().map(PathBuf::from)
+        let is_test = message.get("profile")?.get("test")?.as_bool()?;
+        message.get("executable")?.as_str().filter(|_| is_test).map(PathBuf::from)
     });
     executables.next_back()
 }
@@ -210,21 +210,19 @@ fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script
     }
     archive.file(&format!("{FOLDER}/vmlinuz"), 0o644, &read(&manifest.kernel.image)?);
     archive.file(&format!("{FOLDER}/initramfs.cpio"), 0o644, &busybox);
-    archive.file(&format!("{FOLDER}/manifest.json"), 0o644, description(guests).as_bytes());
+    archive.file(&format!("{FOLDER}/manifest.json"), 0o644, description(guests)?.as_bytes());
     archive.file(&format!("{FOLDER}/run"), 0o755, script.as_bytes());
     // The kernel unpacks archives that stand one behind the other, each over what is there already.
     Ok([busybox, archive.finish()].concat())
 }
 
-/// The guests as the tests find them inside. There is no Debian disk: it would take hours.
-fn description(guests: &Guests) -> String {
-    let (kernel, initramfs) = ("/rig/vmlinuz", "/rig/initramfs.cpio");
-    json!({
-        "kernel": { "image": kernel, "version": guests.manifest.kernel.version },
-        "busybox": { "program": "/bin/busybox", "initramfs": initramfs },
-        "debian": { "kernel": kernel, "initrd": initramfs, "disk": "/rig/none", "user": "", "password": "" },
-    })
-    .to_string()
+/// The guests as the tests find them inside: the busybox one only. The disks of the others would take hours.
+fn description(guests: &Guests) -> Result<String> {
+    let mut manifest = serde_json::to_value(&guests.manifest)?;
+    manifest["kernel"]["image"] = "/rig/vmlinuz".into();
+    manifest["busybox"]["program"] = "/bin/busybox".into();
+    manifest["busybox"]["initramfs"] = "/rig/initramfs.cpio".into();
+    Ok(manifest.to_string())
 }
 
 /// A path of the host as archives have it.
@@ -297,12 +295,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_executable_is_the_test() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
-                        not json\n\
-                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/boot-1\"}\n\
-                        {\"reason\":\"build-finished\"}\n";
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/boot-1")));
+    fn the_test_is_found_among_what_cargo_built() {
+        let artifact = |test: bool, executable: serde_json::Value| {
+            serde_json::json!({ "profile": { "test": test }, "executable": executable }).to_string()
+        };
+        let messages = [
+            artifact(false, serde_json::Value::Null),
+            "not json".to_owned(),
+            artifact(true, "/t/boot-1".into()),
+            artifact(false, "/t/the-program".into()),
+            "{\"reason\":\"build-finished\"}".to_owned(),
+        ];
+        assert_eq!(executable(&messages.join("\n")), Some(PathBuf::from("/t/boot-1")));
         assert_eq!(executable(""), None);
     }
 
