@@ -32,8 +32,8 @@ const NEEDED: [(Cap, &str); 12] = [
 ];
 
 /// More nanoseconds for an instruction of kernel mode mean that no processor executes it: an interpreter
-/// takes about 2000, QEMU's emulation of a processor with virtualization some 10, hardware less than 1.
-const SLOWEST_NS: f64 = 400.0;
+/// takes 700 to 2000, QEMU's emulation of a processor with virtualization 10 to 40, hardware less than 1.
+const SLOWEST_NS: f64 = 200.0;
 
 pub(crate) fn probe(engine: &KvmEngine, options: &Options) -> Support {
     let device = &options.device;
