@@ -162,6 +162,7 @@ fn instruction(a: &mut CodeAssembler, random: &mut Random) -> Result<(), iced_x8
             a.pop(rdi)?;
             a.pop(rsi)
         }
+        47 => a.vzeroupper(),
         _ => a.popcnt(R64[d], qword_ptr(m)),
     }?;
     // These leave flags undefined, and nobody promises what they are.

@@ -66,8 +66,9 @@ impl Cpu {
                 break;
             }
             trace.lines |= line_mask(at, insn.len() as u64);
+            let vectors = |plan: &Plan| matches!(plan.class, PlanClass::Sse | PlanClass::Avx);
             trace.simd |=
-                plan.as_ref().is_some_and(|plan| matches!(plan.class, PlanClass::Sse | PlanClass::Avx));
+                plan.as_ref().is_some_and(vectors) || way == Way::Special && insn.mnemonic() == M::Vzeroupper;
             let offset = at as u16;
             at += insn.len() as u64;
             trace.end = at;

@@ -56,6 +56,8 @@ impl Cpu {
                 return simple(Way::Special);
             }
             M::Leave if insn.code() == Code::Leaveq => return simple(Way::Special),
+            // It has no operands, so no plan; most vector functions of C libraries end with it.
+            M::Vzeroupper if key.avx() => return simple(Way::Special),
             M::Lea if reaches(insn) => return simple(Way::Native),
             M::Lea => return simple(Way::Callout),
             _ => {}

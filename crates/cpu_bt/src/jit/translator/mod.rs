@@ -205,6 +205,7 @@ impl Translator {
             M::Stac => self.set_access(step, true),
             M::Clac => self.set_access(step, false),
             M::Swapgs => self.swap_gs(),
+            M::Vzeroupper => self.e.bytes(&[0xc5, 0xf8, 0x77]),
             _ if strings::Kind::of(&step.insn).is_some() => self.string(step),
             M::Rdtsc => self.read_tsc(false),
             M::Rdtscp => self.read_tsc(true),
