@@ -213,6 +213,12 @@ fn become_user(command: &mut Command, root: &Root, user: &User, terminal: bool) 
     let change_user = Uid::effective() != uid || uid.is_root() && Uid::effective().is_root();
     let prepare = move || {
         setsid()?;
+        // What the agent's own starter ignored stays ignored over exec, and shells cannot trap it then. The
+        // two that cannot be changed refuse, which does no harm.
+        for signal in 1..=nix::libc::SIGSYS {
+            // SAFETY: the default action is no code of ours.
+            unsafe { nix::libc::signal(signal, nix::libc::SIG_DFL) };
+        }
         if terminal {
             // SAFETY: standard input is the terminal, and the request takes a number.
             Errno::result(unsafe { nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) })?;

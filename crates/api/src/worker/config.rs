@@ -547,7 +547,6 @@ mod tests {
             r#"{"kernel": "k", "nets": [{"user": {"mtu": 1}}]}"#,
             r#"{"kernel": "k", "nets": [{"tap": {}}]}"#,
             r#"{"kernel": "k", "vsock": {"cid": 3, "socket": "s", "x": 1}}"#,
-            r#"{"cpus": 2}"#,
         ] {
             assert!(serde_json::from_str::<VmConfig>(text).is_err(), "{text}");
         }
