@@ -222,7 +222,6 @@ impl Cpu {
         };
         init! {
             regs: Regs::new(),
-            tlb: Tlb::new(),
             sys: SystemRegs::new(),
             mode: mode,
             fault_address: 0,
@@ -248,6 +247,7 @@ impl Cpu {
         // value, and what `initialise` writes.
         let mut cpu = unsafe {
             runtime::initialise(&raw mut (*at).jit, signals.word(), at);
+            (*at).tlb.initialise();
             (&raw mut (*at).signals).write(signals);
             boxed.assume_init()
         };

@@ -28,6 +28,7 @@ pub(crate) mod cache;
 mod emit;
 #[cfg(test)]
 mod golden;
+mod groups;
 pub(crate) mod liveness;
 mod mapping;
 pub(crate) mod runtime;
@@ -52,6 +53,7 @@ const FRAMES: u64 = 1 << 28;
 impl Key {
     const SIMD: u8 = 1 << 2;
     const AVX: u8 = 1 << 3;
+    const CAREFUL: u8 = 1 << 4;
 
     /// The privilege of data accesses.
     pub(crate) fn mmu(self) -> MmuIndex {
@@ -66,6 +68,19 @@ impl Key {
     /// unmasked, so that none can happen on the host.
     pub(crate) fn simd(self) -> bool {
         self.0 & Key::SIMD != 0
+    }
+
+    /// Whether each access is checked for itself: see [`groups`].
+    pub(crate) fn careful(self) -> bool {
+        self.0 & Key::CAREFUL != 0
+    }
+
+    pub(crate) fn with_care(self) -> Key {
+        Key(self.0 | Key::CAREFUL)
+    }
+
+    pub(crate) fn without_care(self) -> Key {
+        Key(self.0 & !Key::CAREFUL)
     }
 
     /// Whether AVX instructions do.
@@ -94,7 +109,7 @@ pub(crate) fn key_of(cpu: &Cpu) -> Key {
 
 /// The identity of a page's contents, as the instruction TLB holds it.
 pub(crate) fn page_id(gpa: u64, key: Key) -> u32 {
-    (gpa >> 12 & (FRAMES - 1)) as u32 | ((key.0 >> 2) as u32) << 28
+    (gpa >> 12 & (FRAMES - 1)) as u32 | ((key.without_care().0 >> 2) as u32) << 28
 }
 
 /// The physical address of the page with an identity.

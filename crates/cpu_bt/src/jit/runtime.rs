@@ -7,6 +7,7 @@ use crate::block::cache::Known;
 use crate::block::{Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::mmu::guess::Guess;
 use crate::options::Jit;
 use crate::regs::RIP;
 use x86::reg::rflags;
@@ -25,7 +26,7 @@ impl Cpu {
     #[inline]
     pub(crate) fn run_translated(&mut self) -> Result<bool> {
         let linear = self.regs.r[RIP];
-        let key = key_of(self);
+        let key = self.key_at(linear);
         let known = match self.blocks.translated(linear, key) {
             Known::Nothing => self.find_translation(linear, key)?,
             known => known,
@@ -47,6 +48,16 @@ impl Cpu {
         self.count_exit(linear, by_handler);
         self.take_translated_fault()?;
         Ok(true)
+    }
+
+    /// What the next translation depends on, at `linear`.
+    #[inline]
+    pub(crate) fn key_at(&mut self, linear: u64) -> Key {
+        // An interrupt may have been delivered since the last one asked for care.
+        match std::mem::take(&mut self.jit.careful) != 0 && linear == self.jit.exit_target {
+            true => key_of(self).with_care(),
+            false => key_of(self),
+        }
     }
 
     /// Counts why translated code was left.
@@ -74,6 +85,7 @@ impl Cpu {
 
     pub(crate) fn enter_translated(&mut self, code: u64, linear: u64) {
         self.jit.poll_mask = !self.deferred();
+        self.jit.underflow = self.jit.underflows[self.mode.data as usize];
         self.split_flags();
         self.jit.exit = NO_EXIT;
         let enter = self.jit.enter;
@@ -117,7 +129,7 @@ impl Cpu {
         };
         let known = Known::Code(code, page_id(gpa, key));
         self.blocks.note_translated(linear, gpa, key, known);
-        if self.vm.options.jit == Jit::On {
+        if self.vm.options.jit == Jit::On && !key.careful() {
             self.jit.note_target(self.mode.data, linear, code);
         }
         Ok(known)
@@ -138,10 +150,13 @@ impl Cpu {
         }
         let hits = block.hits.get();
         block.hits.set(hits + 1);
-        if hits < self.vm.options.hot {
+        // What comes from translated code is hot already.
+        if hits < self.vm.options.hot && !key.careful() {
             return Ok(Known::Nothing);
         }
         match self.translate_trace(gpa, key) {
+            Some(code) if key.careful() => Ok(Known::Code(code, page_id(gpa, key))),
+            None if key.careful() => Ok(Known::Nothing),
             Some(code) => {
                 block.hits.set(0);
                 Ok(Known::Code(code, page_id(gpa, key)))
@@ -190,7 +205,7 @@ impl Cpu {
     fn interpret_site(&mut self) -> u64 {
         let linear = self.settle();
         let mark = self.guard_mark();
-        let forgotten = self.blocks.forgotten();
+        let (forgotten, flushes) = (self.blocks.forgotten(), self.tlb.flushes());
         let result = self.find_block(linear).and_then(|block| {
             let op = &block.ops[0];
             self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
@@ -206,7 +221,11 @@ impl Cpu {
         self.split_flags();
         match result {
             Ok(Flow::Next)
-                if !self.code_modified && self.exit.is_none() && self.blocks.forgotten() == forgotten =>
+                if !self.code_modified
+                    && self.exit.is_none()
+                    && self.blocks.forgotten() == forgotten
+                    // The trace may rely on what it checked before.
+                    && self.tlb.flushes() == flushes =>
             {
                 self.unsettle();
                 verdict::DONE
@@ -270,6 +289,28 @@ pub(super) unsafe extern "sysv64" fn callout(cpu: *mut Cpu) -> u64 {
     let cpu = unsafe { &mut *cpu };
     cpu.vm.counters.callouts.add();
     cpu.interpret_site()
+}
+
+/// Looks at how often a guess is wrong; called by translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn guessed_wrong(cpu: *mut Cpu) -> u64 {
+    /// Host cycles in which 64 wrong guesses cost more than as many accesses by the table for each.
+    const OFTEN: u64 = 10_000;
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    let site = Site(cpu.jit.site);
+    let number = (cpu.jit.guess & 0xffff) as usize / size_of::<Guess>();
+    let bank = &mut cpu.tlb.guesses[cpu.mode.data as usize][site.writes() as usize];
+    // SAFETY: reads the time-stamp counter.
+    let now = unsafe { std::arch::x86_64::_rdtsc() };
+    if bank.is_often_wrong(number, now, OFTEN)
+        && let Ok(page) = cpu.fetch_address(cpu.jit.page)
+    {
+        cpu.vm.code.stop_guessing(page | site.offset());
+    }
+    verdict::DONE
 }
 
 /// Prepares the zeroed state of a new vCPU.

@@ -23,6 +23,8 @@ pub(super) struct Step {
     pub(super) plan: Option<Plan>,
     /// Flags that matter after it.
     pub(super) live: u32,
+    /// For a call: those that matter when it has returned.
+    pub(super) live_on_return: u32,
 }
 
 pub(super) struct Trace {
@@ -74,7 +76,14 @@ impl Cpu {
             let flow = insn.flow_control();
             let target = insn.near_branch_target();
             let branches = flow != FlowControl::Next && way == Way::Special;
-            trace.steps.push(Step { insn, offset, way, plan, live: liveness::ALL });
+            trace.steps.push(Step {
+                insn,
+                offset,
+                way,
+                plan,
+                live: liveness::ALL,
+                live_on_return: liveness::ALL,
+            });
             if !branches {
                 continue;
             }
@@ -118,6 +127,12 @@ impl Cpu {
                     };
                 }
                 step.live = live;
+                if step.insn.flow_control() == FlowControl::Call
+                    || step.insn.flow_control() == FlowControl::IndirectCall
+                {
+                    let next = step.offset as u64 + step.insn.len() as u64;
+                    step.live_on_return = live_at(page, next, start, at_head);
+                }
                 live = liveness::before(&step.insn, live);
             }
             at_head = live;

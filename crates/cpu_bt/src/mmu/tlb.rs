@@ -5,6 +5,7 @@
 //! hold no watched code, and are in the dirty log if that is on. Anything else misses and takes the
 //! slow way, which finds out why.
 
+use super::guess::GuessBank;
 use crate::cpu::Cpu;
 
 /// Entries per array; a power of two.
@@ -61,17 +62,6 @@ const fn none(index: usize) -> Entry {
     Entry { page: ((index ^ (ENTRIES / 2)) << 12) as u64, host: 0 }
 }
 
-/// An array of empty entries.
-const EMPTY_ARRAY: [Entry; ENTRIES] = {
-    let mut array = [none(0); ENTRIES];
-    let mut index = 0;
-    while index < ENTRIES {
-        array[index] = none(index);
-        index += 1;
-    }
-    array
-};
-
 fn empty(array: &mut [Entry; ENTRIES]) {
     for (index, entry) in array.iter_mut().enumerate() {
         *entry = none(index);
@@ -85,6 +75,8 @@ const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
 pub(crate) struct Tlb {
     pub(crate) read: [[Entry; ENTRIES]; 3],
     pub(crate) write: [[Entry; ENTRIES]; 3],
+    /// For each [`MmuIndex`] the guesses for reads, then those for writes.
+    pub(crate) guesses: [[GuessBank; 2]; 3],
     fetch: [FetchEntry; FETCH_ENTRIES],
     /// Whether an array holds pages that are not global, by [`MmuIndex`].
     has_local: [bool; 3],
@@ -93,20 +85,17 @@ pub(crate) struct Tlb {
     large: [(u64, u64); 2],
     /// Code was fetched from a page in the upper half that is not global.
     local_upper_code: bool,
+    /// Counts whenever something is dropped.
+    flushes: u64,
 }
 
 const NO_LARGE: (u64, u64) = (u64::MAX, 0);
 
 impl Tlb {
-    pub(crate) fn new() -> Tlb {
-        Tlb {
-            read: [EMPTY_ARRAY; 3],
-            write: [EMPTY_ARRAY; 3],
-            fetch: [NO_FETCH; FETCH_ENTRIES],
-            has_local: [false; 3],
-            large: [NO_LARGE; 2],
-            local_upper_code: false,
-        }
+    /// Makes a value of zeroed memory.
+    pub(crate) fn initialise(&mut self) {
+        self.flush_all();
+        self.guesses.iter_mut().flatten().for_each(GuessBank::initialise);
     }
 
     #[inline(always)]
@@ -162,9 +151,16 @@ impl Tlb {
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = entry;
     }
 
+    /// How often something was dropped.
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
     fn clear(&mut self, mmu: MmuIndex) {
+        self.flushes += 1;
         empty(&mut self.read[mmu as usize]);
         empty(&mut self.write[mmu as usize]);
+        self.guesses[mmu as usize].iter_mut().for_each(GuessBank::forget);
         self.has_local[mmu as usize] = false;
     }
 
@@ -212,6 +208,7 @@ impl Tlb {
             self.flush_all();
             return Left::Nothing;
         }
+        self.flushes += 1;
         let page = linear & !0xfff;
         for entries in self.read.iter_mut().chain(&mut self.write) {
             let entry = &mut entries[Tlb::index(linear)];
@@ -219,14 +216,27 @@ impl Tlb {
                 *entry = none(Tlb::index(linear));
             }
         }
+        self.forget_guesses(page);
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = NO_FETCH;
         Left::OtherPages
     }
 
     /// Drops all permissions to write without report.
     pub(crate) fn flush_writes(&mut self) {
+        self.flushes += 1;
         for entries in &mut self.write {
             empty(entries);
+        }
+        for [_, write] in &mut self.guesses {
+            write.forget();
+        }
+    }
+
+    /// Forgets the guesses of a page: the processor does so with all it knows of a page that faults
+    /// (SDM vol. 3A, §4.10.4.1).
+    pub(crate) fn forget_guesses(&mut self, linear: u64) {
+        for bank in self.guesses.iter_mut().flatten() {
+            bank.forget_page(linear & !0xfff);
         }
     }
 }

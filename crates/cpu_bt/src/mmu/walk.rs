@@ -210,6 +210,7 @@ impl Cpu {
     /// Notes the address and makes the exception; `code` has the present and reserved bits.
     fn page_fault(&mut self, linear: u64, access: Access, mmu: MmuIndex, mut code: u32) -> Fault {
         self.fault_address = linear;
+        self.tlb.forget_guesses(linear);
         if mmu == MmuIndex::User {
             code |= page_fault::USER;
         }

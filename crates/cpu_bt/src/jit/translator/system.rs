@@ -1,9 +1,10 @@
 //! What a supervisor does often enough to stay in translated code for.
 
 use super::Translator;
+use super::lookup::Free;
 use crate::jit::emit::host;
 use crate::jit::liveness;
-use crate::jit::mapping::{S0, S1};
+use crate::jit::mapping::S1;
 use crate::jit::stubs::jit;
 use crate::jit::trace::Step;
 use crate::signals::signal;
@@ -32,7 +33,8 @@ impl Translator {
     /// PUSHFQ of a supervisor.
     pub(super) fn push_flags(&mut self, step: &Step) {
         let after = self.e.label();
-        self.stack_write_keeping(step, liveness::ALL, after);
+        // The flags go to S1.
+        let operand = self.stack_below(step, liveness::ALL, after, Free::S1);
         self.e.host_flags_to(S1);
         let keep = step.live != 0;
         if keep {
@@ -40,11 +42,11 @@ impl Translator {
         }
         self.e.and32_imm(S1, rflags::STATUS as u32);
         self.e.gs_or(S1, jit!(system_flags));
-        self.e.store64(S0, S1);
+        self.e.store64_at(operand, S1);
         if keep {
             self.restore_flags();
         }
-        self.e.lea_disp32(host::R15, host::R15, -8);
+        self.e.lea(true, host::R15, Some(host::R15), None, -8);
         self.e.bind(after);
     }
 }
