@@ -46,6 +46,9 @@ pub(crate) const FIRMWARE: &[Need] = &[
 /// The program that figures and kernel logs are compared with.
 pub(crate) const QEMU: &[Need] = &[Need { probe: "qemu-system-x86_64", package: "qemu-system-x86" }];
 
+/// What judges disk images.
+pub(crate) const QEMU_TOOLS: &[Need] = &[Need { probe: "qemu-img", package: "qemu-utils" }];
+
 /// What the coverage-guided fuzzers link with.
 pub(crate) const FUZZ: &[Need] = &[Need { probe: "c++", package: "g++" }];
 

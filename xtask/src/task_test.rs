@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    apt::ensure(&[apt::BUILD])?;
+    apt::ensure(&[apt::BUILD, apt::QEMU_TOOLS])?;
     let workspace = Workspace::locate()?;
     let mut steps = Steps::default();
     if !args.boot_only {

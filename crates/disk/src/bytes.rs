@@ -20,6 +20,9 @@ macro_rules! number {
 number!(be16, put_be16, u16, from_be_bytes, to_be_bytes);
 number!(be32, put_be32, u32, from_be_bytes, to_be_bytes);
 number!(be64, put_be64, u64, from_be_bytes, to_be_bytes);
+number!(le16, put_le16, u16, from_le_bytes, to_le_bytes);
+number!(le32, put_le32, u32, from_le_bytes, to_le_bytes);
+number!(le64, put_le64, u64, from_le_bytes, to_le_bytes);
 
 /// Whether all of `bytes` is zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {

@@ -12,6 +12,10 @@
 use crate::bytes::is_zero;
 use crate::file::HostFile;
 use crate::qcow2::{self, PackedEnd, Qcow2};
+use crate::vdi::VdiBuilder;
+use crate::vhd::VhdBuilder;
+use crate::vhdx::VhdxBuilder;
+use crate::vmdk::VmdkBuilder;
 use crate::{Buffers, Content, Disk, Durability, Error, ErrorKind, Format, Operation, Progress};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,7 +66,7 @@ pub(crate) trait Builder: Send + Sync {
 /// host fails; nothing is left then.
 pub fn create(target: &Path, size: u64, options: &TargetOptions) -> Result<(), Error> {
     let draft = Draft::new(target, options.replace, Operation::Create)?;
-    builder(&draft.path, size, options)?.finish()?;
+    builder(&draft.path, target, size, options)?.finish()?;
     draft.publish()
 }
 
@@ -79,14 +83,28 @@ pub fn convert(
     let size = source.info().size;
     progress.begin(size);
     let draft = Draft::new(target, options.replace, Operation::Convert)?;
-    let builder = builder(&draft.path, size, options)?;
+    let builder = builder(&draft.path, target, size, options)?;
     copy(&**source, &*builder, size, progress)?;
     builder.finish()?;
     draft.publish()
 }
 
-fn builder(path: &Path, size: u64, options: &TargetOptions) -> Result<Box<dyn Builder>, Error> {
+fn builder(
+    path: &Path,
+    target: &Path,
+    size: u64,
+    options: &TargetOptions,
+) -> Result<Box<dyn Builder>, Error> {
+    if options.compress && !matches!(options.format, Format::Qcow2 | Format::Vmdk) {
+        return Err(Error::new(ErrorKind::Unsupported, Operation::Convert)
+            .with_path(target)
+            .with_detail(format!("{} images are not compressed; qcow2 and vmdk can be", options.format)));
+    }
     match options.format {
+        Format::Vdi => Ok(Box::new(VdiBuilder::new(path, size)?)),
+        Format::Vhd => Ok(Box::new(VhdBuilder::new(path, size)?)),
+        Format::Vhdx => Ok(Box::new(VhdxBuilder::new(path, size)?)),
+        Format::Vmdk => Ok(Box::new(VmdkBuilder::new(path, target, size, options.compress)?)),
         Format::Raw => Ok(Box::new(RawBuilder::new(path, size)?)),
         Format::Qcow2 => {
             let layout = qcow2::CreateOptions { size, ..options.qcow2.clone() };
@@ -193,6 +211,16 @@ fn put_data(builder: &dyn Builder, offset: u64, bytes: &[u8]) -> Result<(), Erro
         start = stop;
     }
     Ok(())
+}
+
+/// A new identity for an image: a random UUID (RFC 9562, version 4).
+pub(crate) fn new_uuid(operation: Operation) -> Result<[u8; 16], Error> {
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::from_io(operation, error.into()))?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
 }
 
 /// A file in the making beside its final place. Dropping it removes it.

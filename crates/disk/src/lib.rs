@@ -25,6 +25,10 @@
 //! |---|---|---|---|---|
 //! | raw file or block device | [`Raw`] | yes | yes | no |
 //! | qcow2, versions 2 and 3 | [`qcow2::Qcow2`] | yes | yes | no |
+//! | VMDK (sparse, stream-optimised, flat) | – | yes | made anew | no |
+//! | VDI | – | yes | made anew | no |
+//! | VHD (fixed, dynamic, differencing) | – | yes | made anew (dynamic) | no |
+//! | VHDX, its log replayed | – | yes | made anew | no |
 //!
 //! [`Image::open`] opens any of them, with what it stands on.
 
@@ -34,14 +38,20 @@ mod contract;
 mod convert;
 mod error;
 mod file;
+pub mod fuzzing;
 mod io_queue;
 mod job;
 mod layers;
 mod lock;
+mod mapped;
 mod open;
 pub mod qcow2;
 mod raw;
 mod scratch;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 pub use buffers::{Buffers, NotRam};
 pub use contract::{Content, Disk, DiskInfo, Durability, Extent, Unmap};

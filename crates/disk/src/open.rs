@@ -1,9 +1,11 @@
 //! Finding out what a file is, and opening it with everything behind it.
 
 use crate::file::HostFile;
+use crate::mapped::Mapped;
 use crate::qcow2::{Backing, Qcow2, Qcow2Info};
 use crate::raw::Raw;
 use crate::{Access, Disk, Error, ErrorKind, Operation};
+use crate::{vdi, vhd, vhdx, vmdk};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -24,33 +26,58 @@ pub enum Format {
     Raw,
     /// QEMU's, versions 2 and 3.
     Qcow2,
+    /// VMware's: sparse, stream-optimised and flat.
+    Vmdk,
+    /// VirtualBox's.
+    Vdi,
+    /// Virtual PC's, also of Hyper-V and Azure: fixed, dynamic and differencing. Fixed ones are not told from
+    /// raw ones by their first bytes.
+    Vhd,
+    /// Hyper-V's.
+    Vhdx,
 }
 
 impl Format {
     /// All formats, in the order in which help texts name them.
-    pub const ALL: &'static [Format] = &[Format::Raw, Format::Qcow2];
+    pub const ALL: &'static [Format] =
+        &[Format::Raw, Format::Qcow2, Format::Vmdk, Format::Vdi, Format::Vhd, Format::Vhdx];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Format::Raw => "raw",
             Format::Qcow2 => "qcow2",
+            Format::Vmdk => "vmdk",
+            Format::Vdi => "vdi",
+            Format::Vhd => "vhd",
+            Format::Vhdx => "vhdx",
         }
     }
 
     /// The format that a file's name suggests; raw for endings that suggest none.
     pub fn of_name(path: &Path) -> Format {
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        // What others call it.
+        if ending.as_deref() == Some("vpc") {
+            return Format::Vhd;
+        }
         let named = |format: &&Format| Some(format.name()) == ending.as_deref();
         Format::ALL.iter().find(named).copied().unwrap_or(Format::Raw)
     }
 
     /// What the first bytes of a file say; `None` for raw.
     pub(crate) fn of_header(head: &[u8]) -> Option<Format> {
-        if head.starts_with(b"QFI\xfb") {
-            return Some(Format::Qcow2);
+        let is_vdi = || crate::bytes::le32(head, vdi::SIGNATURE_AT) == vdi::SIGNATURE;
+        match head {
+            _ if head.starts_with(b"QFI\xfb") => Some(Format::Qcow2),
+            _ if head.starts_with(vmdk::SPARSE_MAGIC) || head.starts_with(vmdk::DESCRIPTOR_MAGIC) => {
+                Some(Format::Vmdk)
+            }
+            _ if head.starts_with(vhdx::FILE_SIGNATURE) => Some(Format::Vhdx),
+            _ if head.starts_with(vhd::FOOTER_COOKIE) => Some(Format::Vhd),
+            _ if is_vdi() => Some(Format::Vdi),
+            _ => None,
         }
-        None
     }
 
     /// Finds out what an open file is.
@@ -270,7 +297,79 @@ fn open_link(path: &Path, options: &OpenOptions, seen: &mut Vec<(u64, u64)>) -> 
             let qcow2 = Arc::new(Qcow2::open(file, backing, options.snapshot.as_deref())?);
             image(qcow2.clone(), Some(qcow2), chain)
         }
+        _ if options.snapshot.is_some() => return unsupported("snapshots are read from qcow2 images only"),
+        _ if options.access == Access::ReadWrite => {
+            return unsupported(
+                "images of this format are only read: add `ro`, put an overlay on it (arnia disk overlay), or \
+                 convert it to qcow2",
+            );
+        }
+        Format::Vdi => image(mapped(Box::new(vdi::parse(&file)?), vec![file], None), None, chain),
+        Format::Vhdx => image(mapped(Box::new(vhdx::parse(&file)?), vec![file], None), None, chain),
+        Format::Vhd => {
+            let vhd = vhd::parse(&file)?;
+            let below = match vhd.below.filter(|_| options.with_backing) {
+                None => None,
+                Some((names, identity)) => {
+                    let below = open_vhd_below(path, &names, identity, options, seen)?;
+                    chain.push(below.path.clone());
+                    chain.extend(below.chain);
+                    Some(below.disk)
+                }
+            };
+            image(mapped(vhd.layout, vec![file], below), None, chain)
+        }
+        Format::Vmdk => {
+            let (vmdk, files, _) = vmdk::parse(file, &mut |name| open_extent(path, name, &options.policy))?;
+            chain.extend(files[1..].iter().map(|file| file.path().to_owned()));
+            image(mapped(Box::new(vmdk), files, None), None, chain)
+        }
     })
+}
+
+fn mapped(
+    layout: Box<dyn crate::mapped::Layout>,
+    files: Vec<HostFile>,
+    below: Option<Arc<dyn Disk>>,
+) -> Arc<dyn Disk> {
+    Arc::new(Mapped { layout, files, below })
+}
+
+fn open_extent(image: &Path, name: &str, policy: &BackingPolicy) -> Result<HostFile, Error> {
+    HostFile::open(&policy.resolve(image, name)?, Access::ReadOnly)
+}
+
+/// Opens the image below a differencing VHD: the first of its names that is there, if it is the same image
+/// that the differences were made against.
+fn open_vhd_below(
+    image: &Path,
+    names: &[String],
+    identity: [u8; 16],
+    options: &OpenOptions,
+    seen: &mut Vec<(u64, u64)>,
+) -> Result<Image, Error> {
+    let mut last = None;
+    for name in names {
+        match options.policy.resolve(image, name) {
+            Err(error) => last = Some(error),
+            Ok(path) => {
+                if vhd::identity(&HostFile::open(&path, Access::ReadOnly)?)? != identity {
+                    return Err(Error::new(ErrorKind::BadFormat, Operation::Open)
+                        .with_path(image)
+                        .with_detail(format!(
+                            "it stands on another image than {name:?}, which has its name"
+                        )));
+                }
+                let options = OpenOptions { format: Some(Format::Vhd), ..options.clone() };
+                return open_link(&path, &options, seen);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::new(ErrorKind::BadFormat, Operation::Open)
+            .with_path(image)
+            .with_detail("it stands on another image and does not say which")
+    }))
 }
 
 /// Opens what `image` stands on, as the user would.
@@ -321,6 +420,8 @@ pub struct ImageInfo {
     pub file_len: u64,
     /// More about a qcow2 image.
     pub qcow2: Option<Qcow2Info>,
+    /// Which kind of its format it is, where there are several.
+    pub kind: Option<String>,
 }
 
 impl ImageInfo {
@@ -333,6 +434,9 @@ impl ImageInfo {
     pub fn details(&self) -> Vec<(String, String)> {
         let mut details = Vec::new();
         let mut tell = |name: &str, value: String| details.push((name.to_owned(), value));
+        if let Some(kind) = self.kind.as_ref().filter(|kind| !kind.is_empty()) {
+            tell("Kind", kind.clone());
+        }
         if let Some(qcow2) = &self.qcow2 {
             tell("Version", qcow2.version.to_string());
             tell("Cluster size", format!("{} bytes", qcow2.cluster_size));
@@ -365,14 +469,35 @@ impl ImageInfo {
             Some(format) => format,
             None => Format::probe(&file)?,
         };
-        let (size, qcow2) = match format {
-            Format::Raw => (file.len()?, None),
-            Format::Qcow2 => {
-                let (size, info) = Qcow2::read_size_and_info(&file)?;
-                (size, Some(info))
-            }
-        };
+        use crate::mapped::Layout;
         let (allocated, file_len) = (file.allocated()?, file.len()?);
-        Ok(ImageInfo { path: path.to_owned(), format, size, allocated, file_len, qcow2 })
+        let mut info = ImageInfo {
+            path: path.to_owned(),
+            format,
+            size: 0,
+            allocated,
+            file_len,
+            qcow2: None,
+            kind: None,
+        };
+        match format {
+            Format::Raw => info.size = file_len,
+            Format::Qcow2 => {
+                let (size, qcow2) = Qcow2::read_size_and_info(&file)?;
+                (info.size, info.qcow2) = (size, Some(qcow2));
+            }
+            Format::Vdi => info.size = vdi::parse(&file)?.size(),
+            Format::Vhdx => info.size = vhdx::parse(&file)?.size(),
+            Format::Vhd => {
+                let vhd = vhd::parse(&file)?;
+                (info.size, info.kind) = (vhd.layout.size(), Some(vhd.kind.into()));
+            }
+            Format::Vmdk => {
+                let policy = BackingPolicy::beside_image();
+                let (vmdk, _, kind) = vmdk::parse(file, &mut |name| open_extent(path, name, &policy))?;
+                (info.size, info.kind) = (vmdk.size(), Some(kind));
+            }
+        }
+        Ok(info)
     }
 }

@@ -14,6 +14,7 @@ fn sound(path: &str) {
 
 #[test]
 fn what_we_convert_qemu_reads() {
+    let _alone = alone();
     let folder = Folder::new();
     let (raw, image, back) = (folder.path("a.raw"), folder.path("a.img"), folder.path("back.raw"));
     std::fs::write(&raw, reference()).unwrap();
@@ -34,6 +35,12 @@ fn what_we_convert_qemu_reads() {
         options.qcow2 = CreateOptions { version, cluster_size, compression, ..base };
         kinds.push(("qcow2", options));
     }
+    for (name, format) in
+        [("vdi", Format::Vdi), ("vpc", Format::Vhd), ("vhdx", Format::Vhdx), ("vmdk", Format::Vmdk)]
+    {
+        kinds.push((name, TargetOptions::new(format)));
+    }
+    kinds.push(("vmdk", TargetOptions { compress: true, ..TargetOptions::new(Format::Vmdk) }));
     for (name, options) in kinds {
         let source = open(&raw, Access::ReadOnly).disk;
         let progress = Progress::default();
@@ -62,6 +69,7 @@ fn what_we_convert_qemu_reads() {
 
 #[test]
 fn what_qemu_converts_we_read() {
+    let _alone = alone();
     let folder = Folder::new();
     let (raw, image) = (folder.path("a.raw"), folder.path("a.img"));
     std::fs::write(&raw, reference()).unwrap();
@@ -74,15 +82,39 @@ fn what_qemu_converts_we_read() {
         ("qcow2", &["-c", "-o", "compression_type=zstd"]),
         ("qcow2", &["-o", "preallocation=metadata"]),
         ("qcow2", &["-o", "lazy_refcounts=on"]),
+        ("vdi", &[]),
+        ("vdi", &["-o", "static=on"]),
+        ("vpc", &["-o", "force_size=on"]),
+        ("vpc", &["-o", "subformat=fixed,force_size=on"]),
+        ("vhdx", &[]),
+        ("vhdx", &["-o", "subformat=fixed"]),
+        ("vhdx", &["-o", "block_size=1M"]),
+        ("vmdk", &[]),
+        ("vmdk", &["-o", "subformat=streamOptimized"]),
+        ("vmdk", &["-o", "subformat=monolithicFlat"]),
+        ("vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]),
+        ("vmdk", &["-o", "subformat=twoGbMaxExtentFlat"]),
     ] {
         let mut arguments = vec!["convert", "-f", "raw", "-O", format];
         arguments.extend(options);
         arguments.extend([&raw[..], &image]);
         let Some((ok, text)) = qemu_img(&arguments) else { return };
         assert!(ok, "{arguments:?}: {text}");
-        let opened = open(&image, Access::ReadOnly);
-        assert_eq!(opened.format.name(), format);
+        // A fixed VHD is known by its end only, and is therefore to be named.
+        let named = (format == "vpc").then_some(Format::Vhd);
+        let open_options = OpenOptions { format: named, ..OpenOptions::new(Access::ReadOnly) };
+        let opened = Image::open(&image, &open_options).unwrap();
+        assert_eq!(opened.format.name(), if format == "vpc" { "vhd" } else { format });
+        let info = disk::ImageInfo::read(&image, named).unwrap();
+        assert_eq!(info.size, reference().len() as u64);
         assert!(read_all(&*opened.disk) == reference(), "{arguments:?}");
+        if format != "qcow2" {
+            drop(opened);
+            let writer = OpenOptions { access: Access::ReadWrite, ..open_options };
+            let error = Image::open(&image, &writer).err().expect("to be read only");
+            assert_eq!(error.kind(), disk::ErrorKind::Unsupported);
+            continue;
+        }
         drop(opened);
         if format == "qcow2" {
             sound(&image);
@@ -109,6 +141,7 @@ fn what_qemu_converts_we_read() {
 
 #[test]
 fn overlays_of_both_makers_stand_on_each_other() {
+    let _alone = alone();
     let folder = Folder::new();
     let path = |name: &str| folder.path(name);
     std::fs::write(path("base.raw"), reference()).unwrap();
@@ -177,6 +210,7 @@ fn overlays_of_both_makers_stand_on_each_other() {
 
 #[test]
 fn internal_snapshots_are_read_and_kept() {
+    let _alone = alone();
     let folder = Folder::new();
     let (raw, image) = (folder.path("a.raw"), folder.path("a.qcow2"));
     std::fs::write(&raw, reference()).unwrap();
@@ -206,6 +240,7 @@ fn internal_snapshots_are_read_and_kept() {
 
 #[test]
 fn a_resized_image_is_what_qemu_takes_it_for() {
+    let _alone = alone();
     let folder = Folder::new();
     let image = folder.path("a.qcow2");
     let options = TargetOptions {
@@ -233,6 +268,7 @@ fn a_resized_image_is_what_qemu_takes_it_for() {
 
 #[test]
 fn a_failed_conversion_leaves_nothing_behind() {
+    let _alone = alone();
     let folder = Folder::new();
     let (raw, image) = (folder.path("a.raw"), folder.path("a.qcow2"));
     std::fs::write(&raw, reference()).unwrap();

@@ -4,6 +4,14 @@ use disk::{Buffers, Disk, Durability};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One test at a time: a process that another test starts has for a moment, until it becomes `qemu-img`, what
+/// this one has open, and with that its locks.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs `qemu-img`; `None` where it is not installed.
 pub(crate) fn qemu_img(arguments: &[&str]) -> Option<(bool, String)> {

@@ -14,7 +14,7 @@ use ::disk::{Access, BackingPolicy, Format, OpenOptions};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Work with disk images: raw, qcow2
+/// Work with disk images: raw, qcow2, vmdk, vdi, vhd, vhdx
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  arnia disk create web.qcow2 20G\n  arnia disk convert debian.raw debian.qcow2"
