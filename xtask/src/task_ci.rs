@@ -20,6 +20,6 @@ pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
     }
     task_check::check(&mut steps, &workspace);
     task_test::unit_tests(&mut steps);
-    task_test::boot_tests(&mut steps, &workspace, None);
+    task_test::boot_tests(&mut steps, &workspace, None, false);
     Ok(steps.finish())
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         unit_tests(&mut steps);
     }
     if !args.unit_only {
-        boot_tests(&mut steps, &workspace, args.name.as_deref());
+        boot_tests(&mut steps, &workspace, args.name.as_deref(), args.full);
     }
     if args.full {
         task_fuzz::fuzz(&mut steps, &workspace, args.fuzz_seconds, &[]);
@@ -53,7 +53,8 @@ pub(crate) fn unit_tests(steps: &mut Steps) {
 }
 
 /// The tests that boot guests, under the worker as users get it.
-pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>) {
+/// With `full`, the program is killed 100 times while its guest writes, and not just a few.
+pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>, full: bool) {
     let (mut ready, mut workloads, mut agent) = (None, None, None);
     let prepared = steps.step("guests and worker", || {
         apt::ensure(&[apt::QEMU, apt::FIRMWARE])?;
@@ -70,6 +71,9 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
         test.args(["test", "--package", "vm_test", "--no-fail-fast"]);
         if let Some(name) = name {
             test.args(["--test", "boot", "--", name]);
+        }
+        if full {
+            test.env("ARNIA_CRASH_ROUNDS", "100");
         }
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
         test.env("ARNIA_AGENT", agent.unwrap_or_default());

@@ -164,7 +164,7 @@ impl Guest {
         self.append(format!("arnia.end={word}"))
     }
 
-    /// Another disk, raw.
+    /// Another disk: raw, or qcow2 if its name ends so.
     pub fn disk(mut self, path: &Path) -> Self {
         self.disks.push(Disk { path: path.to_owned(), read_only: false });
         self
@@ -295,7 +295,10 @@ impl Guest {
         option("-device", "virtio-rng-pci".into());
         for (index, disk) in self.disks.iter().enumerate() {
             let read_only = if disk.read_only { ",readonly=on" } else { "" };
-            let rest = format!(",format=raw,if=none,discard=unmap,id=disk{index}{read_only}");
+            // The worker looks for itself.
+            let is_qcow2 = disk.path.extension().is_some_and(|ending| ending == "qcow2");
+            let format = if is_qcow2 { "qcow2" } else { "raw" };
+            let rest = format!(",format={format},if=none,discard=unmap,id=disk{index}{read_only}");
             option("-drive", joined("file=", &disk.path, &rest));
             option("-device", format!("virtio-blk-pci,drive=disk{index}").into());
         }

@@ -3,6 +3,7 @@
 
 mod agent;
 mod busybox;
+mod crash;
 mod debian;
 mod firmware;
 mod refusals;
@@ -22,6 +23,7 @@ fn main() -> Result<ExitCode> {
     workloads::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
+    crash::add(&mut suite);
     agent::add(&mut suite);
     Ok(suite.run())
 }
