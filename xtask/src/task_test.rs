@@ -116,7 +116,7 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
             test.env("ARNIA_CRASH_ROUNDS", "100");
         }
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
-        test.env("ARNIA_AGENT", agent.unwrap_or_default());
+        test.env("ARNIA_AGENT_FILES", agent.unwrap_or_default());
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
     });
 }

@@ -16,14 +16,19 @@ pub struct AgentFiles {
 }
 
 impl AgentFiles {
-    /// Finds them in the folder that `ARNIA_AGENT` names.
+    /// Finds them in the folder that `ARNIA_AGENT_FILES` names.
     ///
     /// # Errors
     /// If the variable is not set.
     pub fn from_env() -> Result<Self> {
-        let folder = std::env::var_os("ARNIA_AGENT");
-        let folder = folder.context("ARNIA_AGENT is not set; run it by `cargo xtask test`")?;
+        let folder = std::env::var_os("ARNIA_AGENT_FILES");
+        let folder = folder.context("ARNIA_AGENT_FILES is not set; run it by `cargo xtask test`")?;
         Ok(Self { folder: folder.into() })
+    }
+
+    /// The program.
+    pub fn program(&self) -> PathBuf {
+        self.folder.join("arnia-agent")
     }
 
     /// The busybox guest's initramfs, whose test `agent` starts the agent.

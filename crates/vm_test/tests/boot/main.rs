@@ -7,6 +7,7 @@ mod crash;
 mod daemon;
 mod debian;
 mod firmware;
+mod images;
 mod refusals;
 mod snapshots;
 mod terminal;
@@ -29,5 +30,6 @@ fn main() -> Result<ExitCode> {
     firmware::add(&mut suite);
     crash::add(&mut suite);
     agent::add(&mut suite);
+    images::add(&mut suite);
     Ok(suite.run())
 }

@@ -79,7 +79,7 @@ impl Act for Verify {
             ));
         }
         let signed = if by.is_empty() {
-            "nobody was asked who signed it".to_owned()
+            "no key is trusted here to check signatures with".to_owned()
         } else {
             format!("signed by {}", by.join(", "))
         };
