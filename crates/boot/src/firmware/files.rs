@@ -111,6 +111,7 @@ impl Described {
 pub fn describe(machine: &Machine) -> Result<Described, Error> {
     let mut tables = acpi::linkable(machine)?;
     let mut program = loader::program(&tables);
+    loader::clear_sums(&mut tables);
     if tables.tables.len() > Described::LEN || program.len() > Described::LOADER_LEN {
         return Err(Error::new(ErrorKind::BadMachine, "the machine is too large for its ACPI tables"));
     }

@@ -13,6 +13,9 @@ const NAME_SIZE: usize = 56;
 const ALLOCATE: u32 = 1;
 const ADD_POINTER: u32 = 2;
 const ADD_CHECKSUM: u32 = 3;
+/// Offsets of the RSDP's two sums.
+const RSDP_SUM: u32 = 8;
+const RSDP_EXTENDED_SUM: u32 = 32;
 /// Anywhere below 4 GiB.
 const ZONE_HIGH: u8 = 1;
 /// Below 1 MiB, where systems look for the RSDP.
@@ -31,9 +34,19 @@ pub(super) fn program(tables: &Linkable) -> Vec<u8> {
     }
     add_pointer(&mut program, RSDP_FILE, RSDP_XSDT, 8);
     // ACPI 6.5, §5.2.5.3: one sum over the first 20 bytes, another over all.
-    add_checksum(&mut program, RSDP_FILE, 8, 0, 20);
-    add_checksum(&mut program, RSDP_FILE, 32, 0, tables.rsdp.len() as u32);
+    add_checksum(&mut program, RSDP_FILE, RSDP_SUM, 0, 20);
+    add_checksum(&mut program, RSDP_FILE, RSDP_EXTENDED_SUM, 0, tables.rsdp.len() as u32);
     program
+}
+
+/// Clears the sums that the program makes: some firmware subtracts from the field, other replaces it by the sum
+/// over everything, the field's old value included. Zero suits both.
+pub(super) fn clear_sums(tables: &mut Linkable) {
+    for (start, _) in &tables.sums {
+        tables.tables[(start + TABLE_SUM) as usize] = 0;
+    }
+    tables.rsdp[RSDP_SUM as usize] = 0;
+    tables.rsdp[RSDP_EXTENDED_SUM as usize] = 0;
 }
 
 fn command(program: &mut Vec<u8>, kind: u32, fields: &[&[u8]]) {
@@ -98,7 +111,9 @@ pub(super) mod tests {
                     let [at, start, len] = [60, 64, 68].map(|at| u32_at(command, at) as usize);
                     let data = &mut files.get_mut(&file).unwrap().1;
                     let sum = data[start..start + len].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-                    data[at] = data[at].wrapping_sub(sum);
+                    // OVMF replaces the field, SeaBIOS subtracts from it.
+                    assert_eq!(data[at], 0, "a sum that is not clear at {at:#x} of {file}");
+                    data[at] = 0u8.wrapping_sub(sum);
                 }
                 other => panic!("command {other}"),
             }
