@@ -43,8 +43,18 @@ pub(crate) fn build(
     let folder = super::artifact(cache, &name, |folder| {
         println!("building the Debian {RELEASE} disk; this takes a minute or two");
         let archive = folder.join("root.tar");
-        bootstrap(recipe, mirror, &archive)?;
-        make_disk(&archive, folder)?;
+        let hooks = Hooks {
+            uploads: &[("login", "/tmp/login"), ("customize", "/tmp/customize")],
+            commands: &[
+                r#"chroot "$1" sh -eu /tmp/customize"#,
+                r#"rm "$1/tmp/login" "$1/tmp/customize""#,
+            ],
+        };
+        bootstrap(recipe, mirror, "minbase", &hooks, &archive)?;
+        let root = folder.join("root");
+        make_disk(&archive, DISK_SIZE, &root, &folder.join("disk.img"))?;
+        take_kernel(&root, folder)?;
+        fs::remove_dir_all(root)?;
         fs::remove_file(&archive)?;
         Ok(())
     })?;
@@ -62,33 +72,41 @@ pub(crate) fn build(
     })
 }
 
-/// Lets mmdebstrap make the system, as an archive that keeps owners and modes.
-fn bootstrap(recipe: &Recipe, mirror: &DebianPackages, archive: &Path) -> Result<()> {
+/// What mmdebstrap does in the new system once its packages are installed.
+pub(super) struct Hooks<'a> {
+    /// Files of the recipe, and where they go.
+    pub(super) uploads: &'a [(&'a str, &'a str)],
+    /// Shell commands after that, with the system's folder as `$1`.
+    pub(super) commands: &'a [&'a str],
+}
+
+/// Lets mmdebstrap make a system, as an archive that keeps owners and modes.
+pub(super) fn bootstrap(
+    recipe: &Recipe,
+    mirror: &DebianPackages,
+    variant: &str,
+    hooks: &Hooks<'_>,
+    archive: &Path,
+) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
-    command.args(["--variant=minbase", "--format=tar"]);
+    command.arg(format!("--variant={variant}")).arg("--format=tar");
     command.arg(format!("--include={}", recipe.list("packages")?.join(",")));
     // Files go in through mmdebstrap's own channel: without root, the program that runs the hooks
     // may not be allowed to read this user's folders.
-    let upload = |name: &str, to: &str| {
+    for (name, to) in hooks.uploads {
         let quoted = recipe.file(name).to_string_lossy().replace('\'', r"'\''");
-        format!("upload '{quoted}' {to}")
-    };
-    for name in ["login", "customize"] {
-        command.arg(format!("--customize-hook={}", upload(name, &format!("/tmp/{name}"))));
+        command.arg(format!("--customize-hook=upload '{quoted}' {to}"));
     }
-    command.arg(r#"--customize-hook=chroot "$1" sh -eu /tmp/customize"#);
-    command.arg(r#"--customize-hook=rm "$1/tmp/login" "$1/tmp/customize""#);
+    command.args(hooks.commands.iter().map(|hook| format!("--customize-hook={hook}")));
     command.arg(RELEASE).arg(archive).args(mirror.sources());
     host::run(command.env("LC_ALL", "C.UTF-8"))
 }
 
-/// Turns the archive into a disk, and takes the kernel and initrd out of it.
-fn make_disk(archive: &Path, folder: &Path) -> Result<()> {
+/// Turns the archive into a folder and that into a disk of `size` bytes.
+pub(super) fn make_disk(archive: &Path, size: u64, root: &Path, disk: &Path) -> Result<()> {
     println!("writing the disk");
-    let root = folder.join("root");
-    let disk = folder.join("disk.img");
-    fs::create_dir(&root)?;
-    File::create(&disk)?.set_len(DISK_SIZE)?;
+    fs::create_dir(root)?;
+    File::create(disk)?.set_len(size)?;
     // One shell for both steps, because without root it is fakeroot that remembers the owners
     // between them.
     let script = r#"PATH="$PATH:/usr/sbin:/sbin"
@@ -96,12 +114,15 @@ fn make_disk(archive: &Path, folder: &Path) -> Result<()> {
         mke2fs -q -t ext4 -L arnia -E lazy_itable_init=0,lazy_journal_init=0 -d "$2" "$3""#;
     let fakeroot = if host::is_root() { None } else { Some("fakeroot") };
     let mut command = host::command(fakeroot.into_iter().chain(["sh", "-eu", "-c", script, "make-disk"]));
-    host::run(command.args([archive, &root, &disk]))?;
+    host::run(command.args([archive, root, disk]))
+}
+
+/// Takes the kernel and initrd out of the system's files.
+fn take_kernel(root: &Path, folder: &Path) -> Result<()> {
     for (prefix, name) in [("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd.img")] {
         let from = newest_file(&root.join("boot"), prefix)?;
         fs::copy(&from, folder.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
     }
-    fs::remove_dir_all(&root)?;
     Ok(())
 }
 

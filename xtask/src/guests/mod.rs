@@ -4,7 +4,8 @@
 //! guests/ (recipes) ──┐
 //!                     ├─> kernel ──> busybox initramfs ──┐
 //! Debian mirror ──────┘          └─> Debian disk ────────┼─> .cache/guests/manifest.json
-//!                                          └─> bootable ──┘
+//!                                          ├─> bootable ──┤
+//!                                          └─> software ──┘
 //! ```
 //!
 //! Each artifact lies in a folder named by a hash of its recipe and of the package versions that it
@@ -19,6 +20,7 @@ mod debian;
 mod kernel;
 mod packages;
 mod recipe;
+mod software;
 pub(crate) mod static_program;
 pub(crate) mod workloads;
 
@@ -49,6 +51,7 @@ pub(crate) struct Manifest {
     pub(crate) busybox: busybox::Busybox,
     pub(crate) debian: debian::DebianDisk,
     pub(crate) bootable: bootable::BootableDisk,
+    pub(crate) software: software::Software,
 }
 
 /// The guests, and where the manifest lies that describes them.
@@ -73,12 +76,14 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
     let busybox_recipe = Recipe::read(&recipes.join("busybox"))?;
     let debian_recipe = Recipe::read(&recipes.join("debian"))?;
     let bootable_recipe = Recipe::read(&recipes.join("bootable"))?;
+    let software_recipe = Recipe::read(&recipes.join("software"))?;
     let manifest_path = cache.join("manifest.json");
     if freshness == Freshness::Cached
         && let Some(manifest) = read_manifest(&manifest_path)
         && manifest.busybox.recipe == busybox_recipe.hash()
         && manifest.debian.recipe == debian_recipe.hash()
         && manifest.bootable.recipe == bootable_recipe.hash()
+        && manifest.software.recipe == software_recipe.hash()
         && manifest.is_complete()
     {
         return Ok(Guests { manifest_path, manifest });
@@ -91,7 +96,8 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
     let busybox = busybox::build(&busybox_recipe, &kernel, &mirror, &cache)?;
     let debian = debian::build(&debian_recipe, &kernel, &mirror, &cache)?;
     let bootable = bootable::build(&bootable_recipe, &debian, &cache)?;
-    let manifest = Manifest { kernel, busybox, debian, bootable };
+    let software = software::build(&software_recipe, &kernel, &mirror, &cache)?;
+    let manifest = Manifest { kernel, busybox, debian, bootable, software };
     let text = serde_json::to_string_pretty(&manifest)?;
     write_whole(&manifest_path, text.as_bytes())?;
     remove_stale(&cache, &manifest);
@@ -99,7 +105,7 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
 }
 
 impl Manifest {
-    fn files(&self) -> [&Path; 7] {
+    fn files(&self) -> [&Path; 8] {
         [
             &self.kernel.image,
             &self.busybox.program,
@@ -108,6 +114,7 @@ impl Manifest {
             &self.debian.initrd,
             &self.debian.disk,
             &self.bootable.disk,
+            &self.software.disk,
         ]
     }
 
