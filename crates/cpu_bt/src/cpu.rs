@@ -318,7 +318,7 @@ impl Cpu {
         };
         let smap = sys.cr4 & cr4::SMAP != 0 && !self.regs.flag(rflags::AC);
         let data = match () {
-            _ if cpl == 3 => MmuIndex::User,
+            _ if cpl == 3 => self.user_mmu(),
             _ if smap => MmuIndex::Kernel,
             _ => MmuIndex::KernelAc,
         };

@@ -75,6 +75,7 @@ impl fmt::Display for Key {
             MmuIndex::Kernel => "kernel",
             MmuIndex::User => "user",
             MmuIndex::KernelAc => "kernel-ac",
+            MmuIndex::UserAligned => "user-aligned",
         })?;
         f.write_str(if self.simd() { " simd" } else { "" })?;
         f.write_str(if self.avx() { " avx" } else { "" })

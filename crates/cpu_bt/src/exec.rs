@@ -4,6 +4,7 @@ use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::jit::state::NO_EXIT;
+use crate::mmu::tlb::MmuIndex;
 use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
@@ -92,11 +93,17 @@ impl Cpu {
         }
     }
 
-    /// Whether code of the present mode is translated: translations distinguish the supervisor from the
-    /// user, not rings 1 and 2.
+    /// Whether the translator executes code.
     #[inline(always)]
     fn translates(&self) -> bool {
-        self.vm.options.jit == Jit::On && self.mode.is_64() && matches!(self.mode.cpl, 0 | 3)
+        self.vm.options.jit == Jit::On && self.may_translate()
+    }
+
+    /// Whether code of the present mode is translated: translations distinguish the supervisor from the
+    /// user, not rings 1 and 2, and check no alignment.
+    #[inline(always)]
+    pub(crate) fn may_translate(&self) -> bool {
+        self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) && self.mode.data != MmuIndex::UserAligned
     }
 
     /// Executes some code: translated if there is any, interpreted otherwise.

@@ -181,7 +181,7 @@ impl Machine {
         if self.mode == Mode::Real16 {
             cpu.regs.seg[..6].fill(Segment::real_mode(0));
         } else {
-            cpu.sys.cr0 |= cr0::PE | cr0::PG | cr0::WP;
+            cpu.sys.cr0 |= cr0::PE | cr0::PG | cr0::WP | cr0::AM;
             cpu.sys.cr4 |= cr4::PAE;
             cpu.sys.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
             cpu.sys.cr3 = TABLES;
@@ -333,7 +333,7 @@ impl Machine {
                 {
                     block.hits.set(cpu.vm.options.hot);
                 }
-                if !cpu.run_translated()? {
+                if !cpu.may_translate() || !cpu.run_translated()? {
                     execute(cpu, false)?;
                 }
             }
@@ -364,7 +364,7 @@ impl Machine {
                 {
                     block.hits.set(cpu.vm.options.hot);
                 }
-                if !cpu.mode.is_64() || !cpu.compare_trace()? {
+                if !cpu.may_translate() || !cpu.compare_trace()? {
                     execute(cpu, false)?;
                 }
             }

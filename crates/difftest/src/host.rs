@@ -24,8 +24,8 @@ static mut TRAP: Option<Trap> = None;
 /// Where to enter a case: offset and code segment.
 static mut TARGET: Far = Far { offset: 0, selector: 0 };
 
-/// A far pointer as far jumps take it.
-#[repr(C, packed)]
+/// A far pointer as far jumps take it, aligned for code whose accesses are checked.
+#[repr(C, align(16))]
 struct Far {
     offset: u32,
     selector: u16,
@@ -91,7 +91,9 @@ global_asm!(
     "mov rsp, [rip + {host_rsp}]",
     "pushfq",
     "pop [rip + {state} + 1160]",
-    "cld",
+    // Rust code knows nothing of DF and AC.
+    "push 2",
+    "popfq",
     "stmxcsr [rip + {state} + 1168]",
     "cmp byte ptr [rip + {avx}], 0",
     "je 2f",
@@ -270,10 +272,11 @@ unsafe fn place_code(case: &Case) {
     page[at..at + len].copy_from_slice(&case.code[..len]);
     if case.until == Until::End {
         let back = (difftest_leave as *const () as u64).to_le_bytes();
-        // jmp [rip]; the address follows.
+        // jmp [rip + gap]; the address follows, aligned, for accesses may be checked.
         let jump = |page: &mut [u8; PAGE], at: usize| {
-            page[at..at + 6].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
-            page[at + 6..at + 14].copy_from_slice(&back);
+            let address = (at + 6).next_multiple_of(8);
+            page[at..at + 6].copy_from_slice(&[0xff, 0x25, (address - at - 6) as u8, 0, 0, 0]);
+            page[address..address + 8].copy_from_slice(&back);
         };
         match case.bits {
             Bits::B64 => jump(&mut page, at + len),
@@ -308,8 +311,10 @@ unsafe fn catch_faults() {
 }
 
 extern "C" fn on_fault(_signal: i32, _info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel passes a valid context; the statics belong to this thread.
+    // SAFETY: the kernel passes a valid context; the statics belong to this thread. It leaves AC as the
+    // case had it, of which Rust code knows nothing.
     unsafe {
+        std::arch::asm!("push 2", "popfq");
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
         let selector = registers[libc::REG_CSGSFS as usize] as u16;

@@ -4,7 +4,10 @@
 use crate::case::{Bits, CODE, CODE_LEN_MAX, Case, DATA, DATA_LEN, Until, WINDOW_LEN};
 use crate::random::Random;
 use crate::{forms, inputs};
-use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::code_asm::*;
+use iced_x86::{
+    Code, Encoder, IcedError, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 use std::sync::OnceLock;
 
 /// Points at the middle of the data and is never written.
@@ -36,6 +39,57 @@ pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
     }
     case.code_len = len as u32;
     case
+}
+
+/// Kinds of instructions in [`alignment_case`].
+pub(crate) const ALIGNMENT_OPCODES: usize = 12;
+
+/// Makes a sequence of accesses, most of them aligned, between which POPF sets and clears RFLAGS.AC.
+pub(crate) fn alignment_case(random: &mut Random) -> Result<Case, IcedError> {
+    let mut case = Case {
+        bits: Bits::B64,
+        until: Until::End,
+        state: inputs::state(random),
+        code: [0; CODE_LEN_MAX],
+        code_len: 0,
+        window_at: (DATA_LEN / 2 - WINDOW_LEN / 2) as u32,
+        window: [0; WINDOW_LEN],
+    };
+    forms::fill_window(random, &mut case.window);
+    case.state.gpr[15] = DATA + DATA_LEN as u64 / 2;
+    // Where the stack may be written while accesses are checked.
+    case.state.gpr[4] = DATA + 0x1800;
+    let mut a = CodeAssembler::new(64)?;
+    for _ in 0..6 + random.below(12) {
+        let offset = (random.below(WINDOW_LEN as u64) as i64 - WINDOW_LEN as i64 / 2) & !15;
+        let at = r15 + offset as i32 + if random.percent(6) { random.below(16) as i32 } else { 0 };
+        match random.below(ALIGNMENT_OPCODES as u64 + 2) {
+            0 => a.mov(rax, qword_ptr(at))?,
+            1 => a.mov(dword_ptr(at), ecx)?,
+            2 => a.add(word_ptr(at), dx)?,
+            3 => a.movups(xmm1, ptr(at))?,
+            4 => a.movaps(ptr(at), xmm2)?,
+            5 => a.movsd_2(xmm3, ptr(at))?,
+            6 => a.lock().xadd(qword_ptr(at), rsi)?,
+            7 => a.push(qword_ptr(at))?,
+            8 => a.pop(qword_ptr(at))?,
+            9 => a.fld(qword_ptr(at))?,
+            10 => a.vmovdqu(ymm4, ptr(at))?,
+            11 => a.crc32(r8d, word_ptr(at))?,
+            _ => {
+                a.pushfq()?;
+                match random.percent(60) {
+                    true => a.or(qword_ptr(rsp), 1 << 18)?,
+                    false => a.and(qword_ptr(rsp), !(1 << 18))?,
+                }
+                a.popfq()?;
+            }
+        }
+    }
+    let code = a.assemble(CODE)?;
+    case.code[..code.len()].copy_from_slice(&code);
+    case.code_len = code.len() as u32;
+    Ok(case)
 }
 
 /// The code of a sequence of instructions of all kinds, for the data at [`DATA`] if R15 points there.

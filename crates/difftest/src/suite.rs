@@ -1,6 +1,6 @@
 //! Runs many cases and collects what differs.
 
-use crate::case::{Bits, Case, Ending};
+use crate::case::{Bits, Case, Ending, State};
 use crate::compare::{Tolerance, describe, differences, instructions};
 use crate::guest::Guest;
 use crate::host::{self, HostEnding};
@@ -16,6 +16,9 @@ const ATTEMPTS: usize = 20;
 
 /// A mode of AMD's processors that engines do not offer: LDMXCSR refuses it there.
 const MISALIGNED_MODE: u32 = 1 << 17;
+
+/// RFLAGS.AC.
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 
 /// How the engine executes instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Suite {
     pub cases: usize,
     /// How the engine is to execute.
     pub way: Way,
+    /// With RFLAGS.AC, so that accesses are checked for their alignment.
+    pub aligned: bool,
     /// Only opcodes whose name contains this, or one of these between commas.
     pub filter: Option<String>,
 }
@@ -168,6 +173,19 @@ impl Suite {
         report
     }
 
+    /// Compares sequences that switch the alignment check on and off.
+    pub fn alignment(&self) -> Report {
+        let mut report = Report { opcodes: sequences::ALIGNMENT_OPCODES, ..Report::default() };
+        let mut guest = Guest::new(Bits::B64, self.way);
+        let mut random = Random::new(self.seed);
+        for chunk in (0..self.cases).collect::<Vec<_>>().chunks(1024) {
+            let made = chunk.iter().map(|_| sequences::alignment_case(&mut random));
+            let cases: Vec<Case> = made.collect::<Result<_, _>>().expect("code of valid instructions");
+            self.compare(&mut guest, &cases, &mut report);
+        }
+        report
+    }
+
     /// Compares FXSAVE, XSAVE and their kin.
     pub fn images(&self) -> Report {
         let mut report = Report { opcodes: 10, ..Report::default() };
@@ -181,7 +199,13 @@ impl Suite {
     }
 
     fn compare(&self, guest: &mut Guest, cases: &[Case], report: &mut Report) {
-        for (case, host) in cases.iter().zip(host::run(cases)) {
+        let flags = if self.aligned { ALIGNMENT_CHECK } else { 0 };
+        let with_flags = |case: &Case| {
+            let state = State { rflags: case.state.rflags | flags, ..case.state };
+            Case { state, ..*case }
+        };
+        let cases: Vec<Case> = cases.iter().map(with_flags).collect();
+        for (case, host) in cases.iter().zip(host::run(&cases)) {
             let host = match host {
                 HostEnding::Ended(ending) => ending,
                 HostEnding::Died(status) => {

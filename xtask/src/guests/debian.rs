@@ -45,10 +45,7 @@ pub(crate) fn build(
         let archive = folder.join("root.tar");
         let hooks = Hooks {
             uploads: &[("login", "/tmp/login"), ("customize", "/tmp/customize")],
-            commands: &[
-                r#"chroot "$1" sh -eu /tmp/customize"#,
-                r#"rm "$1/tmp/login" "$1/tmp/customize""#,
-            ],
+            commands: &[r#"chroot "$1" sh -eu /tmp/customize"#, r#"rm "$1/tmp/login" "$1/tmp/customize""#],
         };
         bootstrap(recipe, mirror, "minbase", &hooks, &archive)?;
         let root = folder.join("root");

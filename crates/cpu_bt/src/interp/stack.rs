@@ -152,6 +152,7 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
         // The processor makes sure that the new top of the stack can be written.
         let top = cut(cpu, cpu.regs.r[RSP].wrapping_sub(size));
         let linear = cpu.linear(seg::SS as u8, top, 1, true)?;
+        cpu.check_alignment(linear, T::BYTES)?;
         cpu.check_write(linear, 1)?;
         cpu.regs.set(RBP as u8, T::from_u64(frame));
         set_pointer(cpu, top);

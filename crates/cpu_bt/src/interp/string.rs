@@ -7,6 +7,7 @@
 use super::*;
 use crate::cpu::BlockKey;
 use crate::fault::Result;
+use crate::mmu::tlb::MmuIndex;
 use crate::regs::{FLAT, RAX, RCX, RDI, RIP, RSI};
 use crate::signals::signal;
 use std::arch::asm;
@@ -95,9 +96,14 @@ fn repeat(cpu: &mut Cpu, op: &Op, f: impl Fn(&mut Cpu) -> Result<Option<Progress
 }
 
 /// Whether the offsets of `count` elements going up stay in their segment: always so in 64-bit code;
-/// elsewhere only single elements are trusted to [`Cpu::linear`].
+/// elsewhere only single elements are trusted to [`Cpu::linear`]. Where alignment is checked, it is that
+/// of each element.
 fn may_batch(cpu: &Cpu, op: &Op) -> bool {
-    cpu.mode.is_64() && op.address_cut == 0 && !cpu.regs.flag(rflags::DF) && !cpu.regs.flag(rflags::TF)
+    cpu.mode.is_64()
+        && op.address_cut == 0
+        && !cpu.regs.flag(rflags::DF)
+        && !cpu.regs.flag(rflags::TF)
+        && cpu.mode.data != MmuIndex::UserAligned
 }
 
 fn movs_one<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<()> {
@@ -244,6 +250,11 @@ fn scas_one<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<()> {
 
 fn cmps_one<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<()> {
     let from = source::<T>(cpu, op)?;
+    if cpu.mode.data == MmuIndex::UserAligned {
+        // Of both operands, before either is read.
+        let to = destination::<T>(cpu, op, false)?;
+        cpu.check_alignment(to, T::BYTES)?;
+    }
     let a = cpu.read::<T>(from)?;
     let to = destination::<T>(cpu, op, false)?;
     let b = cpu.read::<T>(to)?;

@@ -65,6 +65,7 @@ impl Key {
         match self.0 & 3 {
             0 => MmuIndex::Kernel,
             1 => MmuIndex::User,
+            // With and without SMAP.
             _ => MmuIndex::KernelAc,
         }
     }

@@ -75,7 +75,8 @@ pub(super) fn sysret(e: &mut Emit, hand: u64) -> u64 {
     e.shr(S0, 47);
     e.jcc(cc::NE, slow);
     e.mov(S0, R11);
-    e.and32_imm(S0, (rflags::TF | rflags::IF) as u32);
+    // AC makes another user of the user, one whose accesses are checked.
+    e.and32_imm(S0, (rflags::TF | rflags::IF | rflags::AC) as u32);
     e.cmp_imm(S0, rflags::IF as i32);
     e.jcc(cc::NE, slow);
     e.mov(S0, R11);

@@ -90,7 +90,7 @@ impl Cpu {
         if watched || self.shadow || self.regs.flag(rflags::TF) {
             return self.step_single(watched);
         }
-        if self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) {
+        if self.may_translate() {
             match self.compare_trace() {
                 Ok(true) => return,
                 Ok(false) => {}

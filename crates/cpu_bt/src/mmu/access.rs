@@ -77,13 +77,30 @@ impl Cpu {
 
     /// Raises the fault that writing `len` bytes would raise, and nothing else.
     pub(crate) fn check_write(&mut self, linear: u64, len: usize) -> Result<()> {
-        self.check_alignment(linear, len)?;
+        self.check_write_as(linear, len, self.mode.data)
+    }
+
+    pub(crate) fn check_write_as(&mut self, linear: u64, len: usize, mmu: MmuIndex) -> Result<()> {
+        check_alignment(mmu, linear, len)?;
         let last = linear.wrapping_add(len as u64 - 1);
-        self.translate(linear, Access::Write, self.mode.data)?;
+        self.translate(linear, Access::Write, mmu)?;
         if (linear ^ last) & !0xfff != 0 {
-            self.translate(last & !0xfff, Access::Write, self.mode.data)?;
+            self.translate(last & !0xfff, Access::Write, mmu)?;
         }
         Ok(())
+    }
+
+    /// Raises the fault that an access of `len` bytes raises if its alignment is checked and it has none.
+    pub(crate) fn check_alignment(&self, linear: u64, len: usize) -> Result<()> {
+        check_alignment(self.mode.data, linear, len)
+    }
+
+    /// The present privilege, for accesses whose alignment is never checked.
+    pub(crate) fn mmu_unchecked(&self) -> MmuIndex {
+        match self.mode.data {
+            MmuIndex::UserAligned => MmuIndex::User,
+            mmu => mmu,
+        }
     }
 
     /// Host address for reading `len` bytes; `None` when they cross a page or are not RAM (use
@@ -93,7 +110,7 @@ impl Cpu {
         if let Some(ptr) = self.tlb.lookup_read(mmu, linear, len) {
             return Ok(Some(ptr));
         }
-        self.check_alignment(linear, len)?;
+        check_alignment(self.mode.data, linear, len)?;
         self.fill(linear, Access::Read, mmu)?;
         Ok(self.tlb.lookup_read(mmu, linear, len))
     }
@@ -108,7 +125,7 @@ impl Cpu {
         if self.vm.options.jit == Jit::Lockstep {
             return self.noted_for_write(linear, len);
         }
-        self.check_alignment(linear, len)?;
+        check_alignment(self.mode.data, linear, len)?;
         self.fill(linear, Access::Write, mmu)?;
         Ok(self.tlb.lookup_write(mmu, linear, len))
     }
@@ -117,7 +134,7 @@ impl Cpu {
     /// writes have to be reported: call [`Cpu::wrote`] with the returned physical address afterwards.
     /// `None` when the bytes cross a page or are not RAM.
     pub(crate) fn locked(&mut self, linear: u64, len: usize) -> Result<Option<(*mut u8, u64)>> {
-        self.check_alignment(linear, len)?;
+        check_alignment(self.mode.data, linear, len)?;
         let last = linear.wrapping_add(len as u64 - 1);
         let translation = self.translate(linear, Access::Write, self.mode.data)?;
         if (linear ^ last) & !0xfff != 0 {
@@ -158,7 +175,7 @@ impl Cpu {
     }
 
     pub(crate) fn read_bytes_as(&mut self, linear: u64, bytes: &mut [u8], mmu: MmuIndex) -> Result<()> {
-        self.check_alignment(linear, bytes.len())?;
+        check_alignment(mmu, linear, bytes.len())?;
         let first = self.fill(linear, Access::Read, mmu)?;
         let here = bytes.len().min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
         let (head, tail) = bytes.split_at_mut(here);
@@ -175,7 +192,7 @@ impl Cpu {
     }
 
     pub(crate) fn write_bytes_as(&mut self, linear: u64, bytes: &[u8], mmu: MmuIndex) -> Result<()> {
-        self.check_alignment(linear, bytes.len())?;
+        check_alignment(mmu, linear, bytes.len())?;
         let first = self.fill(linear, Access::Write, mmu)?;
         let here = bytes.len().min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
         let (head, tail) = bytes.split_at(here);
@@ -306,15 +323,6 @@ impl Cpu {
         }
     }
 
-    #[inline]
-    fn check_alignment(&self, linear: u64, len: usize) -> Result<()> {
-        if self.alignment_checked() && len.is_power_of_two() && len <= 8 && !linear.is_multiple_of(len as u64)
-        {
-            return Err(Fault::with_code(Vector::AlignmentCheck, 0));
-        }
-        Ok(())
-    }
-
     // ---- segments ----
 
     /// The linear address of `len` bytes at `offset` in segment `segment` (or [`FLAT`]), with the
@@ -362,5 +370,33 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn interrupts_enabled(&self) -> bool {
         self.regs.rflags & rflags::IF != 0 && !self.shadow
+    }
+}
+
+/// Raises #AC where alignment is checked and the access has none. What is not canonical is not checked: it
+/// raises #GP.
+#[inline(always)]
+fn check_alignment(mmu: MmuIndex, linear: u64, len: usize) -> Result<()> {
+    if mmu == MmuIndex::UserAligned
+        && !linear.is_multiple_of(alignment(len))
+        && x86::paging::is_canonical(linear)
+    {
+        return Err(Fault::with_code(Vector::AlignmentCheck, 0));
+    }
+    Ok(())
+}
+
+/// What the address of an operand has to be a multiple of where alignment is checked (SDM vol. 3A, table
+/// 6-7, for what it names; as AMD's processors do for the rest).
+fn alignment(len: usize) -> u64 {
+    match len {
+        2 | 4 | 8 => len as u64,
+        16 | 32 => 16,
+        // Far pointers, and the x87 environment and state of 16-bit code.
+        6 | 14 | 94 => 2,
+        // x87 registers.
+        10 => 8,
+        28 | 108 => 4,
+        _ => 1,
     }
 }

@@ -24,6 +24,21 @@ pub(crate) enum MmuIndex {
     User = 1,
     /// Supervisor that may touch user pages.
     KernelAc = 2,
+    /// User whose accesses have to be aligned (SDM vol. 3A, §6.15, #AC). These arrays stay empty, so
+    /// that every access takes the slow way, which looks; translated code is not executed.
+    UserAligned = 3,
+}
+
+/// How many there are, and those of them whose arrays are used.
+const INDICES: usize = 4;
+const FILLED: [MmuIndex; 3] = [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc];
+
+impl MmuIndex {
+    /// Whether accesses have a user's rights.
+    #[inline(always)]
+    pub(crate) fn is_user(self) -> bool {
+        matches!(self, MmuIndex::User | MmuIndex::UserAligned)
+    }
 }
 
 /// One page: its linear address and its host address. An empty one has a page that belongs elsewhere: see
@@ -84,11 +99,11 @@ const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
 /// The arrays of one vCPU.
 #[repr(C)]
 pub(crate) struct Tlb {
-    pub(crate) read: [[Entry; ENTRIES]; 3],
-    pub(crate) write: [[Entry; ENTRIES]; 3],
+    pub(crate) read: [[Entry; ENTRIES]; INDICES],
+    pub(crate) write: [[Entry; ENTRIES]; INDICES],
     fetch: [FetchEntry; FETCH_ENTRIES],
     /// By [`MmuIndex`].
-    locals: [Locals; 3],
+    locals: [Locals; INDICES],
     /// Linear addresses between which large pages were entered, page by page: in the lower half of the
     /// address space and in the upper.
     large: [(u64, u64); 2],
@@ -122,10 +137,10 @@ const NO_LARGE: (u64, u64) = (u64::MAX, 0);
 impl Tlb {
     pub(crate) fn new() -> Tlb {
         Tlb {
-            read: [EMPTY_ARRAY; 3],
-            write: [EMPTY_ARRAY; 3],
+            read: [EMPTY_ARRAY; INDICES],
+            write: [EMPTY_ARRAY; INDICES],
             fetch: [NO_FETCH; FETCH_ENTRIES],
-            locals: [Locals { indices: [0; LOCALS], count: 0 }; 3],
+            locals: [Locals { indices: [0; LOCALS], count: 0 }; INDICES],
             large: [NO_LARGE; 2],
             local_upper_code: false,
         }
@@ -153,8 +168,11 @@ impl Tlb {
         (entry.page == page).then_some((entry.host | linear & 0xfff) as *mut u8)
     }
 
-    /// Enters a page.
+    /// Enters a page, where the index has any.
     pub(crate) fn insert(&mut self, mmu: MmuIndex, linear: u64, host: *mut u8, writable: bool, global: bool) {
+        if mmu == MmuIndex::UserAligned {
+            return;
+        }
         let page = linear & !0xfff;
         let entry = Entry { page, host: host as u64 };
         self.read[mmu as usize][Tlb::index(linear)] = entry;
@@ -195,14 +213,14 @@ impl Tlb {
     /// Drops all data pages.
     #[cold]
     pub(crate) fn flush_data(&mut self) {
-        for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+        for mmu in FILLED {
             self.clear(mmu);
         }
     }
 
     /// Drops everything.
     pub(crate) fn flush_all(&mut self) {
-        for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+        for mmu in FILLED {
             self.clear(mmu);
         }
         self.fetch.fill(NO_FETCH);
@@ -212,7 +230,7 @@ impl Tlb {
 
     /// Drops all pages that are not global, and perhaps some that are.
     pub(crate) fn flush_local(&mut self) -> Left {
-        for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+        for mmu in FILLED {
             let locals = &mut self.locals[mmu as usize];
             if locals.count > LOCALS {
                 self.clear(mmu);

@@ -109,9 +109,9 @@ impl Cpu {
     #[inline(always)]
     fn allows(&self, rights: Rights, access: Access, mmu: MmuIndex) -> bool {
         match (mmu, access) {
-            (MmuIndex::User, Access::Read) => rights.user,
-            (MmuIndex::User, Access::Write) => rights.user && rights.writable,
-            (MmuIndex::User, Access::Fetch) => rights.user && !rights.no_execute,
+            (MmuIndex::User | MmuIndex::UserAligned, Access::Read) => rights.user,
+            (MmuIndex::User | MmuIndex::UserAligned, Access::Write) => rights.user && rights.writable,
+            (MmuIndex::User | MmuIndex::UserAligned, Access::Fetch) => rights.user && !rights.no_execute,
             (_, Access::Fetch) => {
                 let smep = self.sys.cr4 & cr4::SMEP != 0;
                 !rights.no_execute && (!rights.user || !smep)
@@ -126,7 +126,7 @@ impl Cpu {
     /// Whether writing is allowed where reading is: without CR0.WP a supervisor always may.
     #[inline(always)]
     fn may_write(&self, rights: Rights, mmu: MmuIndex) -> bool {
-        rights.writable || (mmu != MmuIndex::User && self.sys.cr0 & cr0::WP == 0)
+        rights.writable || (!mmu.is_user() && self.sys.cr0 & cr0::WP == 0)
     }
 
     /// Walks tables of 64-bit entries from `level` (3 is the PML4) down.
@@ -263,7 +263,7 @@ impl Cpu {
     /// Notes the address and makes the exception; `code` has the present and reserved bits.
     fn page_fault(&mut self, linear: u64, access: Access, mmu: MmuIndex, mut code: u32) -> Fault {
         self.fault_address = linear;
-        if mmu == MmuIndex::User {
+        if mmu.is_user() {
             code |= page_fault::USER;
         }
         match access {
@@ -295,9 +295,11 @@ impl Cpu {
         if self.mode.cpl == 3 { MmuIndex::User } else { MmuIndex::KernelAc }
     }
 
-    /// Whether alignment is checked (SDM vol. 3A, §6.15, #AC).
-    #[inline]
-    pub(crate) fn alignment_checked(&self) -> bool {
-        self.mode.cpl == 3 && self.sys.cr0 & cr0::AM != 0 && self.regs.flag(rflags::AC)
+    /// The arrays for data accesses of a user.
+    pub(crate) fn user_mmu(&self) -> MmuIndex {
+        match self.sys.cr0 & cr0::AM != 0 && self.regs.flag(rflags::AC) {
+            true => MmuIndex::UserAligned,
+            false => MmuIndex::User,
+        }
     }
 }

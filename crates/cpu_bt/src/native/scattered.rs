@@ -81,8 +81,10 @@ fn gather<const INDEX: usize, const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Resul
             };
             let offset = base.wrapping_add((index << op.scale) as u64) << op.address_cut >> op.address_cut;
             let into = &mut result[element * LEN..(element + 1) * LEN];
-            let read =
-                cpu.linear(op.segment, offset, LEN, false).and_then(|linear| cpu.read_bytes(linear, into));
+            let mmu = cpu.mmu_unchecked();
+            let read = cpu
+                .linear(op.segment, offset, LEN, false)
+                .and_then(|linear| cpu.read_bytes_as(linear, into, mmu));
             if let Err(fault) = read {
                 set_vector(cpu, to, &result);
                 set_vector(cpu, mask_register, &mask);
@@ -126,7 +128,7 @@ fn masked_load<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     let mut result = [0; 32];
     for (linear, into) in addresses.into_iter().zip(result.chunks_exact_mut(LEN)) {
         if let Some(linear) = linear {
-            cpu.read_bytes(linear, into)?;
+            cpu.read_bytes_as(linear, into, cpu.mmu_unchecked())?;
         }
     }
     set_vector(cpu, to, &result);
@@ -141,11 +143,11 @@ fn masked_store<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     let (mask, value) = (vector(cpu, insn.op1_register()), vector(cpu, from));
     let addresses = element_addresses::<LEN>(cpu, op, &mask, from.size() / LEN, true)?;
     for linear in addresses.into_iter().flatten() {
-        cpu.check_write(linear, LEN)?;
+        cpu.check_write_as(linear, LEN, cpu.mmu_unchecked())?;
     }
     for (linear, bytes) in addresses.into_iter().zip(value.chunks_exact(LEN)) {
         if let Some(linear) = linear {
-            cpu.write_bytes(linear, bytes)?;
+            cpu.write_bytes_as(linear, bytes, cpu.mmu_unchecked())?;
         }
     }
     Ok(Flow::Next)
@@ -186,7 +188,8 @@ fn store_bytes(cpu: &mut Cpu, insn: &Instruction, value: &[u8], mask: &[u8]) -> 
     };
     // The whole operand has to be writable, whatever the mask says; the manuals leave that open.
     let linear = address(cpu, 0, mask.len())?;
-    cpu.check_write(linear, mask.len())?;
+    cpu.check_alignment(linear, 8)?;
+    cpu.check_write_as(linear, mask.len(), cpu.mmu_unchecked())?;
     for byte in (0..mask.len()).filter(|byte| mask[*byte] & 0x80 != 0) {
         let linear = address(cpu, byte, 1)?;
         cpu.write::<u8>(linear, value[byte])?;

@@ -70,7 +70,7 @@ impl Cpu {
     pub(super) fn mmu_of(&self, cpl: u8) -> MmuIndex {
         let smap = self.sys.cr4 & cr4::SMAP != 0 && !self.regs.flag(rflags::AC);
         match cpl {
-            3 => MmuIndex::User,
+            3 => self.user_mmu(),
             _ if smap => MmuIndex::Kernel,
             _ => MmuIndex::KernelAc,
         }

@@ -13,6 +13,7 @@ fn suite(cases: usize, full: usize) -> Suite {
         seed: number("DIFFTEST_SEED").unwrap_or(1),
         cases: number("DIFFTEST_CASES").map_or(if full_wanted { full } else { cases }, |n| n as usize),
         way: Way::Handlers,
+        aligned: false,
         filter: std::env::var("DIFFTEST_FILTER").ok(),
     }
 }
@@ -39,6 +40,23 @@ fn single_instructions_agree_natively() {
 #[test]
 fn single_instructions_of_32_bits_agree() {
     check(&suite(16, 500).single_instructions_of_32_bits());
+}
+
+/// Each instruction form with the alignment check on, by handlers, natively and as translated code is.
+#[test]
+fn alignment_is_checked() {
+    let handlers = Suite { aligned: true, ..suite(8, 500) };
+    check(&handlers.single_instructions());
+    check(&Suite { way: Way::Natively, ..handlers.clone() }.single_instructions());
+    check(&Suite { way: Way::Translated, ..handlers.clone() }.single_instructions());
+    check(&handlers.single_instructions_of_32_bits());
+}
+
+/// POPF switches the alignment check on and off, between translated code and such that is not.
+#[test]
+fn alignment_check_is_switched() {
+    check(&suite(500, 20_000).alignment());
+    check(&Suite { way: Way::Translated, ..suite(1000, 50_000) }.alignment());
 }
 
 /// Near branches: where they lead and what they do to the stack.

@@ -6,7 +6,7 @@ use crate::signals::signal;
 use ::cpu::{CpuIo, VmExit};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use x86::reg::rflags;
+use x86::reg::{cr0, efer, rflags};
 
 /// A bus whose port 0xf4 ends the run.
 struct StopPort<'a>(&'a crate::signals::Signals);
@@ -259,4 +259,48 @@ fn an_instruction_breakpoint_stops_before_and_lets_go_on() {
     assert_eq!(exit, VmExit::Kicked);
     assert_eq!((machine.cpu.regs.r[RBX], machine.cpu.regs.r[RCX]), (3, 0));
     assert!(!machine.cpu.regs.flag(rflags::RF));
+}
+
+/// Hot code on both sides of SYSCALL and SYSRET; the last SYSRET returns with RFLAGS.AC.
+#[test]
+fn sysret_turns_the_alignment_check_on() {
+    const CALLS: u32 = 300;
+    let mut machine = Machine::new(Start::Long { cpl: 3 });
+    let cpu = &mut machine.cpu;
+    cpu.sys.star = (0x23u64 << 48) | (selector::CODE64 as u64) << 32;
+    cpu.sys.lstar = GATE;
+    cpu.sys.sfmask = rflags::STATUS | rflags::IF | rflags::TF | rflags::AC;
+    cpu.sys.efer |= efer::SCE;
+    cpu.sys.cr0 |= cr0::AM;
+    cpu.regs.rflags |= rflags::IF;
+    cpu.update_mode();
+    put(&mut machine, GATE, |a| {
+        let mut back = a.create_label();
+        a.cmp(ebx, 1)?;
+        a.jne(back)?;
+        a.or(r11, rflags::AC as i32)?;
+        a.set_label(&mut back)?;
+        a.sysretq()
+    });
+    for vector in [13, 17] {
+        put(&mut machine, HANDLERS + 16 * vector, |a| {
+            a.inc(qword_ptr(DATA + 8 * vector))?;
+            a.out(0xf4, al)
+        });
+    }
+    crate::jit::runtime::use_vcpu(&raw mut *machine.cpu).expect("the GS base of this thread");
+    let exit = run(&mut machine, |a| {
+        let mut head = a.create_label();
+        a.mov(ebx, CALLS)?;
+        a.set_label(&mut head)?;
+        // Not aligned, and not checked yet.
+        a.mov(rdx, qword_ptr(DATA + 1))?;
+        a.syscall()?;
+        a.dec(ebx)?;
+        a.jne(head)?;
+        a.mov(rax, qword_ptr(DATA + 0x100))?;
+        a.mov(rax, qword_ptr(DATA + 0x101))
+    });
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!((count(&machine, 17), count(&machine, 13)), (1, 0), "#AC, and not the #GP of OUT behind it");
 }
