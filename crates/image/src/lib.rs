@@ -15,15 +15,21 @@
 //! archives, registries) is hostile: it is bounded, checked against its digest, and never names a path.
 
 pub mod build;
+mod disk_work;
 mod error;
+pub mod export;
 mod files;
+pub mod fuzzing;
 pub mod import;
 mod instance;
+mod ovf;
 mod progress;
 pub mod recipe;
+mod root_disk;
 pub mod seed;
 pub mod sign;
 mod store;
+mod tools;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

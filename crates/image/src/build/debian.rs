@@ -1,22 +1,23 @@
 //! The base layer of a Debian image: a root file system from packages, on a disk without partitions.
 //!
-//! Nothing is mounted and no root is needed: mmdebstrap makes an archive in a user namespace, and `mke2fs`
-//! writes the file system from a folder. The kernel and initrd that the packages brought are taken out of
+//! Nothing is mounted and no root is needed: mmdebstrap makes an archive in a user namespace, which becomes a
+//! disk. The kernel and initrd that the packages brought are taken out of
 //! it; the host boots them directly.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use api::image::PersonalitySource;
 
-use super::{APPEND, Key, Layer, Programs, tools};
+use super::{Key, Layer, Programs};
 use crate::error::AboutFile;
 use crate::files::RemoveUnlessKept;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::{Result, Session};
+use crate::root_disk::{self, APPEND};
+use crate::{Error, Result, Session, tools};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -45,7 +46,7 @@ pub(super) fn build(
     programs: &Programs,
     progress: &mut dyn Progress,
 ) -> Result<Layer> {
-    tools::require()?;
+    tools::require_for_debian()?;
     let folder = session.partial("debian");
     let _undo = RemoveUnlessKept::new(&folder);
     fs::create_dir(&folder).about("create", &folder)?;
@@ -65,9 +66,9 @@ pub(super) fn build(
         session.take_file(&path, progress)
     };
     Ok(Layer {
-        kernel: take("vmlinuz", "taking the kernel")?,
-        initrd: Some(take("initrd.img", "taking the initrd")?),
-        disk: take("disk.img", "taking the disk")?,
+        kernel: take(root_disk::KERNEL, "taking the kernel")?,
+        initrd: Some(take(root_disk::INITRD, "taking the initrd")?),
+        disk: take(root_disk::DISK, "taking the disk")?,
         append: APPEND.to_owned(),
         personality: PersonalitySource::Agent,
     })
@@ -118,28 +119,13 @@ fn bootstrap(
 
 /// Turns the archive into a disk, and takes the kernel and initrd out of it.
 fn make_disk(archive: &Path, folder: &Path, recipe: &Recipe, progress: &mut dyn Progress) -> Result<()> {
-    let (root, disk) = (folder.join("root"), folder.join("disk.img"));
-    fs::create_dir(&root).about("create", &root)?;
-    File::create(&disk).and_then(|file| file.set_len(recipe.disk_size().0)).about("create", &disk)?;
-    // One shell for both steps, because without root it is fakeroot that remembers the owners between them.
-    let script = r#"tar --extract --file "$1" --directory "$2" --preserve-permissions --numeric-owner
-        mke2fs -q -t ext4 -L root -E lazy_itable_init=0,lazy_journal_init=0 -d "$2" "$3"
-        cp "$(ls -v "$2"/boot/vmlinuz-* | tail -n 1)" "$4/vmlinuz"
-        cp "$(ls -v "$2"/boot/initrd.img-* | tail -n 1)" "$4/initrd.img""#;
-    let mut command = if tools::is_root() { tools::command("sh") } else { tools::command("fakeroot") };
-    if !tools::is_root() {
-        command.arg("sh");
+    let remedy = "the recipe's packages must include a kernel, such as linux-image-cloud-amd64, and a disk that is large enough";
+    root_disk::make(archive, folder, recipe.disk_size().0, progress)
+        .map_err(|error| error.with_remedy(remedy))?;
+    if !folder.join(root_disk::KERNEL).exists() || !folder.join(root_disk::INITRD).exists() {
+        return Err(Error::bad_input("the system has no kernel or no initrd").with_remedy(remedy));
     }
-    command.args(["-eu", "-c", script, "make-disk"]).args([archive, &root, &disk, folder]);
-    let done = tools::run(&mut command, progress);
-    // Its folders may forbid their removal to whoever is not root.
-    let mut chmod = tools::command("chmod");
-    let _ = chmod.args(["-R", "u+rwX"]).arg(&root).status();
-    fs::remove_dir_all(&root).about("remove", &root)?;
-    done.map_err(|error| {
-        let missing = !folder.join("vmlinuz").exists() && disk.metadata().is_ok_and(|there| there.len() > 0);
-        if missing { error.with_remedy("the recipe's packages must include a kernel, such as linux-image-cloud-amd64, and a disk that is large enough") } else { error }
-    })
+    Ok(())
 }
 
 /// The host's package sources: a line of `label|mirror` each.

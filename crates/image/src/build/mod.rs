@@ -12,7 +12,6 @@
 
 mod debian;
 mod machine;
-mod tools;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,12 +26,10 @@ use crate::progress::{Progress, Silent};
 use crate::recipe::{Base, RecipeSource};
 use crate::{Error, Result, Session, Store};
 
-pub use tools::{MissingTools, missing_tools};
+pub use crate::tools::{MissingTools, missing_tools};
 
 /// Counts changes of the code here that make another image from the same recipe.
 const BUILDER_REVISION: u32 = 1;
-/// What every kernel is told.
-const APPEND: &str = "root=/dev/vda rw console=ttyS0";
 
 /// The programs that a build uses.
 #[derive(Clone, Debug)]

@@ -53,7 +53,8 @@ pub fn export(store: &Store, image: Digest, to: &Path, progress: &mut dyn Progre
     Ok(())
 }
 
-fn header(size: u64) -> tar::Header {
+/// The header of an ordinary file.
+pub(crate) fn header(size: u64) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_size(size);
     header.set_mode(0o644);

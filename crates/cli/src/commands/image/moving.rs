@@ -2,28 +2,38 @@
 
 use super::{Act, Trust, Watch, explain};
 use crate::{Context, Error};
-use api::image::{ImageFirmware, ImageName};
+use api::ByteSize;
+use api::image::{ImageFirmware, ImageName, PersonalitySource};
 use image::Store;
+use image::export::{ExportFormat, export};
+use image::import::{self, Boot, ImportOptions};
 use image::transfer::{Place, PullOptions, RegistryLogin, archive, pull, push};
 use std::path::PathBuf;
 
-/// Take an image from a file: an archive that `export` wrote, or a raw disk.
+/// Take an image from a file: an archive that `export` wrote, a disk (raw, qcow2, VMDK, VDI, VHD, VHDX), an
+/// appliance (OVA, OVF), or an archive of a root file system (tar, also compressed).
+///
+/// What boots it is found out where the file tells: the loader on a disk, the firmware in an appliance's
+/// descriptor, the kernel in a root file system.
 #[derive(Debug, clap::Args)]
-#[command(about = "Take an image from a file")]
+#[command(about = "Take an image from a file: a disk, an appliance, an archive")]
 #[command(after_help = "Examples:\n  arnia image import web.tar --name web:1\n  \
+                  arnia image import debian-12-genericcloud-amd64.qcow2 --name cloud:12 --personality cloud-init\n  \
+                  arnia image import appliance.ova --name shop:3\n  \
                   arnia image import disk.raw --name legacy:1 --firmware bios\n  \
-                  arnia image import root.raw --name lab:1 --kernel vmlinuz --initrd initrd.img --append root=/dev/vda")]
+                  arnia image import rootfs.tar.xz --name lab:1 --disk-size 4G\n  \
+                  arnia image import root.raw --name lab:2 --kernel vmlinuz --initrd initrd.img --append root=/dev/vda")]
 pub(super) struct Import {
-    /// The archive, or the raw disk
+    /// The archive, disk or appliance
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The image's name
     #[arg(long, value_name = "NAME")]
     name: ImageName,
-    /// A disk: the firmware that boots it
+    /// The firmware that boots it, if that is not to be found out
     #[arg(long, value_enum, value_name = "FIRMWARE", conflicts_with = "kernel")]
     firmware: Option<Firmware>,
-    /// A disk: the kernel that boots it
+    /// The kernel that boots it
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The kernel's initrd
@@ -32,6 +42,15 @@ pub(super) struct Import {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
     append: String,
+    /// A disk's format, if that is not to be found out: raw, qcow2, vmdk, vdi, vhd, vhdx
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<disk::Format>,
+    /// Size of the disk that is made of a root file system; 8G if not given
+    #[arg(long, value_name = "SIZE")]
+    disk_size: Option<ByteSize>,
+    /// What in it gives instances their identity
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "none")]
+    personality: Personality,
     /// A sentence about it
     #[arg(long, value_name = "TEXT", default_value = "")]
     description: String,
@@ -47,10 +66,24 @@ enum Firmware {
     Uefi,
 }
 
-/// Write an image with its signatures into one file.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Personality {
+    /// arnia-agent
+    Agent,
+    /// cloud-init
+    CloudInit,
+    /// Nothing
+    None,
+}
+
+/// Write an image into one file: an archive with everything and its signatures, its disk for other programs, or
+/// an appliance (OVA).
 #[derive(Debug, clap::Args)]
 #[command(about = "Write an image into one file")]
-#[command(after_help = "Examples:\n  arnia image export web:1 web.tar")]
+#[command(
+    after_help = "Examples:\n  arnia image export web:1 web.tar\n  arnia image export web:1 web.qcow2\n  \
+                  arnia image export legacy:1 legacy.ova\n  arnia image export web:1 disk --format vhdx"
+)]
 pub(super) struct Export {
     /// Its name or digest
     #[arg(value_name = "IMAGE")]
@@ -58,6 +91,17 @@ pub(super) struct Export {
     /// The file, which must not exist
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// archive, ova, raw, qcow2, vmdk, vdi, vhd or vhdx; as the file's name says if not given
+    #[arg(long, value_name = "FORMAT", value_parser = export_format)]
+    format: Option<ExportFormat>,
+}
+
+fn export_format(text: &str) -> Result<ExportFormat, String> {
+    match text {
+        "archive" => Ok(ExportFormat::Archive),
+        "ova" => Ok(ExportFormat::Ova),
+        _ => text.parse().map(ExportFormat::Disk).map_err(|error| format!("{error}, archive, ova")),
+    }
 }
 
 /// Fetch an image from a web server or a registry. An interrupted one goes on where it stopped.
@@ -108,20 +152,27 @@ impl Act for Import {
             archive::import(store, &mut file, &self.name, &self.trust.keys()?, &mut watch).map_err(explain)?
         } else {
             let boot = match (&self.kernel, self.firmware) {
-                (Some(kernel), _) => image::import::Boot::Kernel {
+                (Some(kernel), _) => Some(Boot::Kernel {
                     kernel: kernel.clone(),
                     initrd: self.initrd.clone(),
                     append: self.append.clone(),
-                },
-                (None, Some(Firmware::Bios)) => image::import::Boot::Firmware(ImageFirmware::Bios),
-                (None, Some(Firmware::Uefi)) => image::import::Boot::Firmware(ImageFirmware::Uefi),
-                (None, None) => {
-                    return Err(Error::bad_input("a disk needs something that boots it")
-                        .with_remedy("add --firmware bios, --firmware uefi, or --kernel FILE"));
-                }
+                }),
+                (None, Some(Firmware::Bios)) => Some(Boot::Firmware(ImageFirmware::Bios)),
+                (None, Some(Firmware::Uefi)) => Some(Boot::Firmware(ImageFirmware::Uefi)),
+                (None, None) => None,
             };
-            image::import::disk(store, &self.file, &self.name, boot, &self.description, &mut watch)
-                .map_err(explain)?
+            let options = ImportOptions {
+                boot,
+                format: self.format,
+                disk_size: self.disk_size.map(|size| size.0),
+                personality: match self.personality {
+                    Personality::Agent => PersonalitySource::Agent,
+                    Personality::CloudInit => PersonalitySource::CloudInit,
+                    Personality::None => PersonalitySource::None,
+                },
+                description: self.description.clone(),
+            };
+            import::import(store, &self.file, &self.name, &options, &mut watch).map_err(explain)?
         };
         drop(watch);
         super::list::show(store, digest, context, "imported")
@@ -132,7 +183,10 @@ impl Act for Export {
     fn act(&self, store: &Store, context: &Context) -> Result<(), Error> {
         let digest = store.resolve(&self.image).map_err(explain)?;
         let mut watch = Watch::new(false);
-        archive::export(store, digest, &self.file, &mut watch).map_err(explain)?;
+        let format = self.format.unwrap_or_else(|| ExportFormat::of_name(&self.file));
+        // An appliance is called what the image is, without what names of machines cannot have.
+        let name = self.image.replace([':', '/'], "-");
+        export(store, digest, &name, &self.file, format, &mut watch).map_err(explain)?;
         drop(watch);
         context.output.say(&format!("wrote {}", self.file.display()))
     }

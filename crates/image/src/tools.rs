@@ -10,14 +10,19 @@ use crate::progress::{self, Progress};
 use crate::{Error, Result};
 
 /// A program or file, and the Debian package that brings it.
-const NEEDED: &[(&str, &str)] = &[
+type Tool = (&'static str, &'static str);
+
+/// What it takes to install Debian packages into a folder.
+const FOR_DEBIAN: &[Tool] = &[
     ("mmdebstrap", "mmdebstrap"),
-    ("mke2fs", "e2fsprogs"),
-    ("tar", "tar"),
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 ];
-/// What it takes besides without root: a view of file owners other than one's own.
-const NEEDED_ROOTLESS: &[(&str, &str)] = &[("newuidmap", "uidmap"), ("fakeroot", "fakeroot")];
+/// The same without root.
+const FOR_DEBIAN_ROOTLESS: &[Tool] = &[("newuidmap", "uidmap")];
+/// What it takes to make a disk of an archive.
+const FOR_DISKS: &[Tool] = &[("mke2fs", "e2fsprogs"), ("tar", "tar")];
+/// The same without root: a view of file owners other than one's own.
+const FOR_DISKS_ROOTLESS: &[Tool] = &[("fakeroot", "fakeroot")];
 
 /// Debian packages that are missing on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,26 +38,38 @@ impl MissingTools {
 
 /// What building a base of Debian packages would miss on this host.
 pub fn missing_tools() -> Option<MissingTools> {
-    let rootless = if is_root() { &[][..] } else { NEEDED_ROOTLESS };
-    let absent = |(probe, _): &&(&str, &str)| {
+    missing(&[FOR_DEBIAN, FOR_DISKS], &[FOR_DEBIAN_ROOTLESS, FOR_DISKS_ROOTLESS])
+}
+
+fn missing(always: &[&'static [Tool]], rootless: &[&'static [Tool]]) -> Option<MissingTools> {
+    let rootless = if is_root() { &[][..] } else { rootless };
+    let absent = |(probe, _): &&Tool| {
         if probe.starts_with('/') { !Path::new(probe).exists() } else { find(probe).is_none() }
     };
-    let missing: Vec<_> = NEEDED.iter().chain(rootless).filter(absent).map(|(_, package)| *package).collect();
+    let tools = always.iter().chain(rootless).flat_map(|tools| *tools);
+    let missing: Vec<_> = tools.filter(absent).map(|(_, package)| *package).collect();
     if missing.is_empty() { None } else { Some(MissingTools(missing)) }
 }
 
-/// Fails with the command to run if a tool is missing.
-pub(super) fn require() -> Result<()> {
-    match missing_tools() {
+/// Fails with the command to run if a tool for images of Debian packages is missing.
+pub(crate) fn require_for_debian() -> Result<()> {
+    require("building an image from Debian packages", missing_tools())
+}
+
+/// Fails with the command to run if a tool for making disks of archives is missing.
+pub(crate) fn require_for_disks() -> Result<()> {
+    require("making a disk of an archive", missing(&[FOR_DISKS], &[FOR_DISKS_ROOTLESS]))
+}
+
+fn require(what: &str, missing: Option<MissingTools>) -> Result<()> {
+    match missing {
         None => Ok(()),
-        Some(missing) => {
-            Err(Error::failed("building an image from Debian packages takes programs that this host lacks")
-                .with_remedy(format!("run: {}", missing.command())))
-        }
+        Some(missing) => Err(Error::failed(format!("{what} takes programs that this host lacks"))
+            .with_remedy(format!("run: {}", missing.command()))),
     }
 }
 
-pub(super) fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -69,14 +86,14 @@ fn search_path() -> std::ffi::OsString {
 }
 
 /// A command of the host, found where users without root do not look either.
-pub(super) fn command(program: impl AsRef<OsStr>) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", search_path()).env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
     command
 }
 
 /// Runs a command, passing its lines on. If it is called off, the command is ended.
-pub(super) fn run(command: &mut Command, progress: &mut dyn Progress) -> Result<()> {
+pub(crate) fn run(command: &mut Command, progress: &mut dyn Progress) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |error| Error::failed(format!("cannot run {name}")).with_source(error);
     let (reader, writer) = std::io::pipe().map_err(failed)?;
