@@ -11,10 +11,20 @@ pub(crate) fn read() -> u64 {
     unsafe { _rdtsc() }
 }
 
+static HZ: OnceLock<u64> = OnceLock::new();
+
 /// The frequency of the host's TSC in Hz, found once per process.
 pub(crate) fn host_frequency_hz() -> u64 {
-    static HZ: OnceLock<u64> = OnceLock::new();
-    *HZ.get_or_init(|| from_hypervisor().or_else(from_cpuid).unwrap_or_else(measured))
+    *HZ.get_or_init(|| told().unwrap_or_else(|| measured(Duration::from_millis(10))))
+}
+
+/// The same, right to a ten-thousandth, in a millisecond at most.
+pub(crate) fn rough_frequency_hz() -> u64 {
+    HZ.get().copied().or_else(told).unwrap_or_else(|| measured(Duration::from_millis(1)))
+}
+
+fn told() -> Option<u64> {
+    from_hypervisor().or_else(from_cpuid)
 }
 
 /// Hypervisor timing leaf: EAX of 0x40000010 is the TSC frequency in kHz (VMware, KVM).
@@ -37,8 +47,8 @@ fn from_cpuid() -> Option<u64> {
     Some(leaf.ecx as u64 * leaf.ebx as u64 / leaf.eax as u64)
 }
 
-/// Compares the TSC with the host's monotonic clock over a few milliseconds.
-fn measured() -> u64 {
+/// Compares the TSC with the host's monotonic clock over some time.
+fn measured(over: Duration) -> u64 {
     let sample = || {
         // The tightest of several pairs, so that a preemption between the two reads does not count.
         (0..8)
@@ -53,7 +63,7 @@ fn measured() -> u64 {
             .expect("eight samples")
     };
     let (tsc0, at0) = sample();
-    std::thread::sleep(Duration::from_millis(10));
+    std::thread::sleep(over);
     let (tsc1, at1) = sample();
     ((tsc1 - tsc0) as u128 * 1_000_000_000 / (at1 - at0).as_nanos()) as u64
 }
