@@ -34,6 +34,7 @@ pub struct Guest {
     cpus: u32,
     memory_mib: u32,
     reset: OnReset,
+    worker_options: Vec<OsString>,
 }
 
 /// What a machine starts with.
@@ -110,6 +111,7 @@ impl Guest {
             cpus: 1,
             memory_mib: 512,
             reset: OnReset::End,
+            worker_options: Vec::new(),
         }
     }
 
@@ -202,6 +204,12 @@ impl Guest {
         self
     }
 
+    /// Another option of the worker, with its value. Not under QEMU.
+    pub fn worker_option(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.worker_options.extend([name.into(), value.into()]);
+        self
+    }
+
     /// The same machine on another copy of its first disk, to run beside it: without what only one
     /// machine can have, such as ports of the host.
     pub(crate) fn beside(&self, disk: &Path) -> Self {
@@ -278,6 +286,7 @@ impl Guest {
         if self.reset == OnReset::End {
             arguments.push("--no-reboot".into());
         }
+        arguments.extend(self.worker_options.iter().cloned());
         arguments
     }
 

@@ -10,7 +10,8 @@ use crate::spec::{DiskSpec, NetSpec, VmSpec};
 use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
 use api::worker::config::{CharDevice, LineSocketConfig};
-use disk::{Access, Disk, Image, Raw, Scratch};
+use disk::qcow2::CreateOptions;
+use disk::{Access, Disk, Format, Image, Raw, Scratch};
 use memory::Ram;
 use net::{Backend, MacAddress};
 use std::fs::File;
@@ -231,11 +232,15 @@ fn restore_disk(
         }
         RestoredDisk::Existing { size } => *size,
         RestoredDisk::Copied { from, size } => {
-            copy_disk(from, &spec.path, new_files)?;
-            *size
+            let copy = copy_disk(from, spec, new_files)?;
+            return check_size(open_disk(&copy)?, &copy, *size);
         }
     };
-    let disk = open_disk(spec)?;
+    check_size(open_disk(spec)?, spec, size)
+}
+
+/// Refuses a disk that is not as large as the machine of the snapshot knows it.
+fn check_size(disk: Arc<dyn Disk>, spec: &DiskSpec, size: u64) -> Result<Arc<dyn Disk>, Error> {
     let is = disk.info().size;
     if is != size {
         return Err(Error::bad_input(format!(
@@ -247,8 +252,38 @@ fn restore_disk(
     Ok(disk)
 }
 
-/// Makes a copy of a snapshot's disk: by sharing its blocks where the file system can.
-fn copy_disk(from: &Path, to: &Path, new_files: &mut Vec<Made>) -> Result<(), Error> {
+/// Makes a copy of a snapshot's disk, as `spec` wants it, and returns how it is opened: a raw one, or a qcow2
+/// image that stands on the snapshot's.
+fn copy_disk(from: &Path, spec: &DiskSpec, new_files: &mut Vec<Made>) -> Result<DiskSpec, Error> {
+    let mut copy = spec.clone();
+    let to = &spec.path;
+    match spec.options.format {
+        // What the guest has written must not decide what the file is.
+        None | Some(Format::Raw) => {
+            copy_raw(from, to, new_files)?;
+            copy.options.format = Some(Format::Raw);
+        }
+        Some(Format::Qcow2) => {
+            let options = CreateOptions::new(0);
+            disk::create_overlay(to, from, Some(Format::Raw), &options, false).map_err(|e| {
+                Error::bad_input(format!("the disk {to:?} cannot be made over {from:?}"))
+                    .with_source(e)
+                    .with_advice("check --disk")
+            })?;
+            new_files.push(Made::new(to));
+            copy.options.policy = copy.options.policy.and(from);
+        }
+        Some(format) => {
+            return Err(Error::bad_input(format!("the disk {to:?} cannot be made as {format}")).with_advice(
+                "choose format=raw for a copy, or format=qcow2 for an image over the snapshot's",
+            ));
+        }
+    }
+    Ok(copy)
+}
+
+/// Makes a raw copy of a file: by sharing its blocks where the file system can.
+fn copy_raw(from: &Path, to: &Path, new_files: &mut Vec<Made>) -> Result<(), Error> {
     let failed = |e: io::Error| {
         Error::bad_input(format!("the disk {to:?} cannot be made as a copy of {from:?}"))
             .with_source(e)

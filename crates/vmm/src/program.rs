@@ -96,6 +96,7 @@ fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, E
             (VmSpec::try_from(*config)?, None)
         }
         Start::Restore(config) => {
+            *report = config.report.as_deref().map(open_report).transpose()?;
             let (snapshot, spec) = Snapshot::open(*config)?;
             (spec, Some(snapshot))
         }

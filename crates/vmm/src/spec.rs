@@ -33,6 +33,8 @@ pub struct VmSpec {
     pub name: Option<String>,
     /// The machine's identity.
     pub uuid: Uuid,
+    /// The VM Generation ID; `None` for a new one.
+    pub generation_id: Option<Uuid>,
     /// What the machine starts with.
     pub boot: BootSpec,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
@@ -168,6 +170,22 @@ impl Uuid {
         Ok(Uuid(bytes))
     }
 
+    fn from_text(text: &str) -> Result<Uuid, Error> {
+        Uuid::parse(text).ok_or_else(|| {
+            Error::bad_input(format!("{text:?} is not a UUID"))
+                .with_advice("write it like 123e4567-e89b-42d3-a456-426614174000")
+        })
+    }
+
+    /// As Windows keeps a GUID in memory: the first three groups little-endian.
+    pub fn to_guid_bytes(self) -> [u8; 16] {
+        let mut bytes = self.0;
+        bytes[..4].reverse();
+        bytes[4..6].reverse();
+        bytes[6..8].reverse();
+        bytes
+    }
+
     fn parse(text: &str) -> Option<Uuid> {
         let groups: Vec<&str> = text.split('-').collect();
         if groups.iter().map(|group| group.len()).ne([8, 4, 4, 4, 12]) {
@@ -236,11 +254,9 @@ impl TryFrom<VmConfig> for VmSpec {
         }
         let uuid = match &config.uuid {
             None => Uuid::random()?,
-            Some(text) => Uuid::parse(text).ok_or_else(|| {
-                Error::bad_input(format!("{text:?} is not a UUID"))
-                    .with_advice("write it like 123e4567-e89b-42d3-a456-426614174000")
-            })?,
+            Some(text) => Uuid::from_text(text)?,
         };
+        let generation_id = config.generation_id.as_deref().map(Uuid::from_text).transpose()?;
         if config.serial == CharDevice::Stdio && config.console == CharDevice::Stdio {
             return Err(Error::bad_input("serial port and console both want the terminal")
                 .with_advice("add --serial none or --console none"));
@@ -289,6 +305,7 @@ impl TryFrom<VmConfig> for VmSpec {
         Ok(VmSpec {
             name: config.name,
             uuid,
+            generation_id,
             boot,
             cpus: config.cpus,
             cpu_model: config.cpu_model,
@@ -425,6 +442,8 @@ mod tests {
         assert_eq!((a.cpus, a.memory), (1, 1 << 30));
         assert_eq!(a.uuid.0[6] >> 4, 4);
         assert_eq!(Uuid::parse(&a.uuid.to_string()), Some(a.uuid));
+        let guid = Uuid::parse("00112233-4455-6677-8899-aabbccddeeff").unwrap().to_guid_bytes();
+        assert_eq!(guid[..10], [0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99]);
     }
 
     #[test]
@@ -441,6 +460,7 @@ mod tests {
             refused(|c| c.memory = ByteSize((64 << 20) + 1)),
             refused(|c| c.memory = ByteSize(u64::MAX - 4095)),
             refused(|c| c.uuid = Some("123".into())),
+            refused(|c| c.generation_id = Some("123".into())),
             refused(|c| c.uuid = Some("123e4567-e89b-42d3-a456-42661417400g".into())),
             refused(|c| c.name = Some(String::new())),
             refused(|c| c.console = CharDevice::Stdio),

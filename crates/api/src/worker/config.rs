@@ -26,6 +26,10 @@ pub struct VmConfig {
     /// The machine's UUID, as text. Default: a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// The VM Generation ID, a UUID. Default: a new one at each start. Whoever knows that a machine goes on
+    /// as the only one of its kind names the same again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_id: Option<String>,
     /// Kernel: a bzImage or an ELF executable. Either this or firmware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -130,6 +134,7 @@ impl VmConfig {
         VmConfig {
             name: None,
             uuid: None,
+            generation_id: None,
             kernel: Some(kernel.into()),
             firmware: None,
             firmware_variables: None,
@@ -179,6 +184,10 @@ pub struct RestoreConfig {
     /// anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// The VM Generation ID, a UUID. Default: a new one. A machine that goes on as the only one of its kind
+    /// may keep the one that it had: then its guest is not told of a change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_id: Option<String>,
     /// What executes guest code.
     #[serde(default)]
     pub engine: EngineChoice,
@@ -209,6 +218,14 @@ pub struct RestoreConfig {
     /// Folder for snapshots of this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<PathBuf>,
+    /// A file into which the worker writes one line of JSON, [`crate::worker::exit::Report`], when the machine
+    /// has ended; there is none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<PathBuf>,
+    /// Where UEFI firmware keeps its variables from now on. What they were in the snapshot is written there,
+    /// over what may be in it. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_variables: Option<PathBuf>,
     /// What a reset does. Default: as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_reset: Option<OnReset>,
@@ -226,6 +243,7 @@ impl RestoreConfig {
             paused: false,
             name: None,
             uuid: None,
+            generation_id: None,
             jit: JitConfig::default(),
             engine: EngineChoice::default(),
             disks: Vec::new(),
@@ -235,6 +253,8 @@ impl RestoreConfig {
             console: default_console(),
             control: None,
             snapshots: None,
+            report: None,
+            firmware_variables: None,
             on_reset: None,
             sandbox: default_sandbox(),
         }

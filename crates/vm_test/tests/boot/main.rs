@@ -3,6 +3,7 @@
 
 mod agent;
 mod busybox;
+mod copies;
 mod crash;
 mod daemon;
 mod debian;
@@ -23,6 +24,7 @@ fn main() -> Result<ExitCode> {
     terminal::add(&mut suite);
     busybox::add(&mut suite);
     snapshots::add(&mut suite);
+    copies::add(&mut suite);
     workloads::add(&mut suite);
     daemon::add(&mut suite);
     debian::add(&mut suite);

@@ -52,6 +52,9 @@ pub struct Cli {
     /// The machine's UUID [default: a new one]
     #[arg(long)]
     uuid: Option<String>,
+    /// The VM Generation ID, a UUID: by another one a guest learns that it is a copy [default: a new one]
+    #[arg(long, value_name = "UUID")]
+    generation_id: Option<String>,
 
     /// The kernel: a Linux bzImage or an ELF executable for x86-64
     #[arg(long, value_name = "FILE", conflicts_with = "firmware")]
@@ -59,7 +62,8 @@ pub struct Cli {
     /// Boot from the disks by firmware instead: bios, uefi (as the host's packages have them), or a file
     #[arg(long, value_name = "WHICH")]
     firmware: Option<String>,
-    /// Where UEFI firmware keeps its variables; made if it is not there [default: nowhere]
+    /// Where UEFI firmware keeps its variables; made if it is not there. With --restore the snapshot's are
+    /// written there [default: nowhere]
     #[arg(long, value_name = "FILE")]
     firmware_variables: Option<PathBuf>,
     /// The initial RAM disk
@@ -142,7 +146,7 @@ pub struct Cli {
     /// and networks lead now. A --disk that does not exist becomes a copy of the snapshot's; without --disk
     /// what the guest writes is lost at the end
     #[arg(long, value_name = "DIR", conflicts_with_all = [
-        "config", "kernel", "firmware", "firmware_variables", "initrd", "append", "boot", "cpus", "memory",
+        "config", "kernel", "firmware", "initrd", "append", "boot", "cpus", "memory",
         "cpu_model", "debug_exit",
     ])]
     restore: Option<PathBuf>,
@@ -311,6 +315,7 @@ impl Cli {
         config.paused = self.paused;
         config.name = self.name;
         config.uuid = self.uuid;
+        config.generation_id = self.generation_id;
         config.engine = engine;
         config.disks = self.disk;
         config.nets = Cli::nets(self.net)?;
@@ -323,6 +328,8 @@ impl Cli {
         }
         config.control = self.control;
         config.snapshots = self.snapshots;
+        config.report = self.report;
+        config.firmware_variables = self.firmware_variables;
         config.on_reset = self.no_reboot.then_some(OnReset::Exit);
         config.sandbox = !self.no_sandbox;
         Ok(config)
@@ -357,6 +364,7 @@ impl Cli {
         set_option(&mut config.firmware_variables, self.firmware_variables);
         set_option(&mut config.name, self.name);
         set_option(&mut config.uuid, self.uuid);
+        set_option(&mut config.generation_id, self.generation_id);
         set_option(&mut config.initrd, self.initrd);
         set(&mut config.append, self.append);
         set(&mut config.cpus, self.cpus);
@@ -467,9 +475,13 @@ mod tests {
                 Start::Boot(_) => Err("boots".into()),
             }
         };
-        let config = start("--restore s/a --disk d --net user --control c --paused --verify").unwrap();
+        let config = start("--restore s/a --disk d --net user --control c --paused --verify --report r --firmware-variables v \
+             --generation-id 123e4567-e89b-42d3-a456-426614174000",
+        ).unwrap();
         assert_eq!((config.snapshot, config.disks.len(), config.nets.len()), ("s/a".into(), 1, 1));
         assert!(config.paused && config.verify && config.sandbox);
+        assert_eq!((config.report, config.firmware_variables), (Some("r".into()), Some("v".into())));
+        assert!(config.generation_id.is_some());
         for (args, word) in [
             ("--restore a --kernel k", "--kernel"),
             ("--restore a --memory 1G", "--memory"),

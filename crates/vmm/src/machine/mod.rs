@@ -25,7 +25,7 @@ use crate::snapshot::Folder;
 use crate::snapshot::disks::Tracked;
 use crate::snapshot::restore::Restored;
 use crate::source::BootSource;
-use crate::spec::VmSpec;
+use crate::spec::{Uuid, VmSpec};
 use crate::vcpu::Gate;
 use clock::{Clock, Timers};
 use cpu::{Engine, Vcpu};
@@ -64,6 +64,8 @@ pub struct Machine {
     cpuid: Vec<x86::cpuid::Leaf>,
     /// Where the guest was told its generation ID is.
     generation_id: Option<u64>,
+    /// The generation ID.
+    generation: Uuid,
     snapshots: Option<(Folder, Vec<Arc<Tracked>>)>,
 }
 
@@ -162,6 +164,7 @@ impl Machine {
             .map(|id| vm.create_vcpu(id))
             .collect::<Result<Vec<_>, _>>()
             .map_err(engine_error)?;
+        let generation = spec.generation_id.map_or_else(Uuid::random, Ok)?;
         let machine = Machine {
             ram,
             clock,
@@ -177,6 +180,7 @@ impl Machine {
             cpu_model,
             cpuid,
             generation_id: None,
+            generation,
             snapshots: inputs.snapshots,
         };
         Ok((machine, vcpus))

@@ -5,7 +5,9 @@
 //! (reflink), the disk's file is cloned in that moment instead.
 
 use super::checksum::is_zero;
-use disk::{Buffers, Completion, Disk, DiskInfo, Durability, Error, IoQueue, Request, RequestKind, Unmap};
+use disk::{
+    Buffers, Completion, Content, Disk, DiskInfo, Durability, Error, IoQueue, Request, RequestKind, Unmap,
+};
 use memory::PageSet;
 use std::fs::File;
 use std::io;
@@ -103,7 +105,17 @@ impl Tracked {
                     blocks.insert_range(data.start / BLOCK..data.end.div_ceil(BLOCK));
                 }
             }
-            None => blocks.insert_range(0..blocks.capacity()),
+            None => {
+                let mut at = 0;
+                while at < self.size {
+                    let extent = self.disk.extent(at, self.size - at).map_err(io::Error::other)?;
+                    if extent.content == Content::Data {
+                        blocks.insert_range(at / BLOCK..(at + extent.len).div_ceil(BLOCK));
+                    }
+                    // At least a byte, by contract; a disk that breaks it must not make this loop stand still.
+                    at += extent.len.max(1);
+                }
+            }
         }
         Ok(blocks)
     }

@@ -135,13 +135,14 @@ pub fn from_leaf(leaf: &Leaf) -> CpuidLeaf {
 
 /// Whether this host's processor can be the guest's.
 fn check_processor(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
-    let hz = clock::host_tsc_hz();
+    let hz = clock::host_tsc_hz_roughly();
     let refused = |why: String| {
         Error::bad_input(format!("the snapshot {dir:?} cannot go on here: {why}"))
             .with_advice("restore it on a host like the one that it was made on, or start the machine anew")
     };
     let needed: Vec<Leaf> = manifest.cpuid.iter().map(to_leaf).collect();
-    let offered = x86::cpuid::build("host", manifest.machine.cpus, hz).map_err(|e| refused(e.to_string()))?;
+    let offered = x86::cpuid::build("host", manifest.machine.cpus, manifest.tsc_hz)
+        .map_err(|e| refused(e.to_string()))?;
     let missing = x86::cpuid::missing(&needed, &offered);
     if !missing.is_empty() {
         let model = &manifest.cpu_model;
@@ -237,8 +238,12 @@ fn merge(
         let NetConfig::User(user) = net;
         user.mac.get_or_insert_with(|| mac.clone());
     }
-    // Firmware's variables are in the saved state; their file may be another machine's.
-    machine.firmware_variables = None;
+    if config.firmware_variables.is_some() && machine.firmware.is_none() {
+        return bad("the machine of the snapshot has no firmware".into(), "leave out --firmware-variables");
+    }
+    // Firmware's variables are in the saved state; the file of before may be another machine's.
+    machine.firmware_variables = config.firmware_variables;
+    machine.generation_id = config.generation_id;
     machine.uuid = Some(config.uuid.unwrap_or_else(|| manifest.uuid.clone()));
     machine.name = config.name.or(machine.name);
     machine.engine = config.engine;
@@ -247,6 +252,7 @@ fn merge(
     machine.console = config.console;
     machine.control = config.control;
     machine.snapshots = config.snapshots;
+    machine.report = config.report;
     machine.on_reset = config.on_reset.unwrap_or(machine.on_reset);
     machine.sandbox = config.sandbox;
     Ok((machine, disks, has_console))

@@ -1,0 +1,237 @@
+//! Copies of a machine: what is a copy's own, and what it shares with the one that it came from.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command as HostCommand;
+
+use agent_client::Command;
+use anyhow::{Context, Result, ensure};
+use vm_test::agent::{AgentFiles, VsockPath};
+use vm_test::{After, Case, Firmware, Guest, Patience, Shell, Suite, Vm, copy_sparse, debian};
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.worker_test("copies::identity_and_end", identity_and_end);
+    suite.worker_test("copies::connections_are_reset", connections);
+    suite.worker_test("copies::streams_to_the_host_are_reset", streams);
+    suite.worker_test("copies::qcow2_disks", qcow2_disks);
+    suite.worker_test("copies::firmware_keeps_its_variables", firmware_variables);
+}
+
+/// Options of the worker, from words.
+fn options<const N: usize>(words: [&dyn AsRef<std::ffi::OsStr>; N]) -> Vec<OsString> {
+    words.iter().map(|word| word.as_ref().to_owned()).collect()
+}
+
+/// A guest with a shell, with snapshots in the test's folder.
+fn start(case: &Case, guest: Guest) -> Result<Vm> {
+    fs::create_dir_all(case.path("snapshots"))?;
+    let guest = guest.memory_mib(192).after(After::Shell).snapshots(&case.path("snapshots"));
+    let mut vm = guest.start(&case.program, &case.path("first"))?;
+    vm.console().expect("# ", Patience::Boot)?;
+    Shell::take_over(vm.console())?;
+    Ok(vm)
+}
+
+fn restore(case: &Case, number: &str, options: &[OsString]) -> Result<Vm> {
+    Vm::restore(&case.program, &case.path("snapshots/one"), options, &case.path(number))
+}
+
+/// How often the guest was told of another generation ID.
+fn told(sh: &mut Shell<'_>) -> Result<u64> {
+    let counted = sh.check("cat /sys/firmware/acpi/interrupts/gpe00")?;
+    Ok(counted.split_whitespace().next().context("a number")?.parse()?)
+}
+
+/// The generation ID in the memory of a snapshot that is made of the machine now.
+fn generation(case: &Case, vm: &Vm, name: &str) -> Result<[u8; 16]> {
+    const AT: u64 = 0x9_fc40;
+    vm.control().snapshot(name, None)?;
+    let mut id = [0; 16];
+    File::open(case.path("snapshots").join(name).join("memory"))?.read_exact_at(&mut id, AT)?;
+    Ok(id)
+}
+
+/// The generation ID is another one, unless it was named; the end is reported.
+fn identity_and_end(case: &Case) -> Result<()> {
+    const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+    let guest = Guest::busybox(&case.artifacts).worker_option("--generation-id", ID);
+    let mut vm = start(case, guest)?;
+    ensure!(told(&mut Shell::resumed(vm.console()))? == 0, "told of another ID at first");
+    let first = generation(case, &vm, "one")?;
+    // As a GUID lies in memory: its first three groups are little-endian.
+    ensure!(first[..10] == [0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99], "the ID is {first:x?}");
+    let report = case.path("report");
+    let runs = [
+        (options([&"--generation-id", &ID, &"--report", &report]), true),
+        (options([]), false),
+        (options([&"--generation-id", &"99112233-4455-6677-8899-aabbccddeeff"]), false),
+    ];
+    let mut seen = vec![first];
+    for (index, (mut options, is_same)) in runs.into_iter().enumerate() {
+        let name = format!("copy{index}");
+        options.extend(["--snapshots".into(), case.path("snapshots").into()]);
+        let mut copy = restore(case, &name, &options)?;
+        let told = told(&mut Shell::resumed(copy.console()))?;
+        ensure!(told == u64::from(!is_same), "{index}: the guest was told {told} times");
+        let id = generation(case, &copy, &name)?;
+        ensure!((id == first) == is_same, "{index}: the ID is {id:x?}");
+        ensure!(is_same || !seen.contains(&id), "{index}: {id:x?} is not new");
+        seen.push(id);
+        copy.control().stop()?;
+        copy.wait(Patience::Shutdown)?.expect_code(3)?;
+    }
+    let text = fs::read_to_string(&report)?;
+    ensure!(text.contains("\"status\":3"), "the report says {text:?}");
+    Ok(())
+}
+
+/// A TCP connection goes on in the machine that was saved; in a copy the guest is told that it is gone.
+fn connections(case: &Case) -> Result<()> {
+    let mut vm = start(case, Guest::busybox(&case.artifacts).network())?;
+    let mut sh = Shell::resumed(vm.console());
+    sh.check("ifconfig eth0 10.0.2.15 up && route add default gw 10.0.2.2")?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    sh.check("mkfifo /tmp/in; exec 3<>/tmp/in")?;
+    sh.check(&format!("(nc 10.0.2.2 {port} </tmp/in >/tmp/out; echo $? >/tmp/end) & true"))?;
+    let (mut stream, _) = listener.accept()?;
+    stream.write_all(b"before\n")?;
+    sh.check("while ! grep -q before /tmp/out; do sleep 0.1; done")?;
+    vm.control().snapshot("one", None)?;
+    for number in ["copy1", "copy2"] {
+        let mut copy = restore(case, number, &[])?;
+        let mut sh = Shell::resumed(copy.console());
+        sh.check("test ! -e /tmp/end; echo lost >&3; while [ ! -e /tmp/end ]; do sleep 0.1; done")?;
+        // New connections are made as ever.
+        sh.check(&format!("(echo again | nc 10.0.2.2 {port} >/dev/null) & true"))?;
+        let mut text = String::new();
+        BufReader::new(listener.accept()?.0).read_line(&mut text)?;
+        ensure!(text == "again\n", "{number}: a new connection gave {text:?}");
+    }
+    Shell::resumed(vm.console()).check("test ! -e /tmp/end; echo after >&3")?;
+    let mut text = String::new();
+    BufReader::new(stream).read_line(&mut text)?;
+    ensure!(text == "after\n", "the first machine's connection gave {text:?}");
+    Ok(())
+}
+
+/// Streams of the virtio socket: a copy has its own socket on the host, and its guest takes new streams there.
+fn streams(case: &Case) -> Result<()> {
+    let (files, vsock, other) = (AgentFiles::from_env()?, VsockPath::unique(), VsockPath::unique());
+    fs::create_dir_all(case.path("snapshots"))?;
+    let guest = Guest::busybox(&case.artifacts).initrd(&files.initramfs()).vsock(vsock.path());
+    let guest = guest.memory_mib(192).snapshots(&case.path("snapshots")).test("agent").after(After::Idle);
+    let vm = guest.start(&case.program, &case.path("first"))?;
+    let agent = vsock.agent()?;
+    agent.run(&Command::shell("echo here > /tmp/x"))?;
+    // A stream with a program at its end is open while the snapshot is made.
+    let session = agent.exec(&Command::new(["cat"]).params)?;
+    vm.control().snapshot("one", None)?;
+    let socket = format!("cid=9,socket={}", other.path().display());
+    let _copy = restore(case, "copy", &options([&"--vsock", &socket]))?;
+    let agent_of_copy = other.agent()?;
+    ensure!(agent_of_copy.run(&Command::shell("cat /tmp/x"))?.text() == "here", "the copy is another");
+    // The program at the end of the stream was told that nobody is there any more.
+    agent_of_copy.run(&Command::shell("while pidof cat; do sleep 0.1; done"))?;
+    ensure!(agent.run(&Command::new(["pidof", "cat"]))?.text() != "", "the first machine's stream was cut");
+    drop(session);
+    ensure!(agent.run(&Command::shell("cat /tmp/x"))?.text() == "here", "the first machine's agent is lost");
+    Ok(())
+}
+
+fn qemu_img(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Result<()> {
+    let done = HostCommand::new("qemu-img").args(arguments).output().context("qemu-img is needed")?;
+    ensure!(done.status.success(), "qemu-img: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+/// A machine on a qcow2 image that stands on another: saved, and copied in each way.
+fn qcow2_disks(case: &Case) -> Result<()> {
+    let (base, top) = (case.path("base.img"), case.path("top.img"));
+    let pattern: Vec<u8> = (0..8u32 << 20).map(|i| (i / 4096 * 31 + i) as u8).collect();
+    fs::write(&base, &pattern)?;
+    let size = (pattern.len() + (4 << 20)).to_string();
+    qemu_img(&[&"create", &"-q", &"-f", &"qcow2", &"-F", &"raw", &"-b", &base, &top, &size])?;
+    let mut vm = start(case, Guest::busybox(&case.artifacts).disk(&top))?;
+    let mut sh = Shell::resumed(vm.console());
+    sh.check("dd if=/dev/urandom of=/dev/vda bs=64k count=3 seek=9 2>/dev/null; sync")?;
+    sh.check("sha256sum /dev/vda > /tmp/sum")?;
+    vm.control().snapshot("one", None)?;
+    let (raw, over) = (case.path("raw.img"), case.path("over.img"));
+    let disk = |path: &Path, more: &str| OsString::from(format!("path={}{more}", path.display()));
+    let runs = [
+        ("scratch", options([])),
+        ("raw", options([&"--disk", &disk(&raw, "")])),
+        (
+            "over",
+            options([&"--disk", &disk(&over, ",format=qcow2"), &"--snapshots", &case.path("snapshots")]),
+        ),
+    ];
+    for (name, options) in runs {
+        let mut copy = restore(case, name, &options)?;
+        let mut sh = Shell::resumed(copy.console());
+        let sum = "echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sum";
+        ensure!(sh.check(sum)?.contains("OK"), "{name}: the disk is another");
+        sh.check("dd if=/dev/urandom of=/dev/vda bs=64k count=2 seek=100 2>/dev/null; sync")?;
+        if name == "over" {
+            sh.check("sha256sum /dev/vda > /tmp/sum")?;
+            copy.control().snapshot("two", None)?;
+        }
+        copy.control().stop()?;
+        copy.wait(Patience::Shutdown)?.expect_code(3)?;
+    }
+    qemu_img(&[&"check", &"-q", &over])?;
+    ensure!(fs::metadata(&raw)?.len().to_string() == size, "the copy is no raw disk of that size");
+    // A snapshot of a copy that stands on a snapshot stands alone.
+    let mut vm = Vm::restore(&case.program, &case.path("snapshots/two"), &[], &case.path("again"))?;
+    ensure!(Shell::resumed(vm.console()).check("sha256sum -c /tmp/sum")?.contains("OK"), "two");
+    ensure!(fs::read(&base)? == pattern, "the image below was changed");
+    let mut refused =
+        restore(case, "refused", &options([&"--disk", &disk(&case.path("x.img"), ",format=vdi")]))?;
+    let exit = refused.wait(Patience::Host)?;
+    ensure!(exit.code == Some(2) && exit.stderr.contains("format=raw"), "{}", exit.stderr);
+    Ok(())
+}
+
+/// A UEFI machine's variables are part of the snapshot; a copy keeps them in a file of its own.
+fn firmware_variables(case: &Case) -> Result<()> {
+    let disk = case.path("disk.img");
+    copy_sparse(&case.artifacts.bootable.disk, &disk)?;
+    fs::create_dir_all(case.path("snapshots"))?;
+    let (first, second) = (case.path("first.vars.img"), case.path("second.vars.img"));
+    let guest = Guest::firmware(Firmware::Uefi, &disk).snapshots(&case.path("snapshots"));
+    let guest = guest.worker_option("--firmware-variables", &first);
+    let mut vm = guest.start(&case.program, &case.path("first"))?;
+    let mut sh = debian::log_in(&mut vm, &case.artifacts)?;
+    // Attributes (non-volatile, for boot and run time), then the value.
+    let set = |name: &str, value: &str| {
+        let file = format!("/sys/firmware/efi/efivars/{name}-12345678-1234-1234-1234-123456789abc");
+        format!("printf '\\007\\000\\000\\000{value}' > {file} && tail -c +5 {file}")
+    };
+    sh.check(
+        "mountpoint -q /sys/firmware/efi/efivars || mount -t efivarfs efivarfs /sys/firmware/efi/efivars",
+    )?;
+    ensure!(
+        sh.check(&set("Before", "kept-by-firmware"))?.contains("kept-by-firmware"),
+        "no variable was set"
+    );
+    vm.control().snapshot("one", None)?;
+    let disk_of_copy = case.path("copy.img");
+    let given = options([&"--disk", &disk_of_copy, &"--firmware-variables", &second]);
+    let mut copy = restore(case, "copy", &given)?;
+    let mut sh = Shell::resumed(copy.console());
+    ensure!(
+        sh.check(&set("After", "set-in-the-copy"))?.contains("set-in-the-copy"),
+        "no variable in the copy"
+    );
+    let (first, second) = (fs::read(&first)?, fs::read(&second)?);
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+    ensure!(has(&first, "kept-by-firmware") && !has(&first, "set-in-the-copy"), "the first machine's file");
+    ensure!(has(&second, "kept-by-firmware") && has(&second, "set-in-the-copy"), "the copy's file");
+    sh.send("systemctl poweroff")?;
+    copy.wait(Patience::Shutdown)?.expect_code(0)
+}
