@@ -16,6 +16,12 @@ pub trait Engine: Send + Sync {
     /// Finds out by trying what the engine can do on this host. Takes at most a fraction of a second.
     fn probe(&self) -> Support;
 
+    /// What the result of [`Engine::probe`] hangs on, as text, where probing takes long enough that a result
+    /// is worth remembering: while it is the same, so is the result, most likely.
+    fn circumstances(&self) -> Option<String> {
+        None
+    }
+
     /// The CPUID features that guests can have with this engine here; `None` when that is all that a CPU
     /// model of this host has. A model is cut down to it ([`x86::cpuid::build_within`]).
     ///

@@ -6,6 +6,7 @@ use cpu::{Engine, Error, ErrorKind, Support, Vm, VmConfig};
 use kvm_ioctls::Kvm;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use x86::cpuid::Leaf;
@@ -63,6 +64,13 @@ impl Engine for KvmEngine {
 
     fn probe(&self) -> Support {
         probe::probe(self, &self.options)
+    }
+
+    fn circumstances(&self) -> Option<String> {
+        let about = std::fs::metadata(&self.options.device).ok()?;
+        let (mode, changed) = (about.mode(), (about.ctime(), about.ctime_nsec()));
+        let identity = (about.dev(), about.ino(), about.rdev());
+        Some(format!("{identity:?} {mode:o} {changed:?} nested={}", self.options.nested))
     }
 
     fn offered_cpuid(&self) -> Result<Option<Vec<Leaf>>, Error> {
