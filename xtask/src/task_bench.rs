@@ -10,7 +10,7 @@ use crate::{apt, host, task_test};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: boot, cpu, jobs; everything if none is named
+    /// What to measure: boot, cpu, jobs, state; everything if none is named
     #[arg(value_name = "BENCH")]
     benches: Vec<String>,
     /// Runs of each subject; the middle one counts

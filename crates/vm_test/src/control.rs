@@ -120,6 +120,30 @@ impl Control {
         }
     }
 
+    /// Has QEMU write the machine into a file, and returns how long the guest stood still for it; it does not
+    /// go on. Only under QEMU.
+    pub(crate) fn migrate_to_file(&self, file: &Path) -> Result<Duration> {
+        let mut connection = self.connect()?;
+        read_line(&mut connection)?;
+        self.qmp_execute(&mut connection, json!({ "execute": "qmp_capabilities" }))?;
+        let uri = format!("exec:cat > {}", file.display());
+        let migrate = json!({ "execute": "migrate", "arguments": { "uri": uri } });
+        self.qmp_execute(&mut connection, migrate)?;
+        let deadline = Instant::now() + Patience::Boot.limit();
+        loop {
+            let reply = self.qmp_execute(&mut connection, json!({ "execute": "query-migrate" }))?;
+            match reply["status"].as_str() {
+                Some("completed") => {
+                    let stopped = reply["downtime"].as_u64().context("QEMU does not tell of the stop")?;
+                    return Ok(Duration::from_millis(stopped));
+                }
+                Some("failed" | "cancelled") => bail!("QEMU cannot save the machine: {reply}"),
+                _ if Instant::now() > deadline => bail!("QEMU does not finish: {reply}"),
+                _ => thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
     /// Sends a request to the worker and returns its answer.
     ///
     /// # Errors
@@ -163,12 +187,12 @@ impl Control {
     fn qmp(&self, command: &str) -> Result<Value> {
         let mut connection = self.connect()?;
         read_line(&mut connection)?;
-        self.qmp_execute(&mut connection, "qmp_capabilities")?;
-        self.qmp_execute(&mut connection, command)
+        self.qmp_execute(&mut connection, json!({ "execute": "qmp_capabilities" }))?;
+        self.qmp_execute(&mut connection, json!({ "execute": command }))
     }
 
-    fn qmp_execute(&self, connection: &mut BufReader<UnixStream>, command: &str) -> Result<Value> {
-        writeln!(connection.get_mut(), "{}", json!({ "execute": command }))?;
+    fn qmp_execute(&self, connection: &mut BufReader<UnixStream>, command: Value) -> Result<Value> {
+        writeln!(connection.get_mut(), "{command}")?;
         loop {
             let reply = read_line(connection)?;
             if reply.get("event").is_none() {

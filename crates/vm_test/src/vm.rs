@@ -75,6 +75,19 @@ impl Vm {
         Vm::launch(command, program, control, folder)
     }
 
+    /// Starts QEMU with a machine that goes on from what [`Control::migrate_to_file`] has written.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub(crate) fn incoming(guest: &Guest, file: &Path, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let control =
+            std::env::temp_dir().join(format!("arnia-{}-{}.sock", std::process::id(), serial_number()));
+        let mut command = guest.command(&Program::Qemu, &control)?;
+        command.arg("-incoming").arg(format!("exec:cat {}", file.display()));
+        Vm::launch(command, &Program::Qemu, control, folder)
+    }
+
     fn launch(mut command: Command, program: &Program, control: PathBuf, folder: &Path) -> Result<Self> {
         fs::write(folder.join("command"), format!("{command:?}\n"))?;
         let log = File::create(folder.join("console.log"))?;

@@ -7,6 +7,7 @@ mod jobs;
 mod process;
 mod ratios;
 mod report;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +27,8 @@ pub enum Bench {
     Cpu,
     /// Speed of execution, by small programs of busybox
     Jobs,
+    /// Snapshots, and what starts from them
+    State,
 }
 
 /// What is measured, and how often.
@@ -80,6 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
             Bench::Boot => boot::measure(&bed, &mut report)?,
             Bench::Cpu => cpu::measure(&bed, &mut report)?,
             Bench::Jobs => jobs::measure(&bed, &mut report)?,
+            Bench::State => state::measure(&bed, &mut report)?,
         }
     }
     let _ = std::fs::remove_dir_all(&scratch);

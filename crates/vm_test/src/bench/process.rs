@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Processor time that a process has used, in user and kernel mode, by all its threads.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
@@ -18,6 +19,26 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
 pub(crate) fn memory_beyond_guest(pid: u32, guest_ram: u64) -> Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("the process is gone")?;
     Ok(beyond_guest(&parse_smaps(&smaps), guest_ram))
+}
+
+/// All memory of a process in bytes: the proportional share of every mapping.
+pub(crate) fn memory(pid: u32) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("the process is gone")?;
+    Ok(parse_smaps(&smaps).iter().map(|mapping| mapping.pss).sum())
+}
+
+/// How much of the memory of a guest that has booted exists on the host, in bytes.
+pub(crate) fn guest_memory(pid: u32, guest_ram: u64) -> Result<u64> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).context("the process is gone")? {
+        let path = entry?.path();
+        let is_memfd = fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"));
+        if let (true, Ok(about)) = (is_memfd, fs::metadata(&path))
+            && about.len() == guest_ram
+        {
+            return Ok(about.blocks() * 512);
+        }
+    }
+    bail!("the process has no file in memory of the size of its guest's")
 }
 
 /// One mapping.
