@@ -41,13 +41,14 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     remedy: Option<String>,
+    status: Option<u8>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// A failure of this kind. The message is a clause without a final stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), remedy: None, source: None }
+        Error { kind, message: message.into(), remedy: None, status: None, source: None }
     }
 
     /// The host, the daemon or the program failed.
@@ -70,6 +71,22 @@ impl Error {
     pub fn with_remedy(mut self, remedy: impl Into<String>) -> Error {
         self.remedy = Some(remedy.into());
         self
+    }
+
+    /// Gives it another exit status than that of its kind.
+    pub fn with_status(mut self, status: u8) -> Error {
+        self.status = Some(status);
+        self
+    }
+
+    /// Whether it has an exit status of its own.
+    pub fn has_status(&self) -> bool {
+        self.status.is_some()
+    }
+
+    /// The program's exit status.
+    pub fn exit_code(&self) -> ExitCode {
+        self.status.map_or_else(|| self.kind.exit_code(), ExitCode::from)
     }
 
     /// Its kind.

@@ -19,6 +19,7 @@ mod log;
 pub mod output;
 pub mod programs;
 mod progress;
+mod terminal;
 
 pub use args::{Cli, Context};
 pub use error::{Error, ErrorKind};
@@ -35,7 +36,7 @@ pub fn main() -> ExitCode {
         Ok(status) => status,
         Err(error) => {
             eprintln!("arnia: {}", error.report());
-            error.kind().exit_code()
+            error.exit_code()
         }
     }
 }

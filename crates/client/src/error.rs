@@ -1,41 +1,63 @@
 //! Why a request was not carried out.
 
+use crate::connection::Target;
 use api::v1::error::{ApiError, ErrorCode};
 use std::fmt;
-use std::path::Path;
 
 /// A request was not carried out.
 #[derive(Debug)]
 pub struct Error {
     error: ApiError,
-    unreachable: bool,
+    origin: Origin,
+}
+
+/// Who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Daemon,
+    /// There was no answer.
+    Nobody,
+    /// The guest, of a program that was to run in it.
+    Guest,
 }
 
 impl Error {
     pub(crate) fn refused(error: ApiError) -> Error {
-        Error { error, unreachable: false }
+        Error { error, origin: Origin::Daemon }
     }
 
-    pub(crate) fn unreachable(socket: &Path, cause: std::io::Error) -> Error {
-        let message = format!("no daemon answers at {}", socket.display());
+    pub(crate) fn of_guest(error: ApiError) -> Error {
+        Error { error, origin: Origin::Guest }
+    }
+
+    pub(crate) fn unreachable(target: &Target, cause: std::io::Error) -> Error {
+        let message = format!("no daemon answers at {target}");
         let error = ApiError::new(ErrorCode::Unavailable, message)
             .with_cause(cause)
             .with_remedy("start one with `arnia daemon`");
-        Error { error, unreachable: true }
+        Error { error, origin: Origin::Nobody }
     }
 
-    pub(crate) fn lost(socket: &Path, cause: hyper::Error) -> Error {
-        let message = format!("the daemon at {} went away during the request", socket.display());
+    pub(crate) fn lost(target: &Target, cause: hyper::Error) -> Error {
+        let message = format!("the daemon at {target} went away during the request");
         let error = ApiError::new(ErrorCode::Unavailable, message)
             .with_cause(cause)
             .with_remedy("see what came of it, and try again");
-        Error { error, unreachable: true }
+        Error { error, origin: Origin::Nobody }
+    }
+
+    /// The answer did not come whole.
+    pub(crate) fn cut(cause: &hyper::Error) -> Error {
+        let error = ApiError::new(ErrorCode::Unavailable, "the answer was broken off")
+            .with_cause(cause)
+            .with_remedy("try again; `arnia logs` may tell more");
+        Error { error, origin: Origin::Daemon }
     }
 
     pub(crate) fn malformed(message: impl Into<String>) -> Error {
         let error = ApiError::new(ErrorCode::Internal, "the daemon answered what was not understood");
         let error = error.with_cause(message.into()).with_remedy("are both programs of the same version?");
-        Error { error, unreachable: false }
+        Error { error, origin: Origin::Daemon }
     }
 
     /// What the daemon, or this client in its place, says.
@@ -45,7 +67,13 @@ impl Error {
 
     /// Whether there was no answer at all.
     pub fn is_unreachable(&self) -> bool {
-        self.unreachable
+        self.origin == Origin::Nobody
+    }
+
+    /// Whether a program in a guest could not be started or waited for, and not the machine or the daemon is
+    /// the reason.
+    pub fn is_of_guest(&self) -> bool {
+        self.origin == Origin::Guest
     }
 }
 

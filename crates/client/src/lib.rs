@@ -1,14 +1,23 @@
-//! The typed client of the daemon's REST API, over its Unix socket.
+//! The typed client of the daemon's REST API.
 //!
 //! Each request has a connection of its own: a request costs less than the trouble of keeping connections.
 
+mod connection;
 mod error;
+mod files;
+mod guest;
+mod websocket;
 
+pub use connection::{Duplex, Stream};
 pub use error::Error;
+pub use files::Download;
 pub use tokio_tungstenite::tungstenite::Message;
+pub use websocket::{Console, Exec, ExecEvent, ExecInput, ExecOutput};
+
+use connection::Target;
 
 use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, UserParams};
-use api::v1::error::{ApiError, ErrorBody, ErrorCode};
+use api::v1::error::ErrorBody;
 use api::v1::host::Host;
 use api::v1::operation::{Operation, OperationState};
 use api::v1::page::Page;
@@ -16,20 +25,15 @@ use api::v1::project::{Project, ProjectParams};
 use api::v1::storage::{Pool, Volume, VolumeParams};
 use api::v1::vm::{RenameParams, StopParams, Vm, VmMetrics, VmParams};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::path::{Path, PathBuf};
-use tokio::net::UnixStream;
-use tokio_tungstenite::WebSocketStream;
+use std::path::Path;
 
 /// How long one request waits for an operation; then it is asked again.
 const WAIT_SECONDS: u32 = 30;
-
-/// A console: what the guest writes and what is typed, as binary messages.
-pub type Console = WebSocketStream<UnixStream>;
 
 /// What came of the creation of a machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +47,7 @@ pub enum Created {
 /// Talks to one daemon about one project.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    target: Target,
     project: String,
     token: Option<String>,
 }
@@ -51,7 +55,7 @@ pub struct Client {
 impl Client {
     /// Will talk to the daemon that listens at `socket`.
     pub fn new(socket: &Path, project: &str) -> Client {
-        Client { socket: socket.to_owned(), project: project.to_owned(), token: None }
+        Client { target: Target::unix(socket), project: project.to_owned(), token: None }
     }
 
     /// The same as the user of this token.
@@ -76,28 +80,42 @@ impl Client {
         headers: &[(&str, &str)],
         body: Vec<u8>,
     ) -> Result<(u16, Vec<u8>), Error> {
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|e| Error::unreachable(&self.socket, e))?;
-        let lost = |e: hyper::Error| Error::lost(&self.socket, e);
+        let response = self.request(method, path, headers, full(body)).await?;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.map_err(|e| Error::lost(&self.target, e))?.to_bytes();
+        Ok((status, body.to_vec()))
+    }
+
+    /// Sends a request; the body of the answer is still to come.
+    async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Response<Incoming>, Error> {
+        let stream = self.target.connect().await?;
+        let lost = |e: hyper::Error| Error::lost(&self.target, e);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-        let connection = tokio::spawn(connection);
+        // Ends by itself when the answer has come or nobody wants it any more.
+        tokio::spawn(connection);
         let method = Method::from_bytes(method.as_bytes()).map_err(|e| Error::malformed(e.to_string()))?;
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        let mut request =
+            Request::builder().method(method).uri(path).header(header::HOST, self.target.host());
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|e| Error::malformed(e.to_string()))?;
-        let response = sender.send_request(request).await.map_err(lost)?;
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await.map_err(lost)?.to_bytes();
-        drop(sender);
-        connection.abort();
-        Ok((status, body.to_vec()))
+        let request = request.body(body).map_err(|e| Error::malformed(e.to_string()))?;
+        sender.send_request(request).await.map_err(lost)
+    }
+
+    fn with_project(&self, path: &str) -> String {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        format!("{path}{separator}project={}", escaped(&self.project))
     }
 
     async fn call(
@@ -107,8 +125,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Option<Vec<u8>>,
     ) -> Result<(u16, Vec<u8>), Error> {
-        let separator = if path.contains('?') { '&' } else { '?' };
-        let path = format!("{path}{separator}project={}", escaped(&self.project));
+        let path = self.with_project(path);
         let mut all = headers.to_vec();
         if body.is_some() {
             all.push(("content-type", "application/json"));
@@ -116,10 +133,7 @@ impl Client {
         let (status, body) = self.send(method, &path, &all, body.unwrap_or_default()).await?;
         match StatusCode::from_u16(status) {
             Ok(code) if code.is_success() => Ok((status, body)),
-            _ => Err(match serde_json::from_slice::<ErrorBody>(&body) {
-                Ok(body) => Error::refused(body.error),
-                Err(_) => Error::malformed(format!("status {status} and something that is no error of ours")),
-            }),
+            _ => Err(refusal(status, &body)),
         }
     }
 
@@ -240,37 +254,6 @@ impl Client {
         self.get(&format!("/v1/vms/{}/metrics", escaped(name))).await
     }
 
-    /// Connects to a machine's console.
-    pub async fn vm_console(&self, name: &str) -> Result<Console, Error> {
-        // First without the WebSocket: a refusal then comes with its reasons.
-        let vm = self.vm(name).await?;
-        if !vm.state.is_active() {
-            return Err(Error::refused(
-                ApiError::new(ErrorCode::WrongState, format!("the virtual machine {name:?} does not run"))
-                    .with_remedy(format!("start it with `arnia start {name}`")),
-            ));
-        }
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|e| Error::unreachable(&self.socket, e))?;
-        let uri =
-            format!("ws://localhost/v1/vms/{}/console?project={}", escaped(name), escaped(&self.project));
-        let mut request = Request::builder()
-            .uri(uri)
-            .header("host", "localhost")
-            .header("connection", "Upgrade")
-            .header("upgrade", "websocket")
-            .header("sec-websocket-version", "13")
-            .header("sec-websocket-key", tokio_tungstenite::tungstenite::handshake::client::generate_key());
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let request = request.body(()).map_err(|e| Error::malformed(e.to_string()))?;
-        let (socket, _) = tokio_tungstenite::client_async(request, stream)
-            .await
-            .map_err(|e| Error::malformed(format!("no console: {e}")))?;
-        Ok(socket)
-    }
-
     /// Operations of the project, the newest first.
     pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
         Ok(self.get::<Page<Operation>>("/v1/operations").await?.items)
@@ -369,6 +352,20 @@ impl Client {
     /// The newest entries of the audit log.
     pub async fn audit(&self) -> Result<Vec<AuditEntry>, Error> {
         Ok(self.get::<Page<AuditEntry>>("/v1/audit").await?.items)
+    }
+}
+
+/// The body of a request.
+type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
+
+fn full(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn refusal(status: u16, body: &[u8]) -> Error {
+    match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => Error::refused(body.error),
+        Err(_) => Error::malformed(format!("status {status} and something that is no error of ours")),
     }
 }
 

@@ -18,6 +18,7 @@
 mod app;
 mod config;
 mod error;
+mod guest;
 mod http;
 mod machine;
 mod util;

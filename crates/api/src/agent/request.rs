@@ -116,6 +116,7 @@ pub enum Request {
 
 /// A program to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExecParams {
     /// Program and arguments. A name without a slash is looked for in `PATH`. Empty: the user's shell, as
@@ -137,6 +138,7 @@ pub struct ExecParams {
 
 /// Size of a terminal in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WindowSize {
     /// Lines.
@@ -147,6 +149,7 @@ pub struct WindowSize {
 
 /// What the host may send while a program runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Control {
     /// The terminal has another size now.
@@ -173,6 +176,7 @@ pub enum Event {
 
 /// How a program ended: one or the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Exit {
     /// By itself, with this status.
@@ -277,6 +281,7 @@ pub struct Info {
 
 /// A file's attributes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Attributes {
     /// What it is.
     pub kind: FileKind,
@@ -297,6 +302,7 @@ pub struct Attributes {
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
     /// An ordinary file.
@@ -311,6 +317,7 @@ pub enum FileKind {
 
 /// One name in a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Entry {
     /// The name; what of it is no UTF-8 is replaced, and the file cannot be reached by it.
     pub name: String,
@@ -330,6 +337,7 @@ pub struct Freeze {
 
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Interface {
     /// Its name in the guest.
     pub name: String,

@@ -62,8 +62,10 @@ pub enum ErrorCode {
     TooManyRequests,
     /// The operation was cancelled.
     Cancelled,
-    /// The guest did not do what it was asked for in time.
+    /// The guest did not do what it was asked for in time: 504.
     GuestTimeout,
+    /// The guest, or the agent in it, failed: 502.
+    GuestFailed,
     /// This daemon cannot do it: 501.
     Unsupported,
     /// The host or the daemon failed: 500.
@@ -89,6 +91,7 @@ impl ErrorCode {
             ErrorCode::TooManyRequests => 429,
             ErrorCode::Internal => 500,
             ErrorCode::Unsupported => 501,
+            ErrorCode::GuestFailed => 502,
             ErrorCode::Unavailable => 503,
             ErrorCode::GuestTimeout => 504,
         }

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod error;
 pub mod event;
+pub mod guest;
 pub mod host;
 pub mod name;
 pub mod network;

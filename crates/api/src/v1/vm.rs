@@ -1,6 +1,7 @@
 //! Virtual machines.
 
 use super::Time;
+use super::guest::Guest;
 use super::network::NicConfig;
 use crate::ByteSize;
 use crate::worker::config::{BootMethod, CPUS_DEFAULT, EngineChoice, MEMORY_DEFAULT, OnReset};
@@ -184,6 +185,9 @@ pub struct Vm {
     /// Its process, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerView>,
+    /// What the agent in the guest last told, while the machine runs and has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<Guest>,
     /// Changes with every change of the configuration; also in the header `ETag`.
     pub revision: i64,
 }

@@ -1,12 +1,11 @@
 //! `arnia console`.
 
 use super::Run;
+use crate::terminal::{self, Raw};
 use crate::{Context, Error, ErrorKind};
 use client::{Client, Message};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
-use tokio::sync::mpsc;
 
 /// Connects to the serial console of a virtual machine. All keys go to the guest but Ctrl-]: Ctrl-] q leaves the
 /// console, and the machine goes on; Ctrl-] Ctrl-] sends a Ctrl-].
@@ -26,29 +25,6 @@ impl Run for Console {
 /// Ctrl-].
 const ESCAPE: u8 = 0x1d;
 
-/// The terminal in raw mode, as long as this lives.
-struct Raw(Option<Termios>);
-
-impl Raw {
-    fn enter() -> Raw {
-        let before = tcgetattr(io::stdin()).ok();
-        if let Some(before) = &before {
-            let mut raw = before.clone();
-            raw.make_raw();
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &raw);
-        }
-        Raw(before)
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
-        }
-    }
-}
-
 /// What was typed, with the escape key taken out; whether to leave.
 fn filter(typed: &[u8], escaped: &mut bool) -> (Vec<u8>, bool) {
     let mut for_guest = Vec::new();
@@ -67,20 +43,11 @@ pub(super) async fn attach(client: &Client, name: &str) -> Result<ExitCode, Erro
     use futures_util::{SinkExt, StreamExt};
     let mut console = client.vm_console(name).await?;
     let raw = Raw::enter();
-    let person = raw.0.is_some();
+    let person = raw.is_terminal();
     if person {
         eprint!("connected to {name}; Ctrl-] q leaves\r\n");
     }
-    let (sender, mut typed) = mpsc::channel::<Vec<u8>>(16);
-    // A thread of its own: a read of a terminal cannot be given up. It ends with the program.
-    std::thread::spawn(move || {
-        let mut buffer = [0; 1024];
-        while let Ok(count) = io::stdin().read(&mut buffer) {
-            if count == 0 || sender.blocking_send(buffer[..count].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
+    let mut typed = terminal::typed();
     let mut escaped = false;
     let mut input_ended = false;
     let left = loop {

@@ -19,7 +19,13 @@ impl Run for Info {
         context.with_daemon(async |client| {
             match &self.name {
                 Some(name) => {
-                    let vm = client.vm(name).await?;
+                    let mut vm = client.vm(name).await?;
+                    // What the daemon remembers of the guest may be a little old.
+                    if vm.guest.is_some()
+                        && let Ok(guest) = client.vm_guest(name).await
+                    {
+                        vm.guest = Some(guest);
+                    }
                     context.output.item(&vm, &vm_lines(&vm))?;
                 }
                 None => {
@@ -69,6 +75,12 @@ fn vm_lines(vm: &Vm) -> Vec<(&'static str, String)> {
         lines.push(("Started", format!("{} ago", duration(since(vm.started.unwrap_or(vm.created))))));
         lines.push(("Process", worker.pid.to_string()));
         lines.push(("Engine", format!("{} ({})", worker.engine, worker.cpu_model)));
+    }
+    if let Some(guest) = &vm.guest {
+        lines.push(("Guest", format!("{} ({})", guest.system, guest.kernel)));
+        lines.push(("Hostname", guest.hostname.clone()));
+        lines.push(("Addresses", guest.addresses().join("\n")));
+        lines.push(("Agent", guest.agent.clone()));
     }
     if vm.restart_needed {
         lines.push(("Note", format!("changed since it was started: `arnia restart {}`", vm.name)));

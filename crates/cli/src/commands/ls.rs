@@ -12,17 +12,20 @@ use std::process::ExitCode;
 pub struct Ls {}
 
 impl Row for Vm {
-    const HEADS: &'static [&'static str] = &["name", "state", "cpus", "memory", "up", "ports", "why"];
+    const HEADS: &'static [&'static str] =
+        &["name", "state", "cpus", "memory", "up", "address", "ports", "why"];
 
     fn cells(&self) -> Vec<String> {
         let up = self.started.filter(|_| self.worker.is_some()).map(|time| duration(since(time)));
         let ports = self.config.nics.iter().flat_map(|nic| nic.ports.clone()).collect::<Vec<_>>();
+        let addresses = self.guest.as_ref().map(|guest| guest.addresses()).unwrap_or_default();
         vec![
             self.name.clone(),
             self.state.to_string(),
             self.config.cpus.to_string(),
             self.config.memory.to_string(),
             up.unwrap_or_else(|| "-".into()),
+            addresses.first().cloned().unwrap_or_else(|| "-".into()),
             if ports.is_empty() { "-".into() } else { ports.join(" ") },
             self.reason.clone().unwrap_or_default(),
         ]

@@ -2,10 +2,12 @@
 
 mod completions;
 mod console;
+mod cp;
 mod create;
 mod daemon;
 mod disk;
 mod doctor;
+mod exec;
 mod image;
 mod info;
 mod lifecycle;
@@ -16,6 +18,7 @@ mod project;
 mod rename;
 mod rm;
 mod set;
+mod shell;
 mod token;
 mod top;
 mod user;
@@ -62,6 +65,12 @@ pub enum Command {
     Rename(rename::Rename),
     /// Change the configuration of a virtual machine
     Set(set::Set),
+    /// Run a program in a virtual machine
+    Exec(exec::Exec),
+    /// Open a shell in a virtual machine
+    Shell(shell::Shell),
+    /// Copy files and folders into a virtual machine, or out of it
+    Cp(cp::Cp),
     /// Connect to the serial console of a virtual machine
     Console(console::Console),
     /// Show what a virtual machine wrote to its serial console
@@ -116,6 +125,9 @@ impl Command {
             Command::Rm(command) => command,
             Command::Rename(command) => command,
             Command::Set(command) => command,
+            Command::Exec(command) => command,
+            Command::Shell(command) => command,
+            Command::Cp(command) => command,
             Command::Console(command) => command,
             Command::Logs(command) => command,
             Command::Top(command) => command,

@@ -143,6 +143,7 @@ impl App {
         }
         let paused = status.state == api::worker::control::VmState::Paused;
         self.enter(machine, if paused { VmState::Paused } else { VmState::Running }, None);
+        self.guest_appears(machine, process.clone());
         let (app, machine) = (self.clone(), machine.clone());
         tokio::spawn(async move {
             process.ended().await;
@@ -163,6 +164,7 @@ impl App {
             live.process = None;
             live.view = None;
         }
+        machine.guest.forget();
         let stopping = machine.state() == VmState::Stopping;
         let (fault, reason) = match ending {
             Ending::ByGuest(what) => (false, Some(what.to_owned())),
@@ -278,7 +280,10 @@ impl App {
                 // A guest that stands still cannot power off.
                 control.ask(Request::Resume {}).await?;
             }
-            control.ask(Request::Power {}).await?;
+            // A guest with an agent shuts down even where nobody listens to its power button.
+            if !self.guest_shutdown(&machine.id).await {
+                control.ask(Request::Power {}).await?;
+            }
             let timeout = params.timeout.unwrap_or(STOP_TIMEOUT_DEFAULT);
             return tokio::select! {
                 () = &mut off => Ok(()),

@@ -1,6 +1,7 @@
 //! What the daemon can do, free of HTTP.
 
 mod events;
+mod guest;
 pub(crate) mod host;
 mod lifecycle;
 mod operations;
@@ -45,6 +46,7 @@ pub(crate) struct Machine {
     lifecycle: tokio::sync::Mutex<()>,
     live: Mutex<Live>,
     state: watch::Sender<VmState>,
+    guest: guest::Known,
 }
 
 /// What is known of a machine's process.
@@ -59,7 +61,13 @@ struct Live {
 impl Machine {
     fn new(id: &str, state: VmState) -> Machine {
         let (state, _) = watch::channel(state);
-        Machine { id: id.to_owned(), lifecycle: tokio::sync::Mutex::default(), live: Mutex::default(), state }
+        Machine {
+            id: id.to_owned(),
+            lifecycle: tokio::sync::Mutex::default(),
+            live: Mutex::default(),
+            state,
+            guest: guest::Known::default(),
+        }
     }
 
     fn state(&self) -> VmState {

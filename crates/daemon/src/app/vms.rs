@@ -42,6 +42,7 @@ impl App {
             state,
             reason: record.reason.filter(|_| !state.is_active()),
             worker: worker.filter(|_| state.is_active()),
+            guest: self.guest_known(&machine).filter(|_| state.is_active()),
             id: record.id,
             name: record.name,
             project: record.project,

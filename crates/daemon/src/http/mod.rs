@@ -6,7 +6,7 @@
 
 mod access;
 mod endpoints;
-mod extract;
+pub(crate) mod extract;
 pub(crate) mod listen;
 mod respond;
 
@@ -18,7 +18,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use endpoints::{console, host, networks, operations, people, projects, storage, vms};
+use endpoints::{console, files, guest, host, networks, operations, people, projects, storage, vms};
 use std::sync::Arc;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -33,7 +33,13 @@ use utoipa_axum::routes;
                        the project is `default` when none is named."
     ),
     modifiers(&Security),
-    components(schemas(ErrorBody, api::v1::event::Event)),
+    components(schemas(
+        ErrorBody,
+        api::v1::event::Event,
+        api::agent::ExecParams,
+        api::agent::Control,
+        api::v1::guest::ExecMessage
+    )),
     tags((name = "arnia"))
 )]
 struct Document;
@@ -66,6 +72,11 @@ fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(vms::vm_log))
         .routes(routes!(vms::vm_metrics))
         .routes(routes!(console::vm_console))
+        .routes(routes!(guest::vm_guest))
+        .routes(routes!(guest::vm_exec))
+        .routes(routes!(files::file_read, files::file_write))
+        .routes(routes!(files::file_view))
+        .routes(routes!(files::file_list))
         .routes(routes!(operations::operation_list))
         .routes(routes!(operations::operation_view, operations::operation_cancel))
         .routes(routes!(storage::volume_create, storage::volume_list))

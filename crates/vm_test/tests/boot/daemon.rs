@@ -1,6 +1,7 @@
 //! The program `arnia` as an administrator uses it: a daemon of its own, a real guest, kill -9 in between.
 
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,32 +12,39 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 /// Commands of `arnia` for one daemon, whose things are in a folder of their own.
-struct Arnia {
+pub(crate) struct Arnia {
     program: std::ffi::OsString,
-    home: std::path::PathBuf,
+    pub(crate) home: std::path::PathBuf,
 }
 
 impl Arnia {
-    fn new() -> Result<Arnia> {
+    pub(crate) fn new() -> Result<Arnia> {
         let program = std::env::var_os("ARNIA_PROGRAM")
             .context("ARNIA_PROGRAM is not set; run it by `cargo xtask test`")?;
         // Not in the test's own folder: paths of sockets must be short.
-        let home = std::env::temp_dir().join(format!("arnia-boot-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let home = std::env::temp_dir().join(format!("arnia-boot-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&home)?;
         Ok(Arnia { program, home })
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("ARNIA_HOME", &self.home).stdin(Stdio::null());
         command
     }
 
-    fn try_run(&self, arguments: &[&str]) -> Result<Output> {
+    /// The program's path.
+    pub(crate) fn program(&self) -> std::borrow::Cow<'_, str> {
+        self.program.to_string_lossy()
+    }
+
+    pub(crate) fn try_run(&self, arguments: &[&str]) -> Result<Output> {
         Ok(self.command(arguments).output()?)
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = self.try_run(arguments)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(
@@ -48,12 +56,12 @@ impl Arnia {
         Ok(text)
     }
 
-    fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         Ok(serde_json::from_str(&self.run(&[arguments, &["-o", "json"]].concat())?)?)
     }
 
     /// Waits until the guest has written this.
-    fn expect(&self, name: &str, text: &str, patience: Patience) -> Result<()> {
+    pub(crate) fn expect(&self, name: &str, text: &str, patience: Patience) -> Result<()> {
         let started = Instant::now();
         while !self.run(&["logs", name])?.contains(text) {
             if started.elapsed() > patience.limit() {
@@ -74,7 +82,10 @@ impl Arnia {
 
 impl Drop for Arnia {
     fn drop(&mut self) {
-        let _ = self.try_run(&["rm", "--force", "demo"]);
+        let vms = self.json(&["ls"]).unwrap_or_default();
+        for vm in vms.as_array().into_iter().flatten() {
+            let _ = self.try_run(&["rm", "--force", vm["name"].as_str().unwrap_or_default()]);
+        }
         let _ = self.kill_daemon();
         let _ = std::fs::remove_dir_all(&self.home);
     }

@@ -8,6 +8,7 @@ mod crash;
 mod daemon;
 mod debian;
 mod firmware;
+mod inside;
 mod refusals;
 mod snapshots;
 mod terminal;
@@ -27,6 +28,7 @@ fn main() -> Result<ExitCode> {
     copies::add(&mut suite);
     workloads::add(&mut suite);
     daemon::add(&mut suite);
+    inside::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     crash::add(&mut suite);

@@ -1,6 +1,8 @@
 //! The endpoints, one file per kind of thing.
 
 pub(super) mod console;
+pub(super) mod files;
+pub(super) mod guest;
 pub(super) mod host;
 pub(super) mod networks;
 pub(super) mod operations;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use store::VmRecord;
 
 impl App {
-    fn vm(&self, scope: &Scope, name: &str) -> Result<VmRecord, Error> {
+    pub(super) fn vm(&self, scope: &Scope, name: &str) -> Result<VmRecord, Error> {
         let found = self.read(|records| Ok(records.vm(&scope.project, name)?));
         found.map_err(|error| match error.code() {
             ErrorCode::NotFound => error.with_remedy("see `arnia ls` for those that there are"),

@@ -1,0 +1,363 @@
+//! Files of guests: one as its bytes, a folder as a tar archive (POSIX ustar with GNU's long names).
+//!
+//! The agent is asked on a thread that may wait; the bytes go through a channel to and from the client's
+//! connection, a few pieces at a time, so that the slower side sets the pace.
+
+use crate::Error;
+use agent_client::{Agent, FileAttributes};
+use api::agent::{AgentErrorKind, FileKind};
+use api::v1::error::ErrorCode;
+use axum::body::{Body, Bytes};
+use futures_util::StreamExt;
+use std::io::{self, Read, Write};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Pieces that wait between guest and client.
+const PIECES: usize = 8;
+/// Folders within folders: more than anybody has, fewer than exhaust the stack.
+const DEPTH_MAX: u32 = 256;
+/// Longest name in an archive: that of a path (`PATH_MAX`, limits.h).
+const NAME_LEN_MAX: u64 = 4096;
+/// How long a client may leave its upload standing still.
+const STALL_MAX: Duration = Duration::from_secs(60);
+const BLOCK: usize = 512;
+
+/// What a client is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The bytes of a file.
+    File,
+    /// An archive of a folder.
+    Folder,
+}
+
+/// Where what comes from a guest goes: first its kind or why there is nothing, then bytes.
+pub(crate) struct Outlet {
+    kind: Kind,
+    head: Option<oneshot::Sender<Result<Kind, Error>>>,
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+}
+
+/// The other end of an [`Outlet`].
+pub(crate) struct Outgoing {
+    head: oneshot::Receiver<Result<Kind, Error>>,
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+}
+
+pub(crate) fn outlet() -> (Outlet, Outgoing) {
+    let (head, head_receiver) = oneshot::channel();
+    let (pieces, pieces_receiver) = mpsc::channel(PIECES);
+    let outlet = Outlet { kind: Kind::File, head: Some(head), pieces };
+    (outlet, Outgoing { head: head_receiver, pieces: pieces_receiver })
+}
+
+impl Outgoing {
+    /// Waits until it is known what comes; then gives it as a body.
+    pub(crate) async fn body(self) -> Result<(Kind, Body), Error> {
+        let lost = |_| Error::new(ErrorCode::Internal, "the guest's file got lost");
+        let kind = self.head.await.map_err(lost)??;
+        let pieces = futures_util::stream::unfold(self.pieces, async |mut pieces| {
+            pieces.recv().await.map(|piece| (piece, pieces))
+        });
+        Ok((kind, Body::from_stream(pieces)))
+    }
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(head) = self.head.take() {
+            let _ = head.send(Ok(self.kind));
+        }
+        let sent = self.pieces.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        // The client does not listen any more.
+        sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends a file or folder of the guest to where `outlet` leads.
+pub(crate) fn send_out(agent: &Agent, path: &str, mut outlet: Outlet) {
+    let result = match agent.stat(path, true) {
+        Err(error) => Err(error.into()),
+        Ok(attributes) => match attributes.kind {
+            FileKind::File => agent.read_file(path, &mut outlet).map(drop).map_err(Error::from),
+            FileKind::Folder => {
+                outlet.kind = Kind::Folder;
+                archive(agent, path, &mut outlet)
+            }
+            _ => Err(Error::new(ErrorCode::Invalid, "there is neither a file nor a folder at this path")),
+        },
+    };
+    match (result, outlet.head.take()) {
+        // An empty file.
+        (Ok(()), Some(head)) => drop(head.send(Ok(outlet.kind))),
+        (Err(error), Some(head)) => drop(head.send(Err(error))),
+        // The client sees that the body is not whole.
+        (Err(error), None) => drop(outlet.pieces.blocking_send(Err(io::Error::other(error.to_string())))),
+        (Ok(()), None) => {}
+    }
+}
+
+fn archive(agent: &Agent, path: &str, outlet: &mut Outlet) -> Result<(), Error> {
+    let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, outlet));
+    add_folder(agent, &mut builder, path, "", 0)?;
+    builder.into_inner().and_then(|mut writer| writer.flush()).map_err(unsent)
+}
+
+fn unsent(error: io::Error) -> Error {
+    Error::new(ErrorCode::Cancelled, "the archive cannot be sent").with_cause(error)
+}
+
+fn add_folder<W: Write>(
+    agent: &Agent,
+    builder: &mut tar::Builder<W>,
+    path: &str,
+    inside: &str,
+    depth: u32,
+) -> Result<(), Error> {
+    if depth >= DEPTH_MAX {
+        let message = format!("folders lie more than {DEPTH_MAX} deep in each other");
+        return Err(Error::new(ErrorCode::Invalid, message));
+    }
+    for entry in agent.list(path)? {
+        let source = format!("{}/{}", path.trim_end_matches('/'), entry.name);
+        let name = format!("{inside}{}", entry.name);
+        let attributes = entry.attributes;
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(attributes.mode & 0o7777);
+        header.set_uid(attributes.uid.into());
+        header.set_gid(attributes.gid.into());
+        header.set_mtime(u64::try_from(attributes.modified_s).unwrap_or(0));
+        header.set_size(0);
+        match attributes.kind {
+            FileKind::Folder => {
+                header.set_entry_type(tar::EntryType::Directory);
+                builder.append_data(&mut header, format!("{name}/"), io::empty()).map_err(unsent)?;
+                add_folder(agent, builder, &source, &format!("{name}/"), depth + 1)?;
+            }
+            FileKind::Link => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                let target = attributes.target.unwrap_or_default();
+                builder.append_link(&mut header, &name, target).map_err(unsent)?;
+            }
+            FileKind::File => {
+                header.set_entry_type(tar::EntryType::Regular);
+                header.set_size(attributes.size);
+                // The header alone; what follows is written past the builder.
+                builder.append_data(&mut header, &name, io::empty()).map_err(unsent)?;
+                let mut exact = Exact { inner: builder.get_mut(), left: attributes.size };
+                agent.read_file(&source, &mut exact)?;
+                if exact.left > 0 {
+                    let message = format!("{source} became shorter while it was read");
+                    return Err(Error::new(ErrorCode::GuestFailed, message));
+                }
+                let padding = (BLOCK - (attributes.size % BLOCK as u64) as usize) % BLOCK;
+                builder.get_mut().write_all(&[0; BLOCK][..padding]).map_err(unsent)?;
+            }
+            // Sockets, pipes and devices mean nothing elsewhere.
+            FileKind::Other => {}
+        }
+    }
+    Ok(())
+}
+
+/// Passes on as many bytes as were promised. A file that has grown since is cut there.
+struct Exact<W> {
+    inner: W,
+    left: u64,
+}
+
+impl<W: Write> Write for Exact<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.inner.write_all(&bytes[..count])?;
+        self.left -= count as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// What a client sends, to be read on another thread.
+pub(crate) struct Inlet {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    piece: Bytes,
+}
+
+/// Makes a body readable on another thread. Its end comes only after all of it: a client that goes away in the
+/// middle is an error.
+pub(crate) fn inlet(body: Body) -> Inlet {
+    let (sender, pieces) = mpsc::channel(PIECES);
+    tokio::spawn(async move {
+        let mut body = body.into_data_stream();
+        loop {
+            let piece = match tokio::time::timeout(STALL_MAX, body.next()).await {
+                Ok(None) => return,
+                Ok(Some(piece)) => piece.map_err(io::Error::other),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            let last = piece.is_err();
+            if sender.send(piece).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    Inlet { pieces, piece: Bytes::new() }
+}
+
+impl Read for Inlet {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => self.piece = piece?,
+            }
+        }
+        let count = buffer.len().min(self.piece.len());
+        buffer[..count].copy_from_slice(&self.piece.split_to(count));
+        Ok(count)
+    }
+}
+
+/// Unpacks an archive into a folder of the guest, which is made if it is not there. Owners are root.
+pub(crate) fn unpack(agent: &Agent, folder: &str, from: impl Read) -> Result<(), Error> {
+    agent.make_folder(folder, None)?;
+    let bad = |e: io::Error| Error::new(ErrorCode::Invalid, "the archive cannot be read").with_cause(e);
+    let mut archive = tar::Archive::new(from);
+    let (mut long_name, mut long_target) = (None, None);
+    // Raw: the names that come before an entry are read here, so that their length has a limit.
+    for entry in archive.entries().map_err(bad)?.raw(true) {
+        let mut entry = entry.map_err(bad)?;
+        let kind = entry.header().entry_type();
+        match kind {
+            tar::EntryType::GNULongName => long_name = Some(text_of(&mut entry)?),
+            tar::EntryType::GNULongLink => long_target = Some(text_of(&mut entry)?),
+            tar::EntryType::XGlobalHeader => {}
+            tar::EntryType::XHeader => {
+                return Err(Error::new(ErrorCode::Invalid, "the archive has extended headers")
+                    .with_remedy("make it with `tar --format=gnu`"));
+            }
+            _ => {
+                let name = match long_name.take() {
+                    Some(name) => name,
+                    None => utf8(&entry.path_bytes())?,
+                };
+                let target = long_target.take();
+                let Some(path) = inside(folder, &name)? else { continue };
+                let mode = entry.header().mode().map_err(bad)? & 0o7777;
+                match kind {
+                    tar::EntryType::Directory => agent.make_folder(&path, Some(mode))?,
+                    tar::EntryType::Symlink => {
+                        let target = match target {
+                            Some(target) => target,
+                            None => utf8(&entry.link_name_bytes().unwrap_or_default())?,
+                        };
+                        agent.make_link(&path, &target)?;
+                    }
+                    tar::EntryType::Regular | tar::EntryType::Continuous => {
+                        let attributes = FileAttributes { mode: Some(mode), ..FileAttributes::default() };
+                        let mut whole =
+                            Whole { left: entry.header().entry_size().map_err(bad)?, inner: &mut entry };
+                        agent.write_file(&path, &attributes, &mut whole)?;
+                    }
+                    _ => {
+                        let message = format!("{name:?} is neither file, folder nor symbolic link");
+                        return Err(Error::new(ErrorCode::Invalid, message));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file of an archive, whose early end is an error and not a shorter file.
+struct Whole<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Whole<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.left = self.left.saturating_sub(count as u64);
+        match count {
+            0 if self.left > 0 && !buffer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(count),
+        }
+    }
+}
+
+fn text_of(entry: &mut impl Read) -> Result<String, Error> {
+    let mut bytes = Vec::new();
+    let read = entry.take(NAME_LEN_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Error::new(ErrorCode::Invalid, "the archive cannot be read").with_cause(e))?;
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    if bytes.len() as u64 > NAME_LEN_MAX {
+        return Err(Error::new(ErrorCode::Invalid, "the archive has a name of more than 4096 bytes"));
+    }
+    utf8(&bytes)
+}
+
+fn utf8(bytes: &[u8]) -> Result<String, Error> {
+    std::str::from_utf8(bytes)
+        .map(str::to_owned)
+        .map_err(|_| Error::new(ErrorCode::Invalid, "the archive has a name that is no UTF-8"))
+}
+
+/// The path of an entry below `folder`; nothing for the folder itself.
+fn inside(folder: &str, name: &str) -> Result<Option<String>, Error> {
+    let parts = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>();
+    if parts.contains(&"..") {
+        return Err(Error::new(
+            ErrorCode::Invalid,
+            format!("the archive's {name:?} leads out of the folder"),
+        ));
+    }
+    Ok((!parts.is_empty()).then(|| format!("{}/{}", folder.trim_end_matches('/'), parts.join("/"))))
+}
+
+/// Refuses paths that the agent would take for something else.
+pub(crate) fn check_path(path: &str) -> Result<(), Error> {
+    if !path.starts_with('/') || path.contains('\0') || path.len() as u64 > NAME_LEN_MAX {
+        return Err(super::refused(
+            AgentErrorKind::Invalid,
+            "a path in a guest begins with / and has at most 4096 bytes".into(),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_entry_of_an_archive_leads_out_of_its_folder() {
+        assert_eq!(inside("/srv/", "a/./b//c").unwrap().as_deref(), Some("/srv/a/b/c"));
+        assert_eq!(inside("/srv", "/etc/passwd").unwrap().as_deref(), Some("/srv/etc/passwd"));
+        assert_eq!(inside("/srv", "./").unwrap(), None);
+        assert!(inside("/srv", "a/../../etc").is_err());
+    }
+
+    #[test]
+    fn a_grown_file_is_cut_and_a_short_one_is_known() {
+        let mut out = Vec::new();
+        let mut exact = Exact { inner: &mut out, left: 5 };
+        exact.write_all(b"1234").unwrap();
+        assert_eq!(exact.left, 1);
+        exact.write_all(b"5678").unwrap();
+        assert_eq!((exact.left, out.as_slice()), (0, b"12345".as_slice()));
+        let mut whole = Whole { inner: &b"123"[..], left: 5 };
+        assert!(whole.read_to_end(&mut Vec::new()).is_err());
+    }
+}
