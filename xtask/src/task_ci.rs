@@ -19,7 +19,7 @@ pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
         return Ok(steps.finish());
     }
     task_check::check(&mut steps, &workspace);
-    task_test::unit_tests(&mut steps);
+    task_test::unit_tests(&mut steps, false);
     task_test::boot_tests(&mut steps, &workspace, None, false);
     Ok(steps.finish())
 }

@@ -12,7 +12,7 @@ use crate::{apt, host, kvm_rig, task_fuzz};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also run each fuzz target for a while
+    /// Also what takes long: all of the software and forced-mode boot tests, many more cases, each fuzz target
     #[arg(long)]
     full: bool,
     /// Seconds for each fuzz target
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Ok(steps.finish());
     }
     if !args.boot_only {
-        unit_tests(&mut steps);
+        unit_tests(&mut steps, args.full);
     }
     if !args.unit_only {
         boot_tests(&mut steps, &workspace, args.name.as_deref(), args.full);
@@ -84,15 +84,21 @@ fn soak(workspace: &Workspace, seconds: u64) -> Result<ExitCode> {
 }
 
 /// All tests that need no guest, but for those of the harness, which come with the boot tests.
-pub(crate) fn unit_tests(steps: &mut Steps) {
+/// With `full`, many more cases of the differential tests, and more rounds of what is tried in rounds.
+pub(crate) fn unit_tests(steps: &mut Steps, full: bool) {
     steps.tests("unit tests", || {
+        let mut test = host::cargo();
         // One failing crate must not hide the others' results.
-        cargo_test(host::cargo().args(["test", "--workspace", "--exclude", "vm_test", "--no-fail-fast"]))
+        test.args(["test", "--workspace", "--exclude", "vm_test", "--no-fail-fast"]);
+        if full {
+            test.env("ARNIA_TEST_FULL", "1").env("DIFFTEST_FULL", "1");
+        }
+        cargo_test(&mut test)
     });
 }
 
 /// The tests that boot guests, under the worker as users get it.
-/// With `full`, the program is killed 100 times while its guest writes, and not just a few.
+/// With `full`, also those of many minutes, and the program is killed 100 times while its guest writes.
 pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>, full: bool) {
     let (mut ready, mut workloads, mut agent) = (None, None, None);
     let prepared = steps.step("guests and worker", || {
@@ -113,7 +119,7 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
             test.args(["--test", "boot", "--", name]);
         }
         if full {
-            test.env("ARNIA_CRASH_ROUNDS", "100");
+            test.env("ARNIA_TEST_FULL", "1").env("ARNIA_CRASH_ROUNDS", "100");
         }
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
         test.env("ARNIA_AGENT", agent.unwrap_or_default());

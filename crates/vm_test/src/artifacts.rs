@@ -18,6 +18,8 @@ pub struct Artifacts {
     pub debian: DebianDisk,
     /// The same with boot loaders.
     pub bootable: BootableDisk,
+    /// Real programs as tests.
+    pub software: SoftwareDisk,
     #[serde(skip)]
     folder: PathBuf,
 }
@@ -60,6 +62,15 @@ pub struct DebianDisk {
 pub struct BootableDisk {
     /// The disk, to be copied.
     pub disk: PathBuf,
+}
+
+/// The disk with software for tests. The Debian guest's kernel and initrd boot it.
+#[derive(Debug, Deserialize)]
+pub struct SoftwareDisk {
+    /// The root file system, to be read only.
+    pub disk: PathBuf,
+    /// The same as a folder.
+    pub root: PathBuf,
 }
 
 impl Artifacts {

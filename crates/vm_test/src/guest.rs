@@ -90,6 +90,16 @@ impl Guest {
         Self::new(kernel, initrd, "root=/dev/vda rw console=ttyS0 panic=-1").memory_mib(1024).disk(disk)
     }
 
+    /// The system with software for tests, with one CPU and 1.5 GiB: runs these tests of the archive and turns itself off.
+    pub fn software(artifacts: &Artifacts, archive: &Path, names: &[&str]) -> Self {
+        let (kernel, initrd) = (&artifacts.debian.kernel, &artifacts.debian.initrd);
+        Self::new(kernel, initrd, "root=/dev/vda ro console=ttyS0 panic=-1 init=/sbin/arnia-init")
+            .append(format!("arnia.software={}", names.join(",")))
+            .memory_mib(1536)
+            .read_only_disk(&artifacts.software.disk)
+            .read_only_disk(archive)
+    }
+
     /// Debian from this copy of its bootable disk, started by firmware, with one CPU and 1 GiB.
     pub fn firmware(firmware: Firmware, disk: &Path) -> Self {
         Self::with(Boot::Firmware(firmware), Vec::new()).memory_mib(1024).disk(disk)

@@ -19,6 +19,7 @@
 //! - [`Guest`]: a machine to be; [`Vm`]: the running one. Dropping a [`Vm`] ends it.
 //! - [`Console`] and [`Shell`]: waiting for what the guest prints, and having it run commands.
 //! - [`workloads::Workloads`]: a program that does the same on the host and in guests.
+//! - [`software::Software`]: Debian's own programs, on the host and in guests.
 //! - [`Suite`]: tests over engines and numbers of CPUs, with skips that are seen.
 //!
 //! Nothing waits without a bound ([`Patience`]), and whatever a run printed is kept in its folder.
@@ -38,6 +39,7 @@ mod patience;
 mod program;
 mod shell;
 pub mod soak;
+pub mod software;
 mod suite;
 mod vm;
 pub mod workloads;

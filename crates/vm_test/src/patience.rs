@@ -14,6 +14,8 @@ pub enum Patience {
     Boot,
     /// A Debian guest from power-on to its login prompt.
     Login,
+    /// A real program's tests in the guest.
+    Software,
     /// A guest that was told to shut down.
     Shutdown,
 }
@@ -26,6 +28,7 @@ impl Patience {
             Self::Command => 120,
             Self::Boot => 240,
             Self::Login => 600,
+            Self::Software => 2400,
             Self::Shutdown => 180,
         };
         let factor = std::env::var("ARNIA_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());

@@ -51,6 +51,13 @@ impl Suite {
         }
     }
 
+    /// Adds a test of minutes for every program, with each of these numbers of CPUs: only in a full run.
+    pub fn full_matrix(&mut self, name: &str, cpus: &[u32], test: Test) {
+        if std::env::var_os("ARNIA_TEST_FULL").is_some() {
+            self.matrix(name, cpus, test);
+        }
+    }
+
     /// Adds a test for every program, with one CPU.
     pub fn test(&mut self, name: &str, test: Test) {
         for program in self.programs.clone() {

@@ -11,6 +11,7 @@ mod firmware;
 mod inside;
 mod refusals;
 mod snapshots;
+mod software;
 mod terminal;
 mod workloads;
 
@@ -27,6 +28,7 @@ fn main() -> Result<ExitCode> {
     snapshots::add(&mut suite);
     copies::add(&mut suite);
     workloads::add(&mut suite);
+    software::add(&mut suite);
     daemon::add(&mut suite);
     inside::add(&mut suite);
     debian::add(&mut suite);
