@@ -51,6 +51,8 @@ pub struct Machine {
     pub power: PowerManagement,
     /// Serial ports, COM1 first.
     pub serial_ports: Vec<SerialPort>,
+    /// Whether there are a VGA and a keyboard.
+    pub has_display: bool,
     /// The real-time clock.
     pub rtc: Rtc,
     /// Where the guest finds out that it is a copy.
@@ -154,6 +156,7 @@ impl Machine {
                 reset: (0xcf9, 6),
             },
             serial_ports: vec![SerialPort { port: 0x3f8, irq: 4 }],
+            has_display: false,
             rtc: Rtc { port: 0x70, irq: 8, century: 0x32 },
             generation_id: Some(GenerationId { address: 0x9_fc40, event: 5 }),
         }

@@ -55,6 +55,7 @@ fn machine() -> Machine {
         },
         serial_ports: Vec::new(),
         rtc: boot::Rtc { port: 0x70, irq: 8, century: 0x32 },
+        has_display: false,
         generation_id: None,
     }
 }

@@ -81,6 +81,10 @@ pub trait Vm: Send + Sync {
     /// stopped: it drops all that it has made from code in memory.
     fn memory_replaced(&self);
 
+    /// Tells the engine that video memory ([`Ram::video`]) has another place now, or none. Vcpus may run; they
+    /// may use the old place for a moment more.
+    fn video_moved(&self) {}
+
     /// Brings the machine's dirty log ([`Ram::take_dirty`]) up to date with what vCPUs have written, for
     /// engines whose vCPUs do not report their writes themselves. All vCPUs are stopped. Called before the
     /// log is taken, and [`Vm::resynchronise`] after.

@@ -115,6 +115,10 @@ impl Vm for BtVm {
         self.shared.code.void_all();
     }
 
+    fn video_moved(&self) {
+        self.shared.signals.iter().for_each(|signals| signals.raise(signal::FLUSH_ALL));
+    }
+
     fn resynchronise(&self) {
         for (signals, lapic) in self.shared.signals.iter().zip(&self.shared.lapics) {
             lapic.clock_changed();

@@ -43,6 +43,7 @@ pub(crate) struct VmShared {
     /// By APIC ID, once created.
     links: Vec<OnceLock<VcpuLink>>,
     logs_dirty: AtomicBool,
+    video: memslots::VideoSlot,
 }
 
 /// What the machine keeps of a vCPU.
@@ -107,6 +108,7 @@ impl VmShared {
             created: Mutex::new(vec![false; config.vcpus as usize]),
             links: (0..config.vcpus).map(|_| OnceLock::new()).collect(),
             logs_dirty,
+            video: memslots::VideoSlot::default(),
         }))
     }
 
@@ -196,6 +198,13 @@ impl Vm for KvmVm {
 
     fn memory_replaced(&self) {
         // The kernel hears of every change of the mapping by itself.
+    }
+
+    fn video_moved(&self) {
+        // Without a slot its accesses go to the device, which is slower.
+        if let Err(e) = self.0.video.follow(&self.0.fd, &self.0.ram) {
+            log::warn!("{e}");
+        }
     }
 
     fn collect_dirty(&self) -> Result<(), Error> {

@@ -21,6 +21,7 @@ mod error;
 mod map;
 mod pages;
 mod ram;
+mod video;
 mod watch;
 mod zeroed;
 
@@ -29,6 +30,7 @@ pub use error::{Error, ErrorKind};
 pub use map::FileSegment;
 pub use pages::PageSet;
 pub use ram::{HIGH_RAM_START, HostPage, LOW_RAM_END, PAGE_SIZE, Ram, RamRange};
+pub use video::VideoMemory;
 pub use watch::{CodeWatcher, WriteWatch};
 pub use zeroed::{Zeroable, zeroed};
 

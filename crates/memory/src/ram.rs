@@ -1,6 +1,7 @@
 //! The RAM of one machine.
 
 use crate::map::{self, FileSegment};
+use crate::video::VideoMemory;
 use crate::watch::{CodeWatcher, RegionWatch, WatchShared, WriteWatch};
 use crate::{Error, ErrorKind, GuestMemory, PageSet};
 use std::fs::File;
@@ -70,6 +71,9 @@ pub struct Ram {
     roms: Vec<MmapRegion>,
     shared: Arc<WatchShared>,
     backing: Mutex<Backing>,
+    /// Addresses below [`LOW_RAM_END`] that are not RAM to the guest.
+    window: RamRange,
+    video: Option<Arc<VideoMemory>>,
 }
 
 // SAFETY: the raw pointers point into mappings that live as long as `guest`, and all access through
@@ -133,7 +137,9 @@ impl Ram {
         for region in &regions {
             map::map_region(region, &backing)?;
         }
-        Ok(Ram { guest, regions, roms: Vec::new(), shared, backing: Mutex::new(backing) })
+        let window = RamRange { start: 0, len: 0 };
+        let backing = Mutex::new(backing);
+        Ok(Ram { guest, regions, roms: Vec::new(), shared, backing, window, video: None })
     }
 
     /// Adds read-only memory with these contents at `start`: firmware. Guests execute it and read it like
@@ -166,6 +172,40 @@ impl Ram {
         });
         self.roms.push(mapping);
         Ok(())
+    }
+
+    /// Leaves these addresses, whole pages, to devices: guests find no RAM there. What is behind them stays
+    /// part of RAM and of [`Ram::ranges`], unused. Once, before an engine has the RAM.
+    pub fn leave_to_devices(&mut self, window: RamRange) {
+        debug_assert!(window.start.is_multiple_of(PAGE_SIZE) && window.len.is_multiple_of(PAGE_SIZE));
+        self.window = window;
+    }
+
+    /// Adds the memory of a display adapter. Once, before an engine has the RAM. Whenever its place changes,
+    /// the engine has to be told.
+    pub fn set_video(&mut self, video: Arc<VideoMemory>) {
+        self.video = Some(video);
+    }
+
+    /// The memory of the display adapter.
+    pub fn video(&self) -> Option<&Arc<VideoMemory>> {
+        self.video.as_ref()
+    }
+
+    /// The ranges of RAM as guests find them: [`Ram::ranges`] without what was left to devices.
+    pub fn guest_ranges(&self) -> Vec<RamRange> {
+        let window = self.window;
+        let mut ranges = Vec::new();
+        for range in self.ranges() {
+            if window.len == 0 || window.start >= range.end() || window.end() <= range.start {
+                ranges.push(range);
+                continue;
+            }
+            let before = RamRange { start: range.start, len: window.start.saturating_sub(range.start) };
+            let after = RamRange { start: window.end(), len: range.end().saturating_sub(window.end()) };
+            ranges.extend([before, after].into_iter().filter(|part| part.len > 0));
+        }
+        ranges
     }
 
     /// The view for devices, rings and loaders.
@@ -222,7 +262,11 @@ impl Ram {
 
     /// Host address of a range's first byte, for engines that map memory slots.
     pub fn host_address(&self, range: RamRange) -> Option<*mut u8> {
-        self.regions.iter().find(|region| region.range == range).map(|region| region.hva)
+        let inside =
+            |region: &&Region| region.range.start <= range.start && range.end() <= region.range.end();
+        let region = self.regions.iter().find(inside)?;
+        // SAFETY: inside the region's mapping, as was just checked.
+        Some(unsafe { region.hva.add((range.start - region.range.start) as usize) })
     }
 
     /// Total size in bytes.
@@ -232,6 +276,9 @@ impl Ram {
 
     #[inline]
     fn region(&self, gpa: u64) -> Option<(&Region, usize)> {
+        if gpa.wrapping_sub(self.window.start) < self.window.len {
+            return None;
+        }
         // Two of RAM at most, and one or two of firmware: a loop over them is faster than any index.
         for region in &self.regions {
             let offset = gpa.wrapping_sub(region.range.start);
@@ -245,6 +292,16 @@ impl Ram {
     /// The host page behind the page that contains `gpa`; `None` when that is no memory.
     #[inline]
     pub fn host_page(&self, gpa: u64) -> Option<HostPage> {
+        match self.code_page(gpa) {
+            Some(page) => Some(page),
+            None => self.video.as_ref()?.page(gpa).map(|ptr| HostPage { ptr, read_only: false }),
+        }
+    }
+
+    /// As [`Ram::host_page`], of pages that code may be executed from: not those of video memory, whose
+    /// writes nobody hears of.
+    #[inline]
+    pub fn code_page(&self, gpa: u64) -> Option<HostPage> {
         let (region, offset) = self.region(gpa)?;
         // SAFETY: `offset` is inside the mapping, whose length is a multiple of the page size.
         let ptr = unsafe { region.hva.add(offset & !(PAGE_SIZE as usize - 1)) };
@@ -253,10 +310,13 @@ impl Ram {
 
     /// Whether writes to the page of `gpa` have to be reported with [`Ram::report_write`]: it holds
     /// watched code, or dirty logging is on and the page is not in the log yet. So of pages that are not
-    /// RAM. An engine caches a page as freely writable only while this is false.
+    /// memory; those of video memory need none. An engine caches a page as freely writable only while this
+    /// is false.
     #[inline]
     pub fn write_needs_report(&self, gpa: u64) -> bool {
-        let Some((region, offset)) = self.region(gpa) else { return true };
+        let Some((region, offset)) = self.region(gpa) else {
+            return self.video.as_ref().is_none_or(|video| video.page(gpa).is_none());
+        };
         let page = offset / PAGE_SIZE as usize;
         region.read_only
             || region.watch.code.get(page)
@@ -498,6 +558,27 @@ mod tests {
         for (start, len) in [(0, 0x1000), (start + 0x1000, 0x1000), (MIB + 1, 0x1000), (MIB, 1), (MIB, 0)] {
             assert!(ram.add_rom(start, &vec![0; len]).is_err(), "{start:#x} {len:#x}");
         }
+    }
+
+    #[test]
+    fn what_is_left_to_devices_is_no_memory_and_video_memory_is_where_it_was_placed() {
+        let mut ram = Ram::new(MIB).unwrap();
+        let video = Arc::new(VideoMemory::new(2 * PAGE_SIZE).unwrap());
+        ram.leave_to_devices(RamRange { start: 0xa_0000, len: 0x2_0000 });
+        ram.set_video(video.clone());
+        assert!(ram.host_page(0xa_0000).is_none() && ram.host_page(0xb_ffff).is_none());
+        assert!(ram.host_page(0x9_ffff).is_some() && ram.host_page(0xc_0000).is_some());
+        assert_eq!(ram.store(0xb_8000, 1u8), None);
+        let parts = [RamRange { start: 0, len: 0xa_0000 }, RamRange { start: 0xc_0000, len: 0x4_0000 }];
+        assert_eq!(ram.guest_ranges(), parts);
+        let hva = |range| ram.host_address(range).unwrap() as u64;
+        assert_eq!(hva(parts[1]) - hva(parts[0]), 0xc_0000);
+        assert_eq!((ram.size(), ram.ranges().count()), (MIB, 1));
+        video.set_place(Some(0xe000_0000));
+        assert!(!ram.host_page(0xe000_0000).unwrap().read_only && !ram.write_needs_report(0xe000_1000));
+        assert!(ram.code_page(0xe000_0000).is_none() && ram.write_needs_report(0xe000_2000));
+        video.set_place(None);
+        assert!(ram.host_page(0xe000_0000).is_none());
     }
 
     #[derive(Default)]

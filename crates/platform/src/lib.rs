@@ -1,5 +1,5 @@
 //! The devices of a PC: serial ports, real-time clock, interrupt controllers, interval timer, keyboard
-//! controller, ACPI power management, firmware configuration, PCI root, debug ports.
+//! controller with keyboard, display adapter, ACPI power management, firmware configuration, PCI root, debug ports.
 //!
 //! Each device is a folder of the same shape: `spec.rs` holds the numbers of its data sheet, `model.rs` its
 //! registers as a pure state machine (no lock, no thread, no bus; time is an argument), `device.rs` puts
@@ -33,6 +33,9 @@ pub mod reset;
 pub mod rtc;
 pub mod serial;
 mod sync;
+pub mod vga;
 
 pub use irq_router::{ISA_IRQS, IrqRouter, PCI_GSI_BASE, PCI_GSIS, TIMER_GSI};
-pub use platform::{FirmwareDevices, FlashConfig, Platform, PlatformConfig, PlatformEvent, PlatformSaved};
+pub use platform::{
+    DisplayConfig, FirmwareDevices, FlashConfig, Platform, PlatformConfig, PlatformEvent, PlatformSaved,
+};

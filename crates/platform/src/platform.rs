@@ -4,7 +4,7 @@ use crate::acpi_pm::{self, AcpiPm, AcpiPmSaved};
 use crate::debug::{DebugConsole, DebugExit};
 use crate::flash::{self, Flash, FlashSaved};
 use crate::fw_cfg::{FwCfg, FwCfgSaved};
-use crate::i8042::{self, I8042, I8042Saved};
+use crate::i8042::{self, I8042, I8042Saved, KeyboardSaved};
 use crate::ioapic::{IoApic, IoApicSaved};
 use crate::pci::{IsaBridge, PciRoot, PciRootSaved, Windows, isa_bridge};
 use crate::pic::{Pic, PicSaved};
@@ -12,12 +12,13 @@ use crate::pit::{self, Pit, PitSaved};
 use crate::reset::ResetControl;
 use crate::rtc::{self, RtcDevice, RtcSaved};
 use crate::serial::{SerialPort, SerialSaved, spec as com};
+use crate::vga::{self, Vga, VgaSaved};
 use crate::{IrqRouter, irq_router};
 use clock::Timers;
 use device::pci::{Bdf, ConfigSaved};
 use device::state::RestoreError;
 use device::{Bus, MsiSink, Overlap};
-use memory::GuestMemory;
+use memory::{GuestMemory, VideoMemory};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::sync::Arc;
@@ -61,6 +62,16 @@ pub struct PlatformConfig {
     pub windows: Windows,
     /// What firmware needs beside the rest; none, and the machine starts without firmware.
     pub firmware: Option<FirmwareDevices>,
+    /// A display adapter, and with it a keyboard; none, and the machine has neither.
+    pub display: Option<DisplayConfig>,
+}
+
+/// A display adapter.
+pub struct DisplayConfig {
+    /// Its memory, which guest RAM knows as well. RAM leaves [`vga::spec::WINDOW_START`] to devices.
+    pub memory: Arc<VideoMemory>,
+    /// The video BIOS, for BIOS firmware; may be empty.
+    pub rom: Vec<u8>,
 }
 
 /// What a machine with firmware has beside the rest: an ISA bridge, by which firmware finds what is on no
@@ -107,6 +118,8 @@ pub struct Platform {
     pub isa_bridge: Option<Arc<IsaBridge>>,
     /// Flash memory for the firmware's variables.
     pub flash: Option<Arc<Flash>>,
+    /// The display adapter. The keyboard is behind [`Platform::i8042`].
+    pub vga: Option<Arc<Vga>>,
     /// Keeps the timers' thread running as long as there are devices that wait for it.
     _timers: Timers,
 }
@@ -127,6 +140,10 @@ pub struct PlatformSaved {
     isa_bridge: Option<ConfigSaved>,
     #[serde(default)]
     flash: Option<FlashSaved>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    vga: Option<VgaSaved>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keyboard: Option<KeyboardSaved>,
 }
 
 impl Platform {
@@ -189,6 +206,15 @@ impl Platform {
             }
         }
 
+        let mut adapter = None;
+        if let Some(DisplayConfig { memory, rom }) = config.display {
+            let vga = Vga::new(memory, rom);
+            vga.attach(&pio, &mmio)?;
+            pci.add(Bdf::on_bus_0(vga::spec::PCI_DEVICE, 0), vga.clone()).expect("nothing is there yet");
+            i8042.plug_keyboard(&timers);
+            adapter = Some(vga);
+        }
+
         if config.debug_exit {
             let events = events.clone();
             DebugExit::new(move |value| events(PlatformEvent::DebugExit(value))).attach(&pio)?;
@@ -209,6 +235,7 @@ impl Platform {
             fw_cfg,
             isa_bridge,
             flash,
+            vga: adapter,
             _timers: timers,
         };
         platform.set_triggers();
@@ -231,8 +258,10 @@ impl Platform {
             fw_cfg,
             isa_bridge,
             flash,
+            vga,
             _timers,
         } = self;
+        vga.iter().for_each(|vga| vga.reset());
         isa_bridge.iter().for_each(|bridge| bridge.reset());
         flash.iter().for_each(|flash| flash.reset());
         serial.iter().for_each(|port| port.reset());
@@ -262,6 +291,8 @@ impl Platform {
             fw_cfg: self.fw_cfg.save(),
             isa_bridge: self.isa_bridge.as_ref().map(|bridge| bridge.save()),
             flash: self.flash.as_ref().map(|flash| flash.save()),
+            vga: self.vga.as_ref().map(|vga| vga.save()),
+            keyboard: self.i8042.save_keyboard(),
         }
     }
 
@@ -283,7 +314,13 @@ impl Platform {
         }
         self.rtc.restore(saved.rtc)?;
         self.pit.restore(saved.pit)?;
+        self.i8042.restore_keyboard(saved.keyboard)?;
         self.i8042.restore(saved.i8042)?;
+        match (&self.vga, saved.vga) {
+            (Some(vga), Some(saved)) => vga.restore(saved)?,
+            (None, None) => {}
+            _ => return Err(RestoreError::new("display adapter", "only one of the machines has it")),
+        }
         self.pm.restore(saved.pm)?;
         self.pci.restore(saved.pci)?;
         self.fw_cfg.restore(saved.fw_cfg)?;

@@ -10,6 +10,7 @@
 //! It alone changes the machine's state; nobody else pauses, resets or ends anything.
 
 mod saving;
+mod screen;
 
 use crate::Error;
 use crate::control::ReplyTo;
@@ -22,7 +23,7 @@ use crate::state::{VmState, valid_transition};
 use crate::terminal::Command;
 use crate::vcpu::{Gate, VcpuContext, VcpuEvent, VcpuHandle};
 use api::worker::config::OnReset;
-use api::worker::control::{ControlErrorKind, Counters, Reply, Request, Status, VERSION};
+use api::worker::control::{ControlError, ControlErrorKind, Counters, Reply, Request, Status, VERSION};
 use api::worker::exit;
 use cpu::Vcpu;
 use platform::PlatformEvent;
@@ -346,11 +347,21 @@ impl Controller {
                 reply.send(Ok(Reply::Done));
                 return Some(Ended::Stopped("a stop request"));
             }
+            Request::Screenshot {} => reply.send(self.screen().and_then(|vga| screen::shot(&vga))),
+            Request::ScreenText {} => reply.send(self.screen().map(|vga| screen::text(&vga))),
+            Request::Keys { keys, text } => reply.send(screen::press(&self.machine, &keys, &text)),
             Request::Snapshot { name, parent } => self.snapshot(name, parent, reply),
             Request::CancelSnapshot {} => self.cancel_snapshot(reply),
             _ => reply.refuse(ControlErrorKind::UnknownOperation, "this worker does not know the operation"),
         }
         None
+    }
+
+    fn screen(&self) -> Result<Arc<platform::vga::Vga>, ControlError> {
+        self.machine.display().ok_or_else(|| ControlError {
+            kind: ControlErrorKind::BadRequest,
+            message: "the machine has no display: start it with --display vga".into(),
+        })
     }
 
     fn status(&self) -> Status {

@@ -168,6 +168,7 @@ impl Bench {
             debug_exit: false,
             windows: Windows::above_ram(1 << 20, 1 << 30),
             firmware: None,
+            display: None,
         })
         .expect("empty buses");
         let image = folder.join(format!("arnia-fuzz-{}-{number}.img", std::process::id()));

@@ -12,8 +12,10 @@ use crate::undo::Made;
 use api::worker::config::{CharDevice, LineSocketConfig};
 use disk::qcow2::CreateOptions;
 use disk::{Access, Disk, Format, Image, Raw, Scratch};
-use memory::Ram;
+use memory::{Ram, RamRange, VideoMemory};
 use net::{Backend, MacAddress};
+use platform::DisplayConfig;
+use platform::vga::spec as vga;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -39,6 +41,8 @@ pub struct Inputs {
     pub devices: Devices,
     /// Where COM1 writes to.
     pub serial_output: Box<dyn Write + Send>,
+    /// The display adapter.
+    pub display: Option<DisplayConfig>,
 }
 
 /// What goes on the PCI bus.
@@ -133,7 +137,7 @@ impl Lines {
 pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines), Error> {
     let mut new_files = Vec::new();
     // First what is only read …
-    let (ram, boot, disks) = match &snapshot {
+    let (mut ram, boot, disks) = match &snapshot {
         None => {
             let mut ram = Ram::new(spec.memory)
                 .map_err(|e| Error::host("the guest's memory is not to be had").with_source(e))?;
@@ -149,6 +153,7 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
             (ram, boot, disks)
         }
     };
+    let display = spec.display.then(|| open_display(&mut ram)).transpose()?;
     let ram = Arc::new(ram);
     let is_own_file = |index: usize| match &snapshot {
         None => true,
@@ -201,7 +206,25 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
         console,
     };
     let restored = snapshot.map(Snapshot::into_restored);
-    Ok((Inputs { ram, restored, boot, disks, snapshots, devices, serial_output }, lines))
+    Ok((Inputs { ram, restored, boot, disks, snapshots, devices, serial_output, display }, lines))
+}
+
+/// Where the video BIOS for the display adapter is.
+const VIDEO_BIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
+
+/// Makes room in the guest's memory for a display adapter.
+fn open_display(ram: &mut Ram) -> Result<DisplayConfig, Error> {
+    let memory = VideoMemory::new(vga::VIDEO_MEMORY)
+        .map_err(|e| Error::host("the display's memory is not to be had").with_source(e))?;
+    let memory = Arc::new(memory);
+    ram.leave_to_devices(RamRange { start: vga::WINDOW_START, len: vga::WINDOW_LEN });
+    ram.set_video(memory.clone());
+    // BIOS firmware alone needs it; without it, its screens are on the serial port only.
+    let rom = std::fs::read(VIDEO_BIOS).ok().filter(|rom| rom.len() <= 1 << 20).unwrap_or_else(|| {
+        log::info!("there is no video BIOS at {VIDEO_BIOS} (Debian: apt-get install seabios)");
+        Vec::new()
+    });
+    Ok(DisplayConfig { memory, rom })
 }
 
 fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {

@@ -5,8 +5,8 @@
 
 use crate::Error;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig,
-    OnReset, UserNetConfig, VmConfig,
+    BootMethod, CharDevice, DiskConfig, Display, EngineChoice, FORMAT_AUTO, FirmwareImage, JitConfig,
+    NetConfig, OnReset, UserNetConfig, VmConfig,
 };
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,8 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// Network cards.
     pub nets: Vec<NetSpec>,
+    /// Whether there is a display adapter, with a keyboard.
+    pub display: bool,
     /// Sockets between host and guest.
     pub vsock: Option<VsockSpec>,
     /// Where COM1 leads.
@@ -294,8 +296,12 @@ impl TryFrom<VmConfig> for VmSpec {
                 check_socket_path(&socket.path, option)?;
             }
         }
+        let display = match config.display {
+            Some(display) => display == Display::Vga,
+            None => matches!(boot, BootSpec::Firmware(_)),
+        };
         // Entropy device and console take a slot each.
-        let devices = disks.len() + nets.len() + 2 + vsock.is_some() as usize;
+        let devices = disks.len() + nets.len() + 2 + vsock.is_some() as usize + display as usize;
         if devices > PCI_DEVICES_MAX {
             return Err(Error::bad_input(format!("{devices} devices do not fit on the PCI bus"))
                 .with_advice(format!(
@@ -316,6 +322,7 @@ impl TryFrom<VmConfig> for VmSpec {
             nested: config.nested,
             disks,
             nets,
+            display,
             vsock,
             serial: config.serial,
             console: config.console,

@@ -77,6 +77,9 @@ pub struct VmConfig {
     /// Network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// The display adapter, and a keyboard with it. Default: one in a machine with firmware, none with a kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display: Option<Display>,
     /// Sockets between host and guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
@@ -150,6 +153,7 @@ impl VmConfig {
             nested: false,
             disks: Vec::new(),
             nets: Vec::new(),
+            display: None,
             vsock: None,
             serial: default_serial(),
             console: default_console(),
@@ -406,6 +410,16 @@ pub enum TraceEvents {
     Host,
     /// Returns from translated code, with the reason.
     Exits,
+}
+
+/// A display adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Display {
+    /// None, and no keyboard.
+    None,
+    /// A VGA with a linear frame buffer.
+    Vga,
 }
 
 /// What a reset of the machine does.

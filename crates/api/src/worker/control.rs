@@ -69,6 +69,20 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         parent: Option<String>,
     },
+    /// What is on the screen. Answered by [`Reply::Screenshot`].
+    Screenshot {},
+    /// What is on the screen of a text mode. Answered by [`Reply::ScreenText`].
+    ScreenText {},
+    /// Press keys: those named, one after the other (`enter`, `ctrl-alt-delete`), then those that type the text on
+    /// a US keyboard. Answered before the guest has read them.
+    Keys {
+        /// Names of keys, those pressed together with hyphens in between.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        keys: Vec<String>,
+        /// Text to be typed.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        text: String,
+    },
     /// Give up the snapshot that is being made. Its own request is answered with a failure.
     CancelSnapshot {},
 }
@@ -134,6 +148,29 @@ pub enum Reply {
     Counters(Counters),
     /// To [`Request::Snapshot`].
     Snapshot(SnapshotDone),
+    /// To [`Request::Screenshot`].
+    Screenshot(Screenshot),
+    /// To [`Request::ScreenText`].
+    ScreenText(ScreenText),
+}
+
+/// What is on the screen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Screenshot {
+    /// Pixels of a line.
+    pub width: u32,
+    /// Lines.
+    pub height: u32,
+    /// The picture as PNG, in Base64.
+    pub png: String,
+}
+
+/// What is on the screen of a text mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScreenText {
+    /// Line by line, without blanks at their ends; absent when the screen shows graphics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<Vec<String>>,
 }
 
 /// A snapshot that was made.

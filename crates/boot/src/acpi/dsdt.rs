@@ -68,6 +68,13 @@ fn pci_root(machine: &Machine, out: &mut Vec<u8>) -> Result<(), Error> {
     let config_ports = IO::new(0xcf8, 0xcf8, 1, 8);
     let ports = AddressSpace::new_io(io.start as u16, (io.end() - 1) as u16, None);
     let mut resources: Vec<&dyn Aml> = vec![&bus_numbers, &config_ports, &ports];
+    // A display adapter's ports and window are on the bus, below the others.
+    let vga_ports = AddressSpace::new_io(0x3b0u16, 0x3dfu16, None);
+    let cacheable = AddressSpaceCacheable::Cacheable;
+    let vga_window = AddressSpace::new_memory(cacheable, true, 0xa_0000u32, 0xb_ffffu32, None);
+    if machine.has_display {
+        resources.extend([&vga_ports as &dyn Aml, &vga_window]);
+    }
     resources.extend(mmio32.iter().map(|part| part as &dyn Aml));
     resources.push(&mmio64);
     let resources = ResourceTemplate::new(resources).to_owned_bytes();
@@ -186,7 +193,8 @@ fn isa_devices(machine: &Machine, out: &mut Vec<u8>) {
         ("_SB_.PIT_", "PNP0100", vec![(0x40, 4)], Some(0)),
         ("_SB_.PIC_", "PNP0000", vec![(0x20, 2), (0xa0, 2), (0x4d0, 2)], Some(2)),
     ];
-    for (name, hid, ports, irq) in fixed {
+    let keyboard = ("_SB_.KBD_", "PNP0303", vec![(0x60, 1), (0x64, 1)], Some(1));
+    for (name, hid, ports, irq) in fixed.into_iter().chain(machine.has_display.then_some(keyboard)) {
         let mut resources: Vec<Box<dyn Aml>> = Vec::new();
         for (port, len) in ports {
             resources.push(Box::new(IO::new(port, port, 1, len)));

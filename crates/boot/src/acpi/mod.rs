@@ -1,7 +1,7 @@
 //! ACPI tables (ACPI specification 6.5): RSDP, XSDT, FADT, FACS, DSDT, MADT, MCFG, WAET.
 //!
 //! The machine is a PC in ACPI mode from the start, with fixed hardware (PM1, PM timer, GPE0), a power
-//! button, one I/O APIC, PCI configuration space by ECAM. There is no HPET and no 8042.
+//! button, one I/O APIC, PCI configuration space by ECAM. There is no HPET; an 8042 and a VGA only with a display.
 
 mod dsdt;
 mod tables;

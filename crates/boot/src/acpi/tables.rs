@@ -7,9 +7,12 @@ use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 
-/// FADT, IAPC_BOOT_ARCH (§5.2.9.3): there are ISA devices (the serial ports); no 8042, no VGA, and no
-/// ASPM to be switched on.
-const BOOT_ARCH: u16 = 1 << 0 | 1 << 2 | 1 << 4;
+/// FADT, IAPC_BOOT_ARCH (§5.2.9.3): there are ISA devices (the serial ports), and no ASPM to be switched on.
+const BOOT_ARCH: u16 = 1 << 0 | 1 << 4;
+/// There, with a keyboard: there is an 8042.
+const BOOT_ARCH_8042: u16 = 1 << 1;
+/// There, without a display: there is no VGA.
+const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 
 pub(super) fn facs() -> Vec<u8> {
     bytes_of(&FACS::new())
@@ -53,7 +56,8 @@ pub(super) fn fadt(machine: &Machine, facs: u64, dsdt: u64) -> Vec<u8> {
     fadt.p_lvl2_lat = 101.into();
     fadt.p_lvl3_lat = 1001.into();
     fadt.century = machine.rtc.century;
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    let display = if machine.has_display { BOOT_ARCH_8042 } else { BOOT_ARCH_NO_VGA };
+    fadt.iapc_boot_arch = (BOOT_ARCH | display).into();
     fadt.reset_reg = port(power.reset.0, 1, AccessSize::ByteAccess);
     fadt.reset_value = power.reset.1;
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"ARNIA\0\0\0").into();

@@ -54,7 +54,10 @@ fn the_fadt_tells_where_power_management_is() {
     assert_eq!(u32_at(fadt, 64), 0x604, "PM1a_CNT_BLK");
     assert_eq!(u32_at(fadt, 76), 0x608, "PM_TMR_BLK");
     assert_eq!(u32_at(fadt, 48), 0, "SMI_CMD: always in ACPI mode");
-    assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]) & 1 << 1, 0, "no 8042");
+    assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 0b1_0101, "ISA devices, no 8042, no VGA, no ASPM");
+    let with_display = super::image(&Machine { has_display: true, ..machine }).unwrap();
+    let other = &tables(&with_display).into_iter().find(|t| t.0 == "FACP").unwrap().1;
+    assert_eq!(u16::from_le_bytes([other[109], other[110]]), 0b1_0011, "an 8042 and a VGA");
     let flags = u32_at(fadt, 112);
     assert_eq!(flags & 1 << 4, 0, "the power button is fixed hardware");
     assert_ne!(flags & 1 << 10, 0, "there is a reset register");

@@ -97,7 +97,7 @@ impl Cpu {
 
     /// Reads code bytes of one page. Code outside RAM does not execute.
     fn read_code(&mut self, gpa: u64, bytes: &mut [u8]) -> Result<()> {
-        let Some(page) = self.ram.host_page(gpa) else {
+        let Some(page) = self.ram.code_page(gpa) else {
             return Err(
                 self.cannot_continue(format!("code at physical address {gpa:#x}, which is not memory"))
             );

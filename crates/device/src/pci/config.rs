@@ -16,6 +16,7 @@ pub mod reg {
     pub const BAR0: u16 = 0x10;
     pub const SUBSYSTEM_VENDOR_ID: u16 = 0x2c;
     pub const SUBSYSTEM_ID: u16 = 0x2e;
+    pub const ROM: u16 = 0x30;
     pub const CAPABILITIES: u16 = 0x34;
     pub const INTERRUPT_LINE: u16 = 0x3c;
     pub const INTERRUPT_PIN: u16 = 0x3d;
@@ -62,7 +63,7 @@ pub enum BarKind {
 /// A base address register with its present value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bar {
-    /// Register index, 0 to 5.
+    /// Register index, 0 to 5, or [`ROM_BAR`].
     pub index: usize,
     /// What it maps.
     pub kind: BarKind,
@@ -74,12 +75,16 @@ pub struct Bar {
     pub enabled: bool,
 }
 
+/// Index of the expansion ROM's register among [`Bar`]s.
+pub const ROM_BAR: usize = 6;
+
 /// The configuration space of one function: values and which of their bits the guest may write.
 #[derive(Clone, Debug)]
 pub struct ConfigSpace {
     values: Vec<u8>,
     writable: Vec<u8>,
     bars: [Option<(BarKind, u64)>; 6],
+    rom: Option<u64>,
     capability_tail: u16,
     next_capability: u16,
 }
@@ -100,6 +105,7 @@ impl ConfigSpace {
             values: vec![0; SIZE],
             writable: vec![0; SIZE],
             bars: [None; 6],
+            rom: None,
             capability_tail: reg::CAPABILITIES,
             next_capability: 0x40,
         };
@@ -138,6 +144,16 @@ impl ConfigSpace {
         self.bars[index] = Some((kind, size));
     }
 
+    /// Adds the expansion ROM's register (§6.2.5.2).
+    ///
+    /// # Panics
+    /// When `size` is not a power of two of at least 2 KiB: the device's own mistake.
+    pub fn add_rom(&mut self, size: u64) {
+        assert!(size.is_power_of_two() && size >= 2048);
+        self.set_writable_u32(reg::ROM, !(size as u32 - 1) | 1);
+        self.rom = Some(size);
+    }
+
     /// Sets the base of a BAR, as firmware would.
     pub fn set_bar_base(&mut self, index: usize, base: u64) {
         let Some((kind, size)) = self.bars[index] else { return };
@@ -163,6 +179,12 @@ impl ConfigSpace {
                 BarKind::Memory64 { .. } => (low | (self.u32(at + 4) as u64) << 32, reg::COMMAND_MEMORY),
             };
             bars.push(Bar { index, kind, base, size, enabled: command & bit != 0 });
+        }
+        // The ROM is there only while somebody reads it.
+        let rom = self.u32(reg::ROM);
+        if let (Some(size), 1) = (self.rom, rom & 1) {
+            let (base, enabled) = (u64::from(rom) & !(size - 1), command & reg::COMMAND_MEMORY != 0);
+            bars.push(Bar { index: ROM_BAR, kind: BarKind::Memory32, base, size, enabled });
         }
         bars
     }

@@ -7,7 +7,7 @@
 mod config;
 mod msix;
 
-pub use config::{Bar, BarKind, ConfigSaved, ConfigSpace, Identity, reg};
+pub use config::{Bar, BarKind, ConfigSaved, ConfigSpace, Identity, ROM_BAR, reg};
 pub use msix::{Msix, MsixSaved};
 
 use std::fmt;

@@ -5,11 +5,11 @@ use crate::fw_cfg::FwCfg;
 use crate::pci::{PciRoot, Windows, spec as pci_spec};
 use crate::reset::ResetControl;
 use crate::sync::lock;
-use crate::{FirmwareDevices, FlashConfig, Platform, PlatformConfig};
+use crate::{DisplayConfig, FirmwareDevices, FlashConfig, Platform, PlatformConfig};
 use clock::{Clock, Timers};
 use device::pci::{Bar, BarKind, Bdf, ConfigSpace, Identity, PciFunction};
 use device::{Bus, IrqLine, Msi, MsiSink};
-use memory::{Bytes, GuestAddress, GuestMemory, Ram};
+use memory::{Bytes, GuestAddress, GuestMemory, Ram, VideoMemory};
 use std::sync::{Arc, LazyLock, Mutex};
 
 const RAM_SIZE: u64 = 1 << 20;
@@ -24,6 +24,10 @@ static TIMERS: LazyLock<Timers> = LazyLock::new(|| {
     clock.pause();
     Timers::new(clock).expect("a thread for fuzzing")
 });
+
+/// Little of it, so that saving is quick.
+static VIDEO: LazyLock<Arc<VideoMemory>> =
+    LazyLock::new(|| Arc::new(VideoMemory::new(64 << 10).expect("memory for fuzzing")));
 
 fn memory() -> GuestMemory {
     MEMORY.guest().clone()
@@ -166,9 +170,9 @@ pub(crate) struct Machine {
 }
 
 /// The ports where devices are, and some where none is.
-const PORTS: [u16; 24] = [
+const PORTS: [u16; 28] = [
     0x20, 0x21, 0xa0, 0xa1, 0x40, 0x43, 0x61, 0x60, 0x64, 0x70, 0x71, 0x80, 0x92, 0xe9, 0xf4, 0x3f8, 0x2f8,
-    0x4d0, 0x510, 0x514, 0x600, 0x620, 0xcf8, 0xcfc,
+    0x4d0, 0x510, 0x514, 0x600, 0x620, 0xcf8, 0xcfc, 0x3c0, 0x3c8, 0x3d0, 0x1ce,
 ];
 
 impl Machine {
@@ -192,6 +196,7 @@ impl Machine {
             debug_exit: true,
             windows: Windows::above_ram(RAM_SIZE, 1 << 32),
             firmware: Some(FirmwareDevices { flash: Some(flash) }),
+            display: Some(DisplayConfig { memory: VIDEO.clone(), rom: vec![0x55; 700] }),
         })
         .expect("empty buses");
         Machine { platform, pio, mmio }
@@ -217,8 +222,9 @@ impl Machine {
             }
             4 => {
                 let (data, len) = script.access()?;
-                let address = match operation & 8 {
-                    0 => 0xfec0_0000 + ((operation as u64 & 7) << 4),
+                let address = match operation & 0x18 {
+                    0x18 => 0xa_0000 + (u64::from(script.word()?) << 1),
+                    0 | 0x10 => 0xfec0_0000 + ((operation as u64 & 7) << 4),
                     _ => FLASH_START + u64::from(script.word()?) % FLASH_SIZE as u64,
                 };
                 mmio.write(address, &data[..len]);

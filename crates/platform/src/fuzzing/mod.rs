@@ -13,7 +13,7 @@ mod models;
 mod script;
 
 pub use machine::{fw_cfg, pci, platform};
-pub use models::{acpi_pm, i8042, ioapic, pic, pit, rtc, serial};
+pub use models::{acpi_pm, i8042, ioapic, keyboard, pic, pit, rtc, serial, vga};
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -80,6 +80,16 @@ pub(crate) mod tests {
     #[test]
     fn i8042_withstands_random_scripts() {
         run(6, 3000, i8042);
+    }
+
+    #[test]
+    fn keyboard_withstands_random_scripts() {
+        run(11, 3000, keyboard);
+    }
+
+    #[test]
+    fn vga_withstands_random_scripts() {
+        run(12, 200, vga);
     }
 
     #[test]

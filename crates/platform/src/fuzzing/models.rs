@@ -2,14 +2,17 @@
 
 use super::script::Script;
 use crate::acpi_pm::AcpiPmModel;
-use crate::i8042::I8042Model;
+use crate::i8042::{I8042Model, Key, KeyboardModel, Stroke};
 use crate::ioapic::IoApicModel;
 use crate::pic::PicPair;
 use crate::pit::PitModel;
 use crate::rtc::Rtc;
 use crate::serial::Uart;
+use crate::vga::VgaModel;
 use crate::{acpi_pm as pm, i8042 as kbd};
 use device::state::SaveRestore;
+use memory::VideoMemory;
+use std::sync::LazyLock;
 
 /// A copy by way of the saved state, which the device must accept.
 fn copied<T: SaveRestore>(device: &T, mut fresh: T) -> T {
@@ -197,6 +200,63 @@ pub fn i8042(data: &[u8]) {
                 let mut copy = copied(&model, new());
                 assert_eq!(copy.interrupts(), model.interrupts());
                 assert_eq!(copy.read(port), model.read(port));
+            }
+        }
+        Some(())
+    };
+    while step().is_some() {}
+}
+
+/// The keyboard, and the names of keys.
+pub fn keyboard(data: &[u8]) {
+    let mut script = Script(data);
+    let mut keyboard = KeyboardModel::new();
+    let _ = Stroke::named(&String::from_utf8_lossy(data));
+    let _ = Stroke::typing(&String::from_utf8_lossy(data));
+    let keys = ["a", "f7", "delete", "ctrl"].map(|name| Key::named(name).expect("a key"));
+    let mut step = || {
+        let operation = script.byte()?;
+        match operation >> 6 {
+            0 => keyboard.receive(script.byte()?),
+            1 => keyboard.key(keys[usize::from(operation & 3)], operation & 4 != 0),
+            2 => drop(keyboard.take()),
+            _ => {
+                let mut copy = copied(&keyboard, KeyboardModel::new());
+                assert_eq!((copy.held(), copy.take()), (keyboard.held(), keyboard.take()));
+            }
+        }
+        Some(())
+    };
+    while step().is_some() {}
+}
+
+/// The display adapter.
+pub fn vga(data: &[u8]) {
+    const SIZE: u64 = 128 << 10;
+    static MEMORY: LazyLock<VideoMemory> =
+        LazyLock::new(|| VideoMemory::new(SIZE).expect("memory for fuzzing"));
+    let mut script = Script(data);
+    let mut vga = VgaModel::new(SIZE);
+    let mut pictures = 0;
+    let mut step = || {
+        let operation = script.byte()?;
+        let port = 0x3b0 + u16::from(operation & 0x1f) + u16::from(operation & 0x20) / 2;
+        match operation >> 5 {
+            0 | 1 => vga.write(port, script.byte()?),
+            2 => vga.dispi_write((operation & 0xf).into(), script.word()?, &MEMORY),
+            3 => vga.window_write((script.dword()? % (SIZE as u32)).into(), operation, &MEMORY),
+            4 => drop(vga.window_read((script.dword()? % (SIZE as u32)).into(), &MEMORY)),
+            // Large ones take their time.
+            5 if pictures < 2 => {
+                let picture = vga.picture(&MEMORY);
+                assert_eq!(picture.pixels.len(), picture.width * picture.height * 3);
+                let _ = vga.text(&MEMORY);
+                pictures += 1;
+            }
+            6 => drop(vga.read(port)),
+            _ => {
+                let copy = copied(&vga, VgaModel::new(SIZE));
+                assert_eq!(copy.dispi_read(operation.into()), vga.dispi_read(operation.into()));
             }
         }
         Some(())

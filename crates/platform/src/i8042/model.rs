@@ -1,6 +1,7 @@
 //! The keyboard controller as registers.
 
 use super::spec::*;
+use super::translation::{UP, translate};
 use device::state::{RestoreError, SaveRestore};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -22,6 +23,9 @@ pub struct I8042Saved {
     queue: VecDeque<(u8, u8)>,
     /// What was read last: reading again gives it again.
     last_read: u8,
+    /// With translation: the keyboard has said that a key goes up, and the key follows.
+    #[serde(default)]
+    going_up: bool,
 }
 
 /// What a register access asks of the world.
@@ -35,8 +39,7 @@ pub enum I8042Effect {
     ToAux(u8),
 }
 
-/// The controller. Scan codes are passed on as the keyboard sends them: a keyboard that is plugged in
-/// sends what the configuration's translation bit asks for.
+/// The controller.
 #[derive(Clone, Debug)]
 pub struct I8042Model {
     regs: I8042Saved,
@@ -56,6 +59,7 @@ impl I8042Model {
             last_was_command: false,
             queue: VecDeque::new(),
             last_read: 0,
+            going_up: false,
         };
         I8042Model { regs, has_keyboard, has_aux }
     }
@@ -85,10 +89,23 @@ impl I8042Model {
         self.regs.output_port & OUTPUT_A20 != 0
     }
 
-    /// The keyboard sends a byte; lost when the port is switched off.
+    /// Whether the keyboard may send a byte: its clock runs, and nothing waits to be read.
+    pub fn takes_from_keyboard(&self) -> bool {
+        self.regs.ram[0] & CONFIG_KEYBOARD_OFF == 0 && self.regs.queue.is_empty()
+    }
+
+    /// The keyboard sends a byte of scan code set 2; lost when the port is switched off.
     pub fn from_keyboard(&mut self, byte: u8) {
-        if self.regs.ram[0] & CONFIG_KEYBOARD_OFF == 0 {
+        if self.regs.ram[0] & CONFIG_KEYBOARD_OFF != 0 {
+            return;
+        }
+        if self.regs.ram[0] & CONFIG_TRANSLATE == 0 {
             self.answer(0, byte);
+        } else if byte == UP {
+            self.regs.going_up = true;
+        } else {
+            let up = std::mem::take(&mut self.regs.going_up);
+            self.answer(0, translate(byte, up));
         }
     }
 
@@ -168,6 +185,7 @@ impl I8042Model {
             CMD_AUX_ON if self.has_aux => self.regs.ram[0] = config & !CONFIG_AUX_OFF,
             CMD_AUX_TEST => self.answer(0, if self.has_aux { LINES_GOOD } else { LINES_DEAD }),
             CMD_SELF_TEST => {
+                self.regs.going_up = false;
                 self.regs.ram[0] |= CONFIG_SYSTEM;
                 self.regs.queue.clear();
                 self.answer(0, SELF_TEST_PASSED);

@@ -89,3 +89,32 @@ pub const OUTPUT_A20: u8 = 1 << 1;
 pub const SYSTEM_A_RESET: u8 = 1 << 0;
 /// System control port A: A20.
 pub const SYSTEM_A_A20: u8 = 1 << 1;
+
+/// Keyboard: set the lights.
+pub const KEYBOARD_SET_LEDS: u8 = 0xed;
+/// Keyboard: send the same back.
+pub const KEYBOARD_ECHO: u8 = 0xee;
+/// Keyboard: choose or tell the set of scan codes.
+pub const KEYBOARD_SET: u8 = 0xf0;
+/// Keyboard: tell what you are.
+pub const KEYBOARD_IDENTIFY: u8 = 0xf2;
+/// Keyboard: set rate and delay of repetition.
+pub const KEYBOARD_TYPEMATIC: u8 = 0xf3;
+/// Keyboard: begin to send keys.
+pub const KEYBOARD_ENABLE: u8 = 0xf4;
+/// Keyboard: send no keys.
+pub const KEYBOARD_DISABLE: u8 = 0xf5;
+/// Keyboard: take the default settings.
+pub const KEYBOARD_DEFAULTS: u8 = 0xf6;
+/// Keyboard: send the last byte again; from the keyboard: that was not understood.
+pub const KEYBOARD_RESEND: u8 = 0xfe;
+/// Keyboard: start anew.
+pub const KEYBOARD_RESET: u8 = 0xff;
+/// From the keyboard: understood.
+pub const KEYBOARD_ACK: u8 = 0xfa;
+/// From the keyboard: the self-test has passed.
+pub const KEYBOARD_TEST_PASSED: u8 = 0xaa;
+/// What the keyboard is.
+pub const KEYBOARD_ID: [u8; 2] = [0xab, 0x83];
+/// 10.9 characters a second after half a second.
+pub const TYPEMATIC_DEFAULT: u8 = 0x2b;

@@ -5,7 +5,7 @@ use super::spec::*;
 use super::{HostBridge, Window, Windows};
 use crate::IrqRouter;
 use crate::sync::lock;
-use device::pci::{Bar, BarKind, Bdf, ConfigSaved, PciFunction, reg};
+use device::pci::{Bar, BarKind, Bdf, ConfigSaved, PciFunction, ROM_BAR, reg};
 use device::state::RestoreError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -139,7 +139,8 @@ impl PciRoot {
         let functions = self.functions();
         let mut bars: Vec<(Bdf, &dyn PciFunction, Bar)> = Vec::new();
         for (bdf, function) in &functions {
-            bars.extend(function.bars().into_iter().map(|bar| (*bdf, &**function, bar)));
+            let registers = function.bars().into_iter().filter(|bar| bar.index != ROM_BAR);
+            bars.extend(registers.map(|bar| (*bdf, &**function, bar)));
         }
         bars.sort_by_key(|(bdf, _, bar)| (std::cmp::Reverse(bar.size), *bdf, bar.index));
         let mut io = Allocator::new(self.windows.io, 1);
@@ -263,7 +264,7 @@ impl PciRoot {
         let end = offset as usize + data.len();
         let touches =
             |first: u16, len: usize| (offset as usize) < first as usize + len && end > first as usize;
-        if touches(reg::COMMAND, 2) || touches(reg::BAR0, 24) {
+        if touches(reg::COMMAND, 2) || touches(reg::BAR0, 24) || touches(reg::ROM, 4) {
             self.remap();
         }
     }

@@ -56,6 +56,7 @@ fn rig() -> Rig {
         debug_console: None,
         debug_exit: true,
         windows: Windows::above_ram(64 << 20, 1 << 36),
+        display: None,
         firmware: Some(FirmwareDevices {
             flash: Some(FlashConfig { start: 0xffc0_0000, data: vec![0xff; 0x4000], keep: None }),
         }),

@@ -6,7 +6,7 @@ mod options;
 use crate::Error;
 use api::ByteSize;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, EngineChoice, FirmwareImage, JitConfig, JitMode, JitStress,
+    BootMethod, CharDevice, DiskConfig, Display, EngineChoice, FirmwareImage, JitConfig, JitMode, JitStress,
     NetConfig, OnReset, RestoreConfig, TraceConfig, VmConfig, VsockConfig,
 };
 use clap::{Parser, ValueEnum};
@@ -124,6 +124,10 @@ pub struct Cli {
     /// [,subnet=NETWORK][,hostname=NAME]. May be repeated
     #[arg(long, value_name = "NET", value_parser = options::net)]
     net: Vec<Net>,
+    /// The display adapter, and a keyboard with it; see the control requests screenshot and keys
+    /// [default: vga with --firmware, none with --kernel]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    display: Option<DisplayKind>,
     /// Sockets between host and guest: cid=N,socket=PATH
     #[arg(long, value_name = "VSOCK", value_parser = options::vsock)]
     vsock: Option<VsockConfig>,
@@ -147,7 +151,7 @@ pub struct Cli {
     /// what the guest writes is lost at the end
     #[arg(long, value_name = "DIR", conflicts_with_all = [
         "config", "kernel", "firmware", "initrd", "append", "boot", "cpus", "memory",
-        "cpu_model", "debug_exit",
+        "cpu_model", "debug_exit", "display",
     ])]
     restore: Option<PathBuf>,
     /// With --restore: check the snapshot's files even if they are as they were when last checked
@@ -190,6 +194,14 @@ enum Boot {
     SelfDecompressing,
     /// By the PVH entry point
     Pvh,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DisplayKind {
+    /// No display, no keyboard
+    None,
+    /// A VGA with a linear frame buffer, and a PS/2 keyboard
+    Vga,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -371,6 +383,11 @@ impl Cli {
         set(&mut config.memory, self.memory);
         set_option(&mut config.cpu_model, self.cpu_model);
         set_option(&mut config.vsock, self.vsock);
+        let display = self.display.map(|display| match display {
+            DisplayKind::None => Display::None,
+            DisplayKind::Vga => Display::Vga,
+        });
+        set_option(&mut config.display, display);
         set(&mut config.serial, self.serial);
         set(&mut config.console, self.console);
         set_option(&mut config.control, self.control);

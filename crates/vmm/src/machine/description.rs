@@ -49,6 +49,7 @@ pub(super) fn describe(spec: &VmSpec, cpu_model: &str, windows: Windows) -> Mach
             address: boot::layout::GENERATION_ID,
             event: super::generation::EVENT,
         }),
+        has_display: spec.display,
         rtc: Rtc { port: rtc::spec::PORT_INDEX, irq: rtc::spec::IRQ as u8, century: rtc::spec::REG_CENTURY },
     }
 }

@@ -16,9 +16,11 @@ mod firmware;
 mod generation;
 mod io;
 mod saving;
+mod screen;
 
 pub use io::{IoCounters, VcpuIo};
 
+use self::screen::Screen;
 use crate::Error;
 use crate::inputs::Inputs;
 use crate::snapshot::Folder;
@@ -145,6 +147,7 @@ impl Machine {
             debug_exit: spec.debug_exit,
             windows,
             firmware: inputs.boot.firmware_devices(),
+            display: inputs.display,
         })
         .map_err(|e| {
             Error::new(crate::ErrorKind::Internal, "the devices do not fit together").with_source(e)
@@ -153,7 +156,11 @@ impl Machine {
         let bus = devices::PciBus { platform: &platform, ram: &ram, msi: &msi };
         let devices::Populated { functions, boot_order } = bus.populate(inputs.devices, spec.cpus)?;
         let doorbells = doorbells::Doorbells::new(vm.clone(), &functions);
-        platform.pci.on_remap(move || doorbells.follow());
+        let screen = Screen::new(&platform, &vm, windows);
+        platform.pci.on_remap(move || {
+            doorbells.follow();
+            screen.iter().for_each(Screen::follow);
+        });
         let description = description::describe(spec, &cpu_model, windows);
         if inputs.boot.is_firmware() {
             firmware::inform(&platform, &ram, &description, boot_order)?;
@@ -256,6 +263,19 @@ impl Machine {
     /// COM1.
     pub fn serial_port(&self) -> Arc<platform::serial::SerialPort> {
         self.platform.serial[0].clone()
+    }
+
+    /// The display adapter.
+    pub fn display(&self) -> Option<Arc<platform::vga::Vga>> {
+        self.platform.vga.clone()
+    }
+
+    /// Presses keys of the keyboard.
+    ///
+    /// # Errors
+    /// When there is none, or what was typed before waits still.
+    pub fn press_keys(&self, strokes: Vec<platform::i8042::Stroke>) -> Result<(), platform::i8042::KeyError> {
+        self.platform.i8042.press(strokes)
     }
 
     /// Guest time in nanoseconds.

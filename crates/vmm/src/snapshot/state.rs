@@ -9,7 +9,7 @@ use x86::CpuState;
 
 /// Versions of the parts' saved forms. One is raised when a field changes its meaning, so that an older
 /// program refuses what it would misunderstand; fields that are only added have defaults.
-const VERSIONS: [(&str, u32); 16] = [
+const VERSIONS: [(&str, u32); 18] = [
     ("cpu", x86::state::VERSION),
     ("clock", 1),
     ("serial", 1),
@@ -26,6 +26,8 @@ const VERSIONS: [(&str, u32); 16] = [
     ("virtio_net", 1),
     ("virtio_console", 1),
     ("virtio_vsock", 1),
+    ("vga", 1),
+    ("keyboard", 1),
 ];
 
 /// Processors, devices and clock of a machine that stands still.

@@ -35,7 +35,7 @@ impl Cpu {
             return None;
         }
         self.watch_code_page(gpa);
-        let page = self.ram.host_page(gpa)?;
+        let page = self.ram.code_page(gpa)?;
         let vm = self.vm.clone();
         let mut cache = vm.code.cache();
         if cache.emptying || cache.is_full() {
