@@ -89,7 +89,8 @@ impl VgaModel {
     /// Lines that the CRT controller shows.
     fn scan_lines(&self) -> usize {
         let crtc = &self.regs.crtc;
-        1 + crtc[0x12] as usize | (crtc[7] as usize & 2) << 7 | (crtc[7] as usize & 0x40) << 3
+        let high = (crtc[7] as usize & 2) << 7 | (crtc[7] as usize & 0x40) << 3;
+        (crtc[0x12] as usize | high) + 1
     }
 
     /// Lines of the CRT controller for each line of a picture.
