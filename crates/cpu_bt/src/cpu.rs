@@ -227,7 +227,6 @@ impl Cpu {
         };
         init! {
             regs: Regs::new(),
-            tlb: Tlb::new(),
             pages: Pages::new(),
             sys: SystemRegs::new(),
             mode: mode,
@@ -255,6 +254,7 @@ impl Cpu {
         // value, and what `initialise` writes.
         let mut cpu = unsafe {
             runtime::initialise(&raw mut (*at).jit, signals.word(), at);
+            (*at).tlb.initialise();
             (&raw mut (*at).signals).write(signals);
             boxed.assume_init()
         };

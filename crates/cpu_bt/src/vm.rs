@@ -178,6 +178,21 @@ impl CodePages {
         }
     }
 
+    /// Has the access at a physical address translated anew, without a guess of its page.
+    pub(crate) fn stop_guessing(&self, gpa: u64) {
+        if self.cache().stop_guessing(gpa) {
+            self.tell_of_voided();
+        }
+    }
+
+    /// Has all vCPUs leave translations that are void, and forget them.
+    fn tell_of_voided(&self) {
+        // A trace that loops in itself looks only for requests.
+        for signals in &self.signals {
+            signals.raise(signal::CODE_VOIDED);
+        }
+    }
+
     /// Voids the decoded blocks of a page and the translations made from the given lines of it.
     fn void(&self, page: usize, gpa: u64, lines: u64) {
         self.voided.add();
@@ -190,10 +205,7 @@ impl CodePages {
         }
         drop(cache);
         if invalid.any {
-            // A trace that loops in itself looks only for requests.
-            for signals in &self.signals {
-                signals.raise(signal::CODE_VOIDED);
-            }
+            self.tell_of_voided();
         }
     }
 }
@@ -262,6 +274,7 @@ impl crate::cpu::Cpu {
         if !self.jit.ready {
             self.jit.ready = true;
             (self.jit.enter, self.jit.leave) = (cache.stubs.enter, cache.stubs.leave);
+            self.jit.underflows = cache.stubs.underflow;
             self.jit.forget_targets();
         }
         if !cache.is_full() {

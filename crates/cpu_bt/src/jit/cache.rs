@@ -3,9 +3,13 @@
 
 use super::arena::Arena;
 use super::emit::Emit;
+use super::groups::{Form, Groups};
 use super::stubs::{self, Stubs};
 use crate::block::cache::AddressHasher;
-use std::collections::HashMap;
+use crate::mmu::guess::GUESSES;
+use crate::vm::line_mask;
+use iced_x86::Register;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
@@ -21,6 +25,8 @@ pub(crate) struct Translation {
     pub(crate) key: Key,
     /// Entry from code in the same page.
     pub(crate) direct: u64,
+    /// The same from further up, which need not look for requests.
+    pub(crate) forward: u64,
     /// Entry with the target's linear address in S0, which it verifies.
     pub(crate) verified: u64,
     /// Code that leaves for its first instruction: where the direct entry leads once it is void.
@@ -43,6 +49,8 @@ pub(crate) struct Exit {
     pub(crate) key: Key,
     /// The target lies in the same linear page.
     pub(crate) same_page: bool,
+    /// It lies further down than the head of the trace.
+    pub(crate) forward: bool,
 }
 
 /// All translations of a machine.
@@ -58,6 +66,10 @@ pub(crate) struct CodeCache {
     /// Void translations whose entries lead to the successor once there is one.
     stale: Map<(u64, Key), u32>,
     exits: Vec<Exit>,
+    /// Number of the guess that the next trace gets.
+    next_guess: u32,
+    /// Physical addresses of instructions whose page is often guessed wrongly.
+    unguessable: HashSet<u64, BuildHasherDefault<AddressHasher>>,
     /// Nothing may be added or found: the arena is about to be emptied.
     pub(crate) emptying: bool,
 }
@@ -90,6 +102,8 @@ impl CodeCache {
             by_page: Map::default(),
             stale: Map::default(),
             exits: Vec::new(),
+            next_guess: 1,
+            unguessable: HashSet::default(),
             emptying: false,
         }
     }
@@ -126,6 +140,7 @@ impl CodeCache {
         self.by_page.clear();
         self.stale.clear();
         self.exits.clear();
+        self.unguessable.clear();
         self.emptying = false;
     }
 
@@ -160,6 +175,34 @@ impl CodeCache {
         self.exits.len() as u32
     }
 
+    /// Numbers of guesses for the groups of a trace at `gpa`. Those known to be wrong often are told so.
+    pub(crate) fn guesses_for(&mut self, groups: &mut Groups, gpa: u64) -> Vec<u32> {
+        let mut stack = [false; 2];
+        let mut numbers = Vec::with_capacity(groups.list.len());
+        for group in &mut groups.list {
+            group.often_wrong = self.unguessable.contains(&(gpa & !0xfff | group.first as u64));
+            // All code shares one guess for the stack. No two groups of a trace may share any.
+            let number = match &mut stack[group.write as usize] {
+                taken @ false if group.form == Form::register(Register::RSP) => {
+                    *taken = true;
+                    0
+                }
+                _ => {
+                    self.next_guess = self.next_guess % (GUESSES as u32 - 1) + 1;
+                    self.next_guess
+                }
+            };
+            numbers.push(number);
+        }
+        numbers
+    }
+
+    /// Notes that the page of an access is often guessed wrongly, and voids the translations with it.
+    /// True if there were any.
+    pub(crate) fn stop_guessing(&mut self, gpa: u64) -> bool {
+        self.unguessable.insert(gpa) && self.invalidate(gpa >> 12, line_mask(gpa & 0xfff, 1)).any
+    }
+
     /// Adds a trace made for [`CodeCache::next`], and its exits made for [`CodeCache::next_exit`].
     pub(crate) fn add(&mut self, translation: Translation, code: &[u8], exits: Vec<Exit>) {
         self.arena().push(code);
@@ -167,10 +210,11 @@ impl CodeCache {
         let (gpa, key) = (translation.gpa, translation.key);
         let index = self.list.len() as u32;
         if let Some(old) = self.stale.remove(&(gpa, key)) {
-            let (direct, verified) = (self.list[old as usize].direct, self.list[old as usize].verified);
+            let Translation { direct, verified, forward, .. } = self.list[old as usize];
             let arena = self.arena();
             arena.patch_jump(direct, translation.direct);
             arena.patch_jump(verified, translation.verified);
+            arena.patch_jump(forward, translation.forward);
         }
         self.by_page.entry(gpa >> 12).or_default().push(index);
         self.by_address.insert((gpa, key), index);
@@ -186,7 +230,11 @@ impl CodeCache {
         if exit.key != key || exit.same_page && !direct {
             return false;
         }
-        let to = if direct { target.direct } else { target.verified };
+        let to = match direct {
+            true if exit.forward => target.forward,
+            true => target.direct,
+            false => target.verified,
+        };
         self.arena().patch_u32(exit.patch, to.wrapping_sub(exit.patch + 4) as u32);
         true
     }
@@ -204,6 +252,7 @@ impl CodeCache {
             let (gpa, key) = (translation.gpa, translation.key);
             let arena = self.arena.as_mut().expect("there are translations");
             arena.patch_jump(translation.direct, translation.depart);
+            arena.patch_jump(translation.forward, translation.depart);
             arena.patch_jump(translation.verified, self.leave);
             self.by_address.remove(&(gpa, key));
             self.stale.insert((gpa, key), index);

@@ -23,9 +23,25 @@ pub(crate) mod host {
 pub(crate) mod cc {
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
+    pub(crate) const B: u8 = 2;
     pub(crate) const A: u8 = 7;
     pub(crate) const AE: u8 = 3;
     pub(crate) const BE: u8 = 6;
+}
+
+/// A memory operand in a page of the host: `[base + index + displacement]`. `index` is not RSP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Operand {
+    pub(crate) base: u8,
+    pub(crate) index: Option<u8>,
+    pub(crate) displacement: i32,
+}
+
+impl Operand {
+    /// `[base]`
+    pub(crate) fn at(base: u8) -> Operand {
+        Operand { base, index: None, displacement: 0 }
+    }
 }
 
 /// A place in the code, perhaps not known yet.
@@ -255,6 +271,15 @@ impl Emit {
         self.gs_op(true, &[0x3b], reg, displacement);
     }
 
+    /// `cmp dword gs:[index << scale + displacement], imm`
+    pub(crate) fn gs_cmp32_scaled_imm(&mut self, index: u8, scale: u8, displacement: i32, value: u32) {
+        self.byte(0x65);
+        self.rex(false, 0, index, 0);
+        self.bytes(&[0x81, 7 << 3 | 4, scale << 6 | (index & 7) << 3 | 5]);
+        self.imm32(displacement);
+        self.imm32(value as i32);
+    }
+
     /// `mov reg, gs:[index << scale + displacement]`
     pub(crate) fn gs_load_scaled(&mut self, reg: u8, index: u8, scale: u8, displacement: i32) {
         self.byte(0x65);
@@ -263,13 +288,57 @@ impl Emit {
         self.imm32(displacement);
     }
 
-    /// `cmp dword gs:[index << scale + displacement], imm`
-    pub(crate) fn gs_cmp32_scaled_imm(&mut self, index: u8, scale: u8, displacement: i32, value: u32) {
+    /// `cmp reg, gs:[index << scale + displacement]`
+    pub(crate) fn gs_cmp_scaled(&mut self, reg: u8, index: u8, scale: u8, displacement: i32) {
+        self.byte(0x65);
+        self.rex(true, reg, index, 0);
+        self.bytes(&[0x3b, (reg & 7) << 3 | 4, scale << 6 | (index & 7) << 3 | 5]);
+        self.imm32(displacement);
+    }
+
+    /// `push qword gs:[displacement]`
+    pub(crate) fn gs_push(&mut self, displacement: i32) {
+        self.gs_op(false, &[0xff], 6, displacement);
+    }
+
+    /// `call gs:[index*8 + displacement]`
+    pub(crate) fn gs_call_scaled(&mut self, index: u8, displacement: i32) {
         self.byte(0x65);
         self.rex(false, 0, index, 0);
-        self.bytes(&[0x81, 7 << 3 | 4, scale << 6 | (index & 7) << 3 | 5]);
+        self.bytes(&[0xff, 0x14, 0xc5 | (index & 7) << 3]);
         self.imm32(displacement);
-        self.imm32(value as i32);
+    }
+
+    /// `push reg`
+    pub(crate) fn push(&mut self, reg: u8) {
+        self.rex(false, 0, 0, reg);
+        self.byte(0x50 | reg & 7);
+    }
+
+    /// `pop reg`
+    pub(crate) fn pop(&mut self, reg: u8) {
+        self.rex(false, 0, 0, reg);
+        self.byte(0x58 | reg & 7);
+    }
+
+    /// `cmp a, b`
+    pub(crate) fn cmp(&mut self, a: u8, b: u8) {
+        self.rex(true, b, 0, a);
+        self.bytes(&[0x39, 0xc0 | (b & 7) << 3 | a & 7]);
+    }
+
+    /// `ret`
+    pub(crate) fn ret(&mut self) {
+        self.byte(0xc3);
+    }
+
+    /// `call label` whose distance can be patched in one step: returns the address of the distance.
+    pub(crate) fn call_patchable(&mut self, label: Label) -> u64 {
+        self.align(4, 3);
+        self.byte(0xe8);
+        self.fixups.push((self.code.len() as u32, label));
+        self.imm32(0);
+        self.here() - 4
     }
 
     /// `jmp gs:[index*8 + displacement]`
@@ -343,10 +412,23 @@ impl Emit {
         index: Option<(u8, u8)>,
         displacement: i32,
     ) {
+        self.memory(wide, 0x8d, dst, base, index, displacement);
+    }
+
+    /// An instruction of one byte with a register and a memory operand.
+    fn memory(
+        &mut self,
+        wide: bool,
+        opcode: u8,
+        reg: u8,
+        base: Option<u8>,
+        index: Option<(u8, u8)>,
+        displacement: i32,
+    ) {
         let (index_number, scale) = index.unwrap_or((4, 0));
-        self.rex(wide, dst, index.map_or(0, |i| i.0), base.unwrap_or(0));
-        self.byte(0x8d);
-        let reg = (dst & 7) << 3;
+        self.rex(wide, reg, index.map_or(0, |i| i.0), base.unwrap_or(0));
+        self.byte(opcode);
+        let reg = (reg & 7) << 3;
         let small = displacement as i8 as i32 == displacement;
         match base {
             None => {
@@ -373,6 +455,113 @@ impl Emit {
         }
     }
 
+    /// `mov dst, operand`
+    pub(crate) fn load64_at(&mut self, dst: u8, operand: Operand) {
+        let index = operand.index.map(|index| (index, 0));
+        self.memory(true, 0x8b, dst, Some(operand.base), index, operand.displacement);
+    }
+
+    /// `mov dst32, operand`
+    pub(crate) fn load32_at(&mut self, dst: u8, operand: Operand) {
+        let index = operand.index.map(|index| (index, 0));
+        self.memory(false, 0x8b, dst, Some(operand.base), index, operand.displacement);
+    }
+
+    /// `mov operand, src`
+    pub(crate) fn store64_at(&mut self, operand: Operand, src: u8) {
+        let index = operand.index.map(|index| (index, 0));
+        self.memory(true, 0x89, src, Some(operand.base), index, operand.displacement);
+    }
+
+    /// `mov qword operand, imm` (sign-extended)
+    pub(crate) fn store64_imm_at(&mut self, operand: Operand, value: i32) {
+        let index = operand.index.map(|index| (index, 0));
+        self.memory(true, 0xc7, 0, Some(operand.base), index, operand.displacement);
+        self.imm32(value);
+    }
+
+    /// `mov dst32, gs:[displacement]`
+    pub(crate) fn gs_load32(&mut self, dst: u8, displacement: i32) {
+        self.gs_op(false, &[0x8b], dst, displacement);
+    }
+
+    /// `reg += gs:[displacement]` without touching flags. Uses `scratch`.
+    pub(crate) fn gs_add_keeping_flags(&mut self, reg: u8, scratch: u8, displacement: i32) {
+        self.gs_load(scratch, displacement);
+        self.lea(true, reg, Some(reg), Some((scratch, 0)), 0);
+    }
+
+    /// `sub reg, gs:[displacement]`
+    pub(crate) fn gs_sub(&mut self, reg: u8, displacement: i32) {
+        self.gs_op(true, &[0x2b], reg, displacement);
+    }
+
+    /// `mov byte gs:[displacement], imm`
+    pub(crate) fn gs_store_imm8(&mut self, displacement: i32, value: u8) {
+        self.gs_op(false, &[0xc6], 0, displacement);
+        self.byte(value);
+    }
+
+    /// `mov reg, gs:[index + displacement]`
+    pub(crate) fn gs_load_indexed(&mut self, reg: u8, index: u8, displacement: i32) {
+        self.gs_indexed(true, &[0x8b], reg, index, displacement);
+    }
+
+    /// `mov gs:[index + displacement], reg`
+    pub(crate) fn gs_store_indexed(&mut self, index: u8, displacement: i32, reg: u8) {
+        self.gs_indexed(true, &[0x89], reg, index, displacement);
+    }
+
+    /// `cmp reg, gs:[index + displacement]`
+    pub(crate) fn gs_cmp_indexed(&mut self, reg: u8, index: u8, displacement: i32) {
+        self.gs_indexed(true, &[0x3b], reg, index, displacement);
+    }
+
+    /// `cmp byte gs:[index + displacement], imm`
+    pub(crate) fn gs_cmp8_indexed_imm(&mut self, index: u8, displacement: i32, value: u8) {
+        self.gs_indexed(false, &[0x80], 7, index, displacement);
+        self.byte(value);
+    }
+
+    /// `sub dword gs:[index + displacement], 1`
+    pub(crate) fn gs_decrement_indexed(&mut self, index: u8, displacement: i32) {
+        self.gs_indexed(false, &[0x83], 5, index, displacement);
+        self.byte(1);
+    }
+
+    /// `add dword gs:[displacement], 1`
+    pub(crate) fn gs_increment(&mut self, displacement: i32) {
+        self.gs_op(false, &[0x83], 0, displacement);
+        self.byte(1);
+    }
+
+    /// `mov dword gs:[index * 4 + displacement], src32`
+    pub(crate) fn gs_store32_scaled(&mut self, index: u8, displacement: i32, src: u8) {
+        self.byte(0x65);
+        self.rex(false, src, index, 0);
+        self.bytes(&[0x89, (src & 7) << 3 | 4, 2 << 6 | (index & 7) << 3 | 5]);
+        self.imm32(displacement);
+    }
+
+    /// `and reg, imm` (sign-extended)
+    pub(crate) fn and_imm(&mut self, reg: u8, value: i32) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0x81, 0xe0 | reg & 7]);
+        self.imm32(value);
+    }
+
+    /// `sub dst, src`
+    pub(crate) fn sub(&mut self, dst: u8, src: u8) {
+        self.rex(true, src, 0, dst);
+        self.bytes(&[0x29, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
+    /// `xor dst, src`
+    pub(crate) fn xor(&mut self, dst: u8, src: u8) {
+        self.rex(true, src, 0, dst);
+        self.bytes(&[0x31, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
     /// `rorx dst, src, count` (BMI2): rotates without touching flags.
     pub(crate) fn rorx(&mut self, dst: u8, src: u8, count: u8) {
         self.byte(0xc4);
@@ -386,12 +575,6 @@ impl Emit {
         self.bytes(&[0xc1, 0xe8 | reg & 7, count]);
     }
 
-    /// `sub dst, src`
-    pub(crate) fn sub(&mut self, dst: u8, src: u8) {
-        self.rex(true, src, 0, dst);
-        self.bytes(&[0x29, 0xc0 | (src & 7) << 3 | dst & 7]);
-    }
-
     /// `shl reg, count`
     pub(crate) fn shl(&mut self, reg: u8, count: u8) {
         self.rex(true, 0, 0, reg);
@@ -403,13 +586,6 @@ impl Emit {
         debug_assert!(src >= 8);
         self.rex(false, src, 0, dst);
         self.bytes(&[0x88, 0xc0 | (src & 7) << 3 | dst & 7]);
-    }
-
-    /// `and reg, imm` (sign-extended)
-    pub(crate) fn and_imm(&mut self, reg: u8, value: i32) {
-        self.rex(true, 0, 0, reg);
-        self.bytes(&[0x81, 0xe0 | reg & 7]);
-        self.imm32(value);
     }
 
     /// `and reg32, imm`
@@ -438,28 +614,6 @@ impl Emit {
         debug_assert!(base & 7 != 4 && base & 7 != 5);
         self.rex(false, dst, 0, base);
         self.bytes(&[0x8b, (dst & 7) << 3 | base & 7]);
-    }
-
-    /// `mov dst, [base]`; `base` is not RSP, RBP, R12, R13.
-    pub(crate) fn load64(&mut self, dst: u8, base: u8) {
-        debug_assert!(base & 7 != 4 && base & 7 != 5);
-        self.rex(true, dst, 0, base);
-        self.bytes(&[0x8b, (dst & 7) << 3 | base & 7]);
-    }
-
-    /// `mov [base], src`; `base` is not RSP, RBP, R12, R13.
-    pub(crate) fn store64(&mut self, base: u8, src: u8) {
-        debug_assert!(base & 7 != 4 && base & 7 != 5);
-        self.rex(true, src, 0, base);
-        self.bytes(&[0x89, (src & 7) << 3 | base & 7]);
-    }
-
-    /// `mov qword [base], imm` (sign-extended); `base` is not RSP, RBP, R12, R13.
-    pub(crate) fn store64_imm(&mut self, base: u8, value: i32) {
-        debug_assert!(base & 7 != 4 && base & 7 != 5);
-        self.rex(true, 0, 0, base);
-        self.bytes(&[0xc7, base & 7]);
-        self.imm32(value);
     }
 
     /// `lahf; seto al`: flags into AX.
@@ -538,7 +692,7 @@ mod tests {
     #[test]
     fn a_decoder_reads_what_was_meant() {
         type Case = (fn(&mut Emit), &'static str);
-        let cases: [Case; 36] = [
+        let cases: [Case; 58] = [
             (|e| e.gs_load(14, 0x40), "mov r14,gs:[40h]"),
             (|e| e.gs_store(0x40, 3), "mov gs:[40h],rbx"),
             (|e| e.gs_store_imm32(0x40, 7), "mov dword ptr gs:[40h],7"),
@@ -551,7 +705,6 @@ mod tests {
             (|e| e.host_flags_to(13), "pushfq; pop r13"),
             (|e| e.gs_sub_indexed(14, 13, 0x400), "sub r14,gs:[r13+400h]"),
             (|e| e.gs_add_indexed(14, 13, 0x400), "add r14,gs:[r13+400h]"),
-            (|e| e.gs_load_scaled(14, 13, 3, 0x400), "mov r14,gs:[r13*8+400h]"),
             (|e| e.gs_cmp32_scaled_imm(13, 2, 0x400, 9), "cmp dword ptr gs:[r13*4+400h],9"),
             (|e| e.gs_jmp_scaled(13, 0x400), "jmp qword ptr gs:[r13*8+400h]"),
             (|e| e.mov(15, 1), "mov r15,rcx"),
@@ -572,9 +725,35 @@ mod tests {
             (|e| e.cmp_imm(14, 4088), "cmp r14,0FF8h"),
             (|e| e.test8_imm(14, 15), "test r14b,0Fh"),
             (|e| e.load32(14, 14), "mov r14d,[r14]"),
-            (|e| e.load64(13, 14), "mov r13,[r14]"),
-            (|e| e.store64(14, 15), "mov [r14],r15"),
-            (|e| e.store64_imm(14, -2), "mov qword ptr [r14],0FFFFFFFFFFFFFFFEh"),
+            (|e| e.load64_at(13, Operand::at(14)), "mov r13,[r14]"),
+            (|e| e.load64_at(0, Operand { base: 13, index: None, displacement: 0 }), "mov rax,[r13]"),
+            (
+                |e| e.store64_at(Operand { base: 15, index: Some(13), displacement: -8 }, 3),
+                "mov [r15+r13-8],rbx",
+            ),
+            (|e| e.store64_imm_at(Operand::at(14), -2), "mov qword ptr [r14],0FFFFFFFFFFFFFFFEh"),
+            (|e| e.gs_load_scaled(14, 13, 3, 0x400), "mov r14,gs:[r13*8+400h]"),
+            (|e| e.gs_cmp_scaled(13, 14, 3, 0x40), "cmp r13,gs:[r14*8+40h]"),
+            (|e| e.gs_push(0x40), "push qword ptr gs:[40h]"),
+            (|e| e.gs_call_scaled(13, 0x40), "call qword ptr gs:[r13*8+40h]"),
+            (|e| e.push(14), "push r14"),
+            (|e| e.pop(13), "pop r13"),
+            (|e| e.cmp(14, 13), "cmp r14,r13"),
+            (Emit::ret, "ret"),
+            (|e| e.gs_sub(14, 0x40), "sub r14,gs:[40h]"),
+            (|e| e.gs_add(14, 0x40), "add r14,gs:[40h]"),
+            (|e| e.gs_load32(1, 0x40), "mov ecx,gs:[40h]"),
+            (|e| e.gs_store_imm8(0x40, 1), "mov byte ptr gs:[40h],1"),
+            (|e| e.gs_load_indexed(13, 13, 0x40), "mov r13,gs:[r13+40h]"),
+            (|e| e.gs_store_indexed(1, 0x40, 13), "mov gs:[rcx+40h],r13"),
+            (|e| e.gs_cmp_indexed(0, 13, 0x40), "cmp rax,gs:[r13+40h]"),
+            (|e| e.gs_cmp8_indexed_imm(1, 0x40, 1), "cmp byte ptr gs:[rcx+40h],1"),
+            (|e| e.gs_decrement_indexed(1, 0x40), "sub dword ptr gs:[rcx+40h],1"),
+            (|e| e.gs_increment(0x40), "add dword ptr gs:[40h],1"),
+            (|e| e.gs_store32_scaled(0, 0x40, 1), "mov gs:[rax*4+40h],ecx"),
+            (|e| e.and_imm(0, -4096), "and rax,0FFFFFFFFFFFFF000h"),
+            (|e| e.sub(13, 0), "sub r13,rax"),
+            (|e| e.xor(13, 0), "xor r13,rax"),
         ];
         for (emit, expected) in cases {
             assert_eq!(text(emit), expected);

@@ -4,6 +4,7 @@
 use super::stubs::{Stubs, jit};
 use crate::cpu::Cpu;
 use crate::event_trace::show;
+use crate::mmu::guess::{GUESSES, Guess, GuessBank};
 use crate::mmu::tlb::{ENTRIES, Entry, Tlb};
 use crate::options::Options;
 use crate::regs::Regs;
@@ -136,6 +137,7 @@ fn listing(at: u64, host: &[u8], stubs: &Stubs) -> String {
                     _ if target == stubs.slow => "slow".into(),
                     _ if target == stubs.callout => "callout".into(),
                     _ if target == stubs.load_simd => "load_simd".into(),
+                    _ if stubs.guess.contains(&target) => "guess".into(),
                     _ => "elsewhere".into(),
                 };
                 writeln!(text, "    {operation} {to}").unwrap();
@@ -177,6 +179,9 @@ fn name(displacement: i32) -> Option<String> {
         system_flags,
         site,
         exit,
+        careful,
+        guess,
+        return_stack_end,
         simd_loaded,
         saved_rax,
         target,
@@ -203,6 +208,17 @@ fn name(displacement: i32) -> Option<String> {
             let (bank, rest) = ((displacement - start) / array, (displacement - start) % array);
             return Some(format!("tlb_{table}{bank}+{rest}"));
         }
+    }
+    // For each privilege the guesses for reads, then those for writes.
+    let bank = size_of::<GuessBank>() as i32;
+    let start = (offset_of!(Cpu, tlb) + offset_of!(Tlb, guesses)) as i32;
+    if (start..start + 6 * bank).contains(&displacement) {
+        let (bank, rest) = ((displacement - start) / bank, (displacement - start) % bank);
+        let (table, rest) = match rest as usize - offset_of!(GuessBank, entries) {
+            rest if rest < GUESSES * size_of::<Guess>() => ("guess", rest),
+            rest => ("guesses", rest),
+        };
+        return Some(format!("{table}_{}{}+{rest}", ["read", "write"][bank as usize % 2], bank / 2));
     }
     // Banks of the instruction TLB.
     for (table, at, width) in [("page_tags", jit!(page_tags), 8), ("page_ids", jit!(page_ids), 4)] {

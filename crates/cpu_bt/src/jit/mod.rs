@@ -29,6 +29,7 @@ mod emit;
 pub(crate) mod fast;
 #[cfg(test)]
 mod golden;
+mod groups;
 pub(crate) mod liveness;
 mod mapping;
 mod passage;
@@ -59,6 +60,7 @@ impl Key {
     const AVX: u8 = 1 << 3;
     /// For the user: CR4.TSD keeps the TSC from it.
     const TSD: u8 = 1 << 4;
+    const CAREFUL: u8 = 1 << 5;
 
     /// The privilege of data accesses.
     pub(crate) fn mmu(self) -> MmuIndex {
@@ -94,6 +96,25 @@ impl Key {
         self.0 & Key::TSD == 0
     }
 
+    /// Whether calls and returns of the guest are calls and returns of the host. Not where STAC allows a
+    /// supervisor what it may not otherwise: CLAC would find the callers' translations on the return stack.
+    pub(crate) fn uses_return_stack(self) -> bool {
+        self.0 & 3 != MmuIndex::KernelAc as u8 | Key::SMAP
+    }
+
+    /// Whether each access is checked for itself: see [`groups`].
+    pub(crate) fn careful(self) -> bool {
+        self.0 & Key::CAREFUL != 0
+    }
+
+    pub(crate) fn with_care(self) -> Key {
+        Key(self.0 | Key::CAREFUL)
+    }
+
+    pub(crate) fn without_care(self) -> Key {
+        Key(self.0 & !Key::CAREFUL)
+    }
+
     /// Whether AVX instructions do.
     pub(crate) fn avx(self) -> bool {
         self.0 & Key::AVX != 0
@@ -126,7 +147,7 @@ pub(crate) fn key_of(cpu: &Cpu) -> Key {
 
 /// The identity of a page's contents, as the instruction TLB holds it.
 pub(crate) fn page_id(gpa: u64, key: Key) -> u32 {
-    (gpa >> 12 & (FRAMES - 1)) as u32 | ((key.0 >> 2) as u32) << 28
+    (gpa >> 12 & (FRAMES - 1)) as u32 | ((key.without_care().0 >> 2) as u32) << 28
 }
 
 /// The physical address of the page with an identity.

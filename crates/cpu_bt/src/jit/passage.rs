@@ -5,7 +5,7 @@ use super::emit::{Emit, Label, cc, host};
 use super::fast::{Fast, SYSRET_FLAGS};
 use super::mapping::{S0, S1};
 use super::state::TARGETS;
-use super::stubs::{if_simd_loaded, jit};
+use super::stubs::{empty_return_stack, if_simd_loaded, jit};
 use crate::cpu::{Cpu, Mode};
 use crate::mmu::tlb::MmuIndex;
 use crate::regs::Regs;
@@ -55,6 +55,9 @@ pub(super) fn syscall(e: &mut Emit, hand: u64, store_simd: u64) -> u64 {
     // The kernel hardly uses vector registers, and calls to helpers are cheaper without.
     if_simd_loaded(e, store_simd);
     e.gs_store8_imm(jit!(simd_loaded), 0);
+    e.gs_load8(S1, fast!(kernel_mmu));
+    e.gs_load_scaled(S1, S1, 3, jit!(underflows));
+    forget_returns(e);
     e.gs_load(S0, fast!(lstar));
     e.movzx16(S1, S0);
     e.lea(true, S1, None, Some((S1, 3)), 0);
@@ -89,6 +92,8 @@ pub(super) fn sysret(e: &mut Emit, hand: u64) -> u64 {
     copy8(e, fast!(user_key), mode!(key));
     copy_segment(e, fast!(user_cs), seg::CS);
     copy_segment(e, fast!(user_ss), seg::SS);
+    e.gs_load(S1, jit!(underflows) + MmuIndex::User as i32 * 8);
+    forget_returns(e);
     e.gs_store(jit!(saved_rax), host::RAX);
     e.mov(S1, R11);
     status_from(e, S1);
@@ -108,6 +113,13 @@ pub(super) fn status_from(e: &mut Emit, register: u8) {
     e.and32_imm(register, 1);
     e.mov8(host::RAX, register);
     e.flags_from_ax();
+}
+
+/// Empties the return stack: who was called with one privilege does not return with another. S1 has the new bottom.
+fn forget_returns(e: &mut Emit) {
+    e.gs_store(jit!(underflow), S1);
+    e.gs_load(host::RSP, jit!(host_rsp));
+    empty_return_stack(e);
 }
 
 /// Keeps the flags in S1 and looks whether this is the usual case.

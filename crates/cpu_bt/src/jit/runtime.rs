@@ -7,9 +7,12 @@ use crate::block::cache::Known;
 use crate::block::{Block, Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::mmu::guess::Guess;
 use crate::options::Jit;
 use crate::regs::RIP;
-use x86::reg::rflags;
+use crate::signals::signal;
+use crate::mmu::tlb::MmuIndex;
+use x86::reg::{cr4, rflags};
 
 /// What a helper tells translated code.
 mod verdict {
@@ -34,7 +37,7 @@ impl Cpu {
     #[inline]
     pub(crate) fn next_code(&mut self) -> Result<Option<u64>> {
         let linear = self.regs.r[RIP];
-        let key = key_of(self);
+        let key = self.key_at(linear);
         let known = match self.blocks.translated(linear, key) {
             Known::Nothing => self.find_translation(linear, key)?,
             known => known,
@@ -60,7 +63,23 @@ impl Cpu {
         self.jit.poll_mask = !self.deferred();
         self.jit.entered = self.regs.r[RIP];
         self.jit.handled = false;
+        // Returns are by the return stack only where the supervisor may not touch user pages, if SMAP is on.
+        let returning = match self.mode.data {
+            MmuIndex::KernelAc if self.sys.cr4 & cr4::SMAP != 0 => MmuIndex::Kernel,
+            data => data,
+        };
+        self.jit.underflow = self.jit.underflows[returning as usize];
         self.split_flags();
+    }
+
+    /// What the next translation depends on, at `linear`.
+    #[inline]
+    pub(crate) fn key_at(&mut self, linear: u64) -> Key {
+        // An interrupt may have been delivered since the last one asked for care.
+        match std::mem::take(&mut self.jit.careful) != 0 && linear == self.jit.exit_target {
+            true => key_of(self).with_care(),
+            false => key_of(self),
+        }
     }
 
     /// Counts why translated code was left.
@@ -135,7 +154,7 @@ impl Cpu {
         };
         let known = Known::Code(code, page_id(gpa, key));
         self.blocks.note_translated(linear, gpa, key, known);
-        if self.vm.options.jit == Jit::On {
+        if self.vm.options.jit == Jit::On && !key.careful() {
             self.jit.note_target(self.mode.data, linear, code);
         }
         Ok(known)
@@ -156,10 +175,13 @@ impl Cpu {
         }
         let hits = block.hits.get();
         block.hits.set(hits + 1);
-        if hits < self.vm.options.hot {
+        // What comes from translated code is hot already.
+        if hits < self.vm.options.hot && !key.careful() {
             return Ok(Known::Nothing);
         }
         match self.translate_trace(gpa, key) {
+            Some(code) if key.careful() => Ok(Known::Code(code, page_id(gpa, key))),
+            None if key.careful() => Ok(Known::Nothing),
             Some(code) => {
                 block.hits.set(0);
                 Ok(Known::Code(code, page_id(gpa, key)))
@@ -208,7 +230,7 @@ impl Cpu {
     fn interpret_site(&mut self) -> u64 {
         let linear = self.settle();
         let mark = self.guard_mark();
-        let (forgotten, key) = (self.blocks.forgotten(), key_of(self));
+        let (forgotten, flushes, key) = (self.blocks.forgotten(), self.tlb.flushes(), key_of(self));
         let result = self.find_block(linear).and_then(|block| self.run_first(&block));
         if self.guard_undo(mark) {
             return verdict::LEAVE;
@@ -220,7 +242,11 @@ impl Cpu {
                     && self.exit.is_none()
                     && self.blocks.forgotten() == forgotten
                     && key_of(self) == key
-                    && self.goes_on() =>
+                    // The trace may rely on what it checked before.
+                    && self.tlb.flushes() == flushes
+                    && self.goes_on()
+                    // What was waiting for interrupts to be enabled must not wait until they are disabled again.
+                    && self.signals.pending() & signal::INTERRUPT & !self.deferred() == 0 =>
             {
                 self.jit.poll_mask = !self.deferred();
                 self.unsettle();
@@ -321,6 +347,28 @@ pub(super) unsafe extern "sysv64" fn hand(cpu: *mut Cpu) {
     let cpu = unsafe { &mut *cpu };
     cpu.vm.counters.callouts.add();
     cpu.hand_over();
+}
+
+/// Looks at how often a guess is wrong; called by translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn guessed_wrong(cpu: *mut Cpu) -> u64 {
+    /// Host cycles in which 64 wrong guesses cost more than as many accesses by the table for each.
+    const OFTEN: u64 = 10_000;
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    let site = Site(cpu.jit.site);
+    let number = (cpu.jit.guess & 0xffff) as usize / size_of::<Guess>();
+    let bank = &mut cpu.tlb.guesses[cpu.mode.data as usize][site.writes() as usize];
+    // SAFETY: reads the time-stamp counter.
+    let now = unsafe { std::arch::x86_64::_rdtsc() };
+    if bank.is_often_wrong(number, now, OFTEN)
+        && let Some(id) = cpu.jit.known_page(cpu.mode.data, cpu.jit.page)
+    {
+        cpu.vm.code.stop_guessing(page_of(id) | site.offset());
+    }
+    verdict::DONE
 }
 
 /// Goes on after the guest's state was put in order in the vCPU: the address of translated code for it,

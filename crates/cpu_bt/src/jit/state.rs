@@ -29,6 +29,10 @@ pub(crate) struct JitState {
     pub(crate) entered: u64,
     /// The exit that was taken, if it can be linked.
     pub(crate) exit: u32,
+    /// That exit leads to a careful translation.
+    pub(crate) careful: u8,
+    /// Which guess was wrong: its byte offset in the bank, and above 16 bits the length of the range.
+    pub(crate) guess: u32,
     /// Where the guest was when it left translated code.
     pub(crate) exit_target: u64,
     /// The guest's vector registers and MXCSR are in the host's.
@@ -45,6 +49,12 @@ pub(crate) struct JitState {
     pub(crate) flags: u64,
     /// The host's stack pointer at entry.
     pub(crate) host_rsp: u64,
+    /// How far down the return stack may go.
+    pub(crate) return_stack_end: u64,
+    /// Where a return goes when nothing is on the return stack, for the present privilege.
+    pub(crate) underflow: u64,
+    /// The same for each [`MmuIndex`].
+    pub(crate) underflows: [u64; 3],
     /// The vCPU itself.
     pub(crate) cpu: *mut crate::cpu::Cpu,
     pub(crate) host_mxcsr: u32,
@@ -141,6 +151,12 @@ impl JitState {
         let index = (page >> 12) as usize % PAGES;
         self.page_tags[mmu as usize][index] = page;
         self.page_ids[mmu as usize][index] = id;
+    }
+
+    /// The contents that a linear page is known to lead to.
+    pub(crate) fn known_page(&self, mmu: MmuIndex, page: u64) -> Option<u32> {
+        let index = (page >> 12) as usize % PAGES;
+        (self.page_tags[mmu as usize][index] == page).then_some(self.page_ids[mmu as usize][index])
     }
 
     /// Notes where the code of a linear address is.

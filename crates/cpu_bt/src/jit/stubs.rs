@@ -4,9 +4,11 @@ use super::emit::{Emit, cc, host};
 use super::mapping::{Loc, Mapping, S0, S1, slot};
 use super::passage;
 use super::runtime;
-use super::state::NO_EXIT;
+use super::state::{NO_EXIT, TARGETS};
 use super::strings::Routines;
 use crate::cpu::Cpu;
+use crate::mmu::guess::{EMPTY, Guess, GuessBank};
+use crate::mmu::tlb::{ENTRIES, Entry, MmuIndex, Tlb};
 use crate::regs::Regs;
 use std::mem::offset_of;
 
@@ -44,7 +46,15 @@ pub(crate) struct Stubs {
     pub(crate) strings: Routines,
     /// Loads the guest's vector registers. Keeps everything else but flags.
     pub(crate) load_simd: u64,
+    /// By privilege and direction: look in the soft TLB for the page of the range at S0, and note it as the
+    /// guess told. Keep everything but flags and S1. Return five bytes further when it is not there.
+    pub(crate) guess: [u64; 6],
+    /// By privilege: where a return goes when nothing is on the return stack.
+    pub(crate) underflow: [u64; 3],
 }
+
+/// Length of the return stack in bytes: what deeper calls do leaves translated code now and then.
+const RETURN_STACK: i32 = 64 * 1024;
 
 const HOST_SAVED: [u8; 6] = [host::RBX, host::RBP, host::R12, host::R13, host::R14, host::R15];
 
@@ -71,6 +81,8 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     // Six registers and the return address: eight more bytes align the stack for calls.
     e.bytes(&[0x48, 0x83, 0xec, 0x08]); // sub rsp, 8
     e.gs_store(jit!(host_rsp), host::RSP);
+    e.lea(true, S0, Some(host::RSP), None, -RETURN_STACK);
+    e.gs_store(jit!(return_stack_end), S0);
     e.gs_store(jit!(target), host::RDI);
     e.mov(S0, host::RSI);
     load_guest(e);
@@ -144,10 +156,111 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     e.bytes(&[0xff, 0xd0]); // call rax
     e.jmp_to(settled);
 
+    for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+        e.align(16, 0);
+        stubs.underflow[mmu as usize] = e.here();
+        e.gs_push(jit!(underflow));
+        e.movzx16(S1, S0);
+        e.gs_jmp_scaled(S1, jit!(targets) + (mmu as usize * TARGETS * 8) as i32);
+    }
+    for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
+        for write in [false, true] {
+            e.align(16, 0);
+            stubs.guess[mmu as usize * 2 + write as usize] = e.here();
+            guess(e, mmu, write, store_simd, stubs.load_simd);
+        }
+    }
+
     stubs.strings = Routines::generate(e, stubs.callout);
     stubs.syscall = passage::syscall(e, stubs.hand, store_simd);
     stubs.sysret = passage::sysret(e, stubs.hand);
     stubs
+}
+
+/// Where the soft TLB's array for an access is, from the start of the vCPU.
+pub(crate) fn table(mmu: MmuIndex, write: bool) -> i32 {
+    const { assert!(size_of::<Entry>() == 16 && offset_of!(Entry, page) == 0 && offset_of!(Entry, host) == 8) };
+    let arrays = if write { offset_of!(Tlb, write) } else { offset_of!(Tlb, read) };
+    (offset_of!(Cpu, tlb) + arrays + mmu as usize * size_of::<[Entry; ENTRIES]>()) as i32
+}
+
+/// Where the bank of guesses for an access is, from the start of the vCPU.
+pub(crate) fn guesses(mmu: MmuIndex, write: bool) -> i32 {
+    let bank = mmu as usize * 2 + write as usize;
+    (offset_of!(Cpu, tlb) + offset_of!(Tlb, guesses) + bank * size_of::<GuessBank>()) as i32
+}
+
+/// Looks for the page of a guess that was wrong: see [`Stubs::guess`].
+fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u64) {
+    const RAX: u8 = host::RAX;
+    const RCX: u8 = 1;
+    let (table, bank) = (table(mmu, write), guesses(mmu, write));
+    const { assert!(size_of::<Guess>() == 16 && offset_of!(Guess, page) == 0 && offset_of!(Guess, addend) == 8) };
+    let entries = bank + offset_of!(GuessBank, entries) as i32;
+    let (absent, empty, done, note) = (e.label(), e.label(), e.label(), e.label());
+    e.gs_store(jit!(host), RAX);
+    e.gs_store(jit!(host) + 8, RCX);
+    let restore = |e: &mut Emit| {
+        e.gs_load(RAX, jit!(host));
+        e.gs_load(RCX, jit!(host) + 8);
+    };
+    // All of the range has to be in the page.
+    e.mov(RAX, S0);
+    e.and_imm(RAX, -4096);
+    e.gs_load32(RCX, jit!(guess));
+    e.mov32(S1, RCX);
+    e.shr(S1, 16);
+    e.lea(true, S1, Some(S0), Some((S1, 0)), -1);
+    e.xor(S1, RAX);
+    e.cmp_imm(S1, 0xfff);
+    e.jcc(cc::A, absent);
+    e.mov(S1, S0);
+    e.shr(S1, 8);
+    e.and32_imm(S1, (ENTRIES as u32 - 1) << 4);
+    e.gs_cmp_indexed(RAX, S1, table);
+    e.jcc(cc::NE, absent);
+    e.gs_load_indexed(S1, S1, table + 8);
+    e.sub(S1, RAX);
+    e.movzx16(RCX, RCX);
+    // Pages have zeroes there.
+    e.gs_cmp8_indexed_imm(RCX, entries, EMPTY);
+    e.gs_store_indexed(RCX, entries, RAX);
+    e.gs_store_indexed(RCX, entries + 8, S1);
+    e.jcc(cc::E, empty);
+    // It was another page's: is that so often? The guess for the stack stays one.
+    e.shr(RCX, 2);
+    e.jcc(cc::E, done);
+    e.gs_decrement_indexed(RCX, bank + offset_of!(GuessBank, misses) as i32);
+    e.jcc(cc::NE, done);
+    restore(e);
+    save_host(e);
+    call_helper(e, runtime::guessed_wrong as *const () as u64, store_simd);
+    reload(e, load_simd);
+    e.byte(0xc3);
+    // It has to be found when all is forgotten.
+    e.bind(empty);
+    let count = bank + offset_of!(GuessBank, count) as i32;
+    e.gs_load32(RAX, count);
+    e.cmp_imm(RAX, GuessBank::FILLED as i32);
+    e.jcc(cc::A, done);
+    e.jcc(cc::E, note);
+    e.gs_store32_scaled(RAX, bank + offset_of!(GuessBank, filled) as i32, RCX);
+    e.bind(note);
+    e.gs_increment(count);
+    e.bind(done);
+    restore(e);
+    e.byte(0xc3);
+    e.bind(absent);
+    restore(e);
+    skip_jump(e);
+}
+
+/// Returns five bytes further: the jump that stands behind the call is skipped.
+fn skip_jump(e: &mut Emit) {
+    e.bytes(&[0x4c, 0x8b, 0x2c, 0x24]); // mov r13, [rsp]
+    e.bytes(&[0x4d, 0x8d, 0x6d, 0x05]); // lea r13, [r13 + 5]
+    e.bytes(&[0x4c, 0x89, 0x2c, 0x24]); // mov [rsp], r13
+    e.byte(0xc3);
 }
 
 fn push(e: &mut Emit, register: u8) {
@@ -172,8 +285,15 @@ fn load_guest(e: &mut Emit) {
             e.gs_load(number, slot(guest));
         }
     }
+    empty_return_stack(e);
     e.bytes(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[target]
     e.bytes(&jit!(target).to_le_bytes());
+}
+
+/// Puts the bottom onto the return stack, which is empty, and eight bytes more: traces find the stack aligned.
+pub(super) fn empty_return_stack(e: &mut Emit) {
+    e.gs_push(jit!(underflow));
+    e.gs_push(jit!(underflow));
 }
 
 /// Host flags from [`JitState::flags`]. Uses RAX and S1.

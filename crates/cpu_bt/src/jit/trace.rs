@@ -23,6 +23,8 @@ pub(super) struct Step {
     pub(super) plan: Option<Plan>,
     /// Flags that matter after it.
     pub(super) live: u32,
+    /// For a call: those that matter when it has returned.
+    pub(super) live_on_return: u32,
 }
 
 pub(super) struct Trace {
@@ -75,27 +77,43 @@ impl Cpu {
             let flow = insn.flow_control();
             let target = insn.near_branch_target();
             let branches = flow != FlowControl::Next && way == Way::Special;
-            trace.steps.push(Step { insn, offset, way, plan, live: liveness::ALL });
+            trace.steps.push(Step {
+                insn,
+                offset,
+                way,
+                plan,
+                live: liveness::ALL,
+                live_on_return: liveness::ALL,
+            });
             if way == Way::Hand {
                 break;
             }
-            if !branches {
-                continue;
+            // Interrupts that waited for STI are seen at the head of the next trace, before anybody disables
+            // them again.
+            let enabled = trace.steps.len() >= 2
+                && trace.steps[trace.steps.len() - 2].insn.mnemonic() == M::Sti;
+            if branches {
+                match flow {
+                    FlowControl::ConditionalBranch => {
+                        trace.loops |= target == start as u64 && !key.careful();
+                    }
+                    FlowControl::UnconditionalBranch
+                        if target < 4096 && !trace.steps.iter().any(|step| step.offset as u64 == target) =>
+                    {
+                        // Go on at the target; the jump itself needs no code.
+                        trace.steps.last_mut().expect("just pushed").way = Way::Nothing;
+                        at = target;
+                        trace.end = target;
+                    }
+                    _ => {
+                        let back = flow == FlowControl::UnconditionalBranch && target == start as u64;
+                        trace.loops |= back && !key.careful();
+                        break;
+                    }
+                }
             }
-            match flow {
-                FlowControl::ConditionalBranch => trace.loops |= target == start as u64,
-                FlowControl::UnconditionalBranch
-                    if target < 4096 && !trace.steps.iter().any(|step| step.offset as u64 == target) =>
-                {
-                    // Go on at the target; the jump itself needs no code.
-                    trace.steps.last_mut().expect("just pushed").way = Way::Nothing;
-                    at = target;
-                    trace.end = target;
-                }
-                _ => {
-                    trace.loops |= flow == FlowControl::UnconditionalBranch && target == start as u64;
-                    break;
-                }
+            if enabled {
+                break;
             }
         }
         // STI holds interrupts off for one instruction more, so that has to be in the trace too.
@@ -124,6 +142,10 @@ impl Cpu {
                     };
                 }
                 step.live = live;
+                if matches!(step.insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+                    let next = step.offset as u64 + step.insn.len() as u64;
+                    step.live_on_return = live_at(page, next, start, at_head);
+                }
                 live = match step.way {
                     // Its handler may save all flags, as SYSCALL does.
                     Way::Hand => liveness::ALL,

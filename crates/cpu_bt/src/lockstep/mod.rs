@@ -33,7 +33,7 @@ use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::jit::state::NO_EXIT;
-use crate::jit::{key_of, page_of};
+use crate::jit::page_of;
 use crate::regs::{RIP, Regs};
 use crate::signals::signal;
 use cpu::VmExit;
@@ -103,7 +103,7 @@ impl Cpu {
     /// Executes the trace at the present instruction twice; false when there is none or it does nothing.
     pub(crate) fn compare_trace(&mut self) -> Result<bool> {
         let linear = self.regs.r[RIP];
-        let key = key_of(self);
+        let key = self.key_at(linear);
         let known = match self.blocks.translated(linear, key) {
             Known::Nothing => self.find_translation(linear, key)?,
             known => known,
@@ -119,7 +119,12 @@ impl Cpu {
             self.regs = start.clone();
             if translated.is_nothing(&start) {
                 self.signals.take(signal::TURN);
-                return Ok(false);
+                // It may have asked to go on with care.
+                return if self.jit.careful != 0 && !key.careful() {
+                    self.compare_trace()
+                } else {
+                    Ok(false)
+                };
             }
             self.guard.begin();
             // The first time without noting what is only wanted when there is a difference.
@@ -170,6 +175,15 @@ impl Cpu {
         self.jit.exit = NO_EXIT;
         self.prepare_entry();
         self.enter_translated(code);
+        // What asks for care goes on with it; it does not ask again.
+        while self.jit.careful != 0 && self.jit.fault.is_none() {
+            let linear = self.regs.r[RIP];
+            let key = self.key_at(linear);
+            let Ok(Known::Code(code, id)) = self.find_translation(linear, key) else { break };
+            self.jit.note_page(self.mode.data, linear & !0xfff, id);
+            self.prepare_entry();
+            self.enter_translated(code);
+        }
         self.jit.exit = NO_EXIT;
         let fault = self.take_translated_fault().err().map(|fault| (fault, self.fault_address));
         self.code_modified = false;

@@ -5,6 +5,7 @@
 //! hold no watched code, and are in the dirty log if that is on. Anything else misses and takes the
 //! slow way, which finds out why.
 
+use super::guess::GuessBank;
 use crate::cpu::Cpu;
 use x86::reg::{cr3, cr4};
 
@@ -77,17 +78,6 @@ const fn none(index: usize) -> Entry {
     Entry { page: ((index ^ (ENTRIES / 2)) << 12) as u64, host: 0 }
 }
 
-/// An array of empty entries.
-const EMPTY_ARRAY: [Entry; ENTRIES] = {
-    let mut array = [none(0); ENTRIES];
-    let mut index = 0;
-    while index < ENTRIES {
-        array[index] = none(index);
-        index += 1;
-    }
-    array
-};
-
 fn empty(array: &mut [Entry; ENTRIES]) {
     for (index, entry) in array.iter_mut().enumerate() {
         *entry = none(index);
@@ -101,6 +91,8 @@ const NO_FETCH: FetchEntry = FetchEntry { page: EMPTY, user: false, gpa: 0 };
 pub(crate) struct Tlb {
     pub(crate) read: [[Entry; ENTRIES]; INDICES],
     pub(crate) write: [[Entry; ENTRIES]; INDICES],
+    /// For each index whose arrays are used, the guesses for reads, then those for writes.
+    pub(crate) guesses: [[GuessBank; 2]; FILLED.len()],
     fetch: [FetchEntry; FETCH_ENTRIES],
     /// By [`MmuIndex`].
     locals: [Locals; INDICES],
@@ -109,6 +101,8 @@ pub(crate) struct Tlb {
     large: [(u64, u64); 2],
     /// Code was fetched from a page in the upper half that is not global.
     local_upper_code: bool,
+    /// Counts whenever something is dropped.
+    flushes: u64,
 }
 
 /// Which entries of an array are of pages that are not global: the first so many, and how many there
@@ -135,15 +129,11 @@ impl Locals {
 const NO_LARGE: (u64, u64) = (u64::MAX, 0);
 
 impl Tlb {
-    pub(crate) fn new() -> Tlb {
-        Tlb {
-            read: [EMPTY_ARRAY; INDICES],
-            write: [EMPTY_ARRAY; INDICES],
-            fetch: [NO_FETCH; FETCH_ENTRIES],
-            locals: [Locals { indices: [0; LOCALS], count: 0 }; INDICES],
-            large: [NO_LARGE; 2],
-            local_upper_code: false,
-        }
+    /// Makes a value of zeroed memory.
+    pub(crate) fn initialise(&mut self) {
+        self.read.iter_mut().chain(&mut self.write).for_each(empty);
+        self.flush_all();
+        self.guesses.iter_mut().flatten().for_each(GuessBank::initialise);
     }
 
     #[inline(always)]
@@ -204,10 +194,17 @@ impl Tlb {
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = entry;
     }
 
+    /// How often something was dropped.
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
     fn clear(&mut self, mmu: MmuIndex) {
+        self.flushes += 1;
         empty(&mut self.read[mmu as usize]);
         empty(&mut self.write[mmu as usize]);
         self.locals[mmu as usize].count = 0;
+        self.guesses[mmu as usize].iter_mut().for_each(GuessBank::forget);
     }
 
     /// Drops all data pages.
@@ -230,6 +227,7 @@ impl Tlb {
 
     /// Drops all pages that are not global, and perhaps some that are.
     pub(crate) fn flush_local(&mut self) -> Left {
+        self.flushes += 1;
         for mmu in FILLED {
             let locals = &mut self.locals[mmu as usize];
             if locals.count > LOCALS {
@@ -240,6 +238,7 @@ impl Tlb {
                 self.read[mmu as usize][*index as usize] = none(*index as usize);
                 self.write[mmu as usize][*index as usize] = none(*index as usize);
             }
+            self.guesses[mmu as usize].iter_mut().for_each(GuessBank::forget);
         }
         // The kernel's code is global, and it would be a pity to look all of it up again.
         if self.local_upper_code {
@@ -261,6 +260,7 @@ impl Tlb {
 
     /// Drops one page, which is not large.
     pub(crate) fn flush_page(&mut self, linear: u64) -> Left {
+        self.flushes += 1;
         let page = linear & !0xfff;
         for entries in self.read.iter_mut().chain(&mut self.write) {
             let entry = &mut entries[Tlb::index(linear)];
@@ -268,14 +268,28 @@ impl Tlb {
                 *entry = none(Tlb::index(linear));
             }
         }
+        self.forget_guesses(page);
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = NO_FETCH;
         Left::OtherPages
     }
 
     /// Drops all permissions to write without report.
     pub(crate) fn flush_writes(&mut self) {
+        self.flushes += 1;
         for entries in &mut self.write {
             empty(entries);
+        }
+        for [_, write] in &mut self.guesses {
+            write.forget();
+        }
+    }
+
+    /// Forgets the guesses of a page: the processor does so with all it knows of a page that faults
+    /// (SDM vol. 3A, §4.10.4.1).
+    pub(crate) fn forget_guesses(&mut self, linear: u64) {
+        self.flushes += 1;
+        for bank in self.guesses.iter_mut().flatten() {
+            bank.forget_page(linear & !0xfff);
         }
     }
 }

@@ -263,6 +263,7 @@ impl Cpu {
     /// Notes the address and makes the exception; `code` has the present and reserved bits.
     fn page_fault(&mut self, linear: u64, access: Access, mmu: MmuIndex, mut code: u32) -> Fault {
         self.fault_address = linear;
+        self.tlb.forget_guesses(linear);
         if mmu.is_user() {
             code |= page_fault::USER;
         }

@@ -2,10 +2,12 @@
 
 use super::Translator;
 use super::cold::Cold;
+use super::lookup::Free;
 use crate::block::decode::gpr_number;
 use crate::interp::condition;
-use crate::jit::cache::Exit;
-use crate::jit::emit::{Label, host};
+use crate::jit::cache::{Exit, Key};
+use crate::jit::emit::{Label, cc, host};
+use crate::jit::groups::Form;
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::{Site, TARGETS};
 use crate::jit::stubs::jit;
@@ -15,16 +17,23 @@ use iced_x86::{Mnemonic as M, OpKind};
 impl Translator {
     /// Emits a branch; true when the trace has ended with it.
     pub(super) fn branch_step(&mut self, step: &Step, head: u16) -> bool {
+        let live_after = step.live_on_return;
         let insn = &step.insn;
         let next = step.offset as u64 + insn.len() as u64;
         match insn.mnemonic() {
             M::Ret => {
                 let after = self.e.label();
-                self.stack_read(step, after);
+                let operand = self.stack_top(step, after);
                 let pop = 8 + if insn.op_count() > 0 { insn.immediate(0) as i32 } else { 0 };
-                self.e.lea_disp32(host::R15, host::R15, pop);
-                self.e.mov(S0, S1);
-                self.go_indirect();
+                self.e.load64_at(S0, operand);
+                self.e.lea(true, host::R15, Some(host::R15), None, pop);
+                self.mapping.emit_leave(&mut self.e);
+                if self.key.uses_return_stack() {
+                    // To where this was called from, or whatever is the lowest on the return stack.
+                    self.e.ret();
+                } else {
+                    self.jump_indirect();
+                }
                 // The slow way never comes back to a branch.
                 self.e.bind(after);
                 return true;
@@ -49,13 +58,19 @@ impl Translator {
                     self.indirect_target(step, after);
                     self.e.gs_store(jit!(target), S0);
                 }
-                self.stack_write(step, after);
-                self.e.gs_load(S1, jit!(page));
-                self.e.lea_disp32(S1, S1, next as i32);
-                self.e.store64(S0, S1);
-                self.e.lea_disp32(host::R15, host::R15, -8);
-                if direct {
-                    self.branch(insn.near_branch_target(), head);
+                // In a careful trace the operand is in S0, and S1 is not needed for it.
+                let operand = self.stack_below(step, step.live, after, Free::Nothing);
+                let scratch = if operand.base == S0 { S1 } else { S0 };
+                self.e.gs_load(scratch, jit!(page));
+                self.e.lea_disp32(scratch, scratch, next as i32);
+                self.e.store64_at(operand, scratch);
+                self.held = None;
+                self.e.lea(true, host::R15, Some(host::R15), None, -8);
+                let target = direct.then(|| insn.near_branch_target());
+                if self.key.uses_return_stack() {
+                    self.call(target, scratch, next, live_after);
+                } else if let Some(target) = target {
+                    self.branch(target, head);
                 } else {
                     self.e.gs_load(S0, jit!(target));
                     self.go_indirect();
@@ -67,7 +82,7 @@ impl Translator {
                 // Jcc
                 let target = insn.near_branch_target();
                 let condition = condition::number(insn);
-                if target == head as u64 && self.key == self.head_key {
+                if target == head as u64 && self.may_loop() {
                     let label = self.e.label();
                     self.e.jcc(condition, label);
                     self.cold.push(Cold::Loop { label });
@@ -97,25 +112,87 @@ impl Translator {
                 self.e.mov(S0, register);
             }
             _ => {
-                self.address(&step.insn);
                 let site = Site::new(step.offset, self.mapping, 8, false, false);
-                self.look_up(site, step.live != 0, after);
-                self.e.load64(S0, S0);
+                let displacement = step.insn.memory_displacement64() as i32;
+                let form = Form::of(&step.insn);
+                let operand =
+                    self.operand((form, displacement), 0, Free::Nothing, (site, step.live != 0, after));
+                self.e.load64_at(S0, operand);
             }
         }
+    }
+
+    /// Calls `target`, or what [`JitState::target`](crate::jit::state::JitState) says, on the return stack,
+    /// so that the host predicts where the guest returns to. `pushed` has the guest's return address, which lies
+    /// at `next` of the page. `live` are the flags that matter on return. Touches none before.
+    fn call(&mut self, target: Option<u64>, pushed: u8, next: u64, live: u32) {
+        self.mapping.emit_leave(&mut self.e);
+        self.e.push(pushed);
+        match target {
+            None => {
+                let table = self.targets();
+                self.e.gs_load(S0, jit!(target));
+                self.e.movzx16(S1, S0);
+                self.e.gs_call_scaled(S1, table);
+            }
+            Some(target) => {
+                if target >= 4096 {
+                    // The other page verifies where it is.
+                    self.e.gs_load(S0, jit!(page));
+                    self.e.lea_disp32(S0, S0, target as i32);
+                }
+                let unlinked = self.e.label();
+                let patch = self.e.call_patchable(unlinked);
+                let number = self.note_exit(patch, target);
+                // Where calls lead, the length of the return stack is looked at.
+                self.exits.last_mut().expect("just noted").forward = false;
+                self.cold.push(Cold::Exit { label: unlinked, target, number: Some(number), key: self.key });
+            }
+        }
+        // The guest returned to the address in S0: is it this one?
+        let flags_saved = live != 0;
+        if flags_saved {
+            self.save_flags();
+        }
+        let elsewhere = self.e.label();
+        self.e.pop(S1);
+        self.e.cmp(S0, S1);
+        self.e.jcc(cc::NE, elsewhere);
+        self.cold.push(Cold::Elsewhere { label: elsewhere, flags_saved, key: self.key });
+        if flags_saved {
+            self.restore_flags();
+        }
+        self.e.lea_disp32(S1, S0, -(next as i32));
+        self.e.gs_store(jit!(page), S1);
+        self.exit_to(next);
+    }
+
+    /// The table that indirect branches of this privilege go through.
+    fn targets(&self) -> i32 {
+        jit!(targets) + (self.key.mmu() as usize * TARGETS * 8) as i32
     }
 
     /// Goes to the linear address in S0.
     pub(super) fn go_indirect(&mut self) {
         self.mapping.emit_leave(&mut self.e);
-        let table = jit!(targets) + (self.key.mmu() as usize * TARGETS * 8) as i32;
+        self.jump_indirect();
+    }
+
+    /// Goes to the linear address in S0; the mapping is canonical already.
+    pub(super) fn jump_indirect(&mut self) {
+        let table = self.targets();
         self.e.movzx16(S1, S0);
         self.e.gs_jmp_scaled(S1, table);
     }
 
+    /// Whether the trace may go back to its own head.
+    fn may_loop(&self) -> bool {
+        self.key == self.head_key && !self.key.careful()
+    }
+
     /// Goes to an offset from the page.
     pub(super) fn branch(&mut self, target: u64, head: u16) {
-        if target == head as u64 && self.key == self.head_key {
+        if target == head as u64 && self.may_loop() {
             self.loop_back();
             return;
         }
@@ -127,6 +204,11 @@ impl Translator {
         self.mapping.emit_leave(&mut self.e);
         self.e.gs_load(S0, jit!(page));
         self.e.lea_disp32(S0, S0, target as i32);
+        self.exit_to(target);
+    }
+
+    /// The same with the target's linear address in S0 and the mapping canonical.
+    fn exit_to(&mut self, target: u64) {
         // Unlinked, it notes its number and leaves; linked, the jump goes to the target.
         let unlinked = self.e.label();
         let patch = self.e.jmp_patchable(unlinked);
@@ -144,8 +226,27 @@ impl Translator {
         self.e.jmp_to(self.stubs.leave_to_link);
     }
 
+    /// Goes on in the careful translation at an offset in the page, from inside the trace.
+    pub(super) fn go_careful(&mut self, offset: u16) {
+        self.mapping.emit_leave(&mut self.e);
+        self.e.gs_load(S0, jit!(page));
+        self.e.lea_disp32(S0, S0, offset as i32);
+        let unlinked = self.e.label();
+        let patch = self.e.jmp_patchable(unlinked);
+        let number = self.note_exit_to(patch, offset as u64, self.key.with_care());
+        self.e.bind(unlinked);
+        self.e.gs_store_imm8(jit!(careful), 1);
+        self.e.gs_store_imm32(jit!(exit), number);
+        self.e.jmp_to(self.stubs.leave_to_link);
+    }
+
     pub(super) fn note_exit(&mut self, patch: u64, target: u64) -> u32 {
-        let exit = Exit { patch, page: self.gpa >> 12, key: self.key, same_page: target < 4096 };
+        self.note_exit_to(patch, target, self.key.without_care())
+    }
+
+    fn note_exit_to(&mut self, patch: u64, target: u64, key: Key) -> u32 {
+        let forward = target > self.gpa & 0xfff && !self.looks_next;
+        let exit = Exit { patch, page: self.gpa >> 12, key, same_page: target < 4096, forward };
         self.exits.push(exit);
         self.first_exit + self.exits.len() as u32 - 1
     }

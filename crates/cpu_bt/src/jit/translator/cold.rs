@@ -11,16 +11,22 @@ use crate::jit::stubs::jit;
 pub(super) enum Cold {
     /// A look-up missed.
     Miss { label: Label, back: Label, after: Label, site: Site, table: i32, flags_saved: bool },
+    /// A page was guessed wrongly: look in the soft TLB, or go on with care.
+    Guess { label: Label, back: Label, careful: Label, guess: i32, argument: u32, bank: usize, site: Site },
+    /// Go on in the careful translation.
+    Careful { label: Label, offset: u16, flags_saved: bool },
     /// Requests are pending at the head: leave for it.
     Poll { label: Label, flags_saved: bool },
     /// Requests are pending when the trace goes back to its head.
     LoopPoll { label: Label, flags_saved: bool },
-    /// The linear page leads elsewhere: the target is in S0.
+    /// The linear page, in S1, leads elsewhere.
     Unverified { label: Label, flags_saved: bool },
     /// The vector registers are not loaded.
     LoadSimd { label: Label, back: Label },
     /// A branch out.
     Exit { label: Label, target: u64, number: Option<u32>, key: Key },
+    /// The guest returns elsewhere than it was called from: to the address in S0.
+    Elsewhere { label: Label, flags_saved: bool, key: Key },
     /// Back to the head.
     Loop { label: Label },
     /// An instruction done by its handler after all.
@@ -29,7 +35,7 @@ pub(super) enum Cold {
 
 impl Translator {
     pub(super) fn emit_cold(&mut self, head: u16) {
-        let depart = self.entries[2];
+        let depart = self.entries[3];
         self.e.bind(depart);
         self.leave_for(head as u64);
         // Cold code may ask for more of it.
@@ -53,6 +59,31 @@ impl Translator {
                     }
                     self.e.jmp(back);
                 }
+                Cold::Guess { label, back, careful, guess, argument, bank, site } => {
+                    self.e.bind(label);
+                    self.e.gs_add(S0, guess);
+                    self.e.gs_store_imm32(jit!(site), site.0);
+                    self.e.gs_store_imm32(jit!(guess), argument);
+                    self.e.call_to(self.stubs.guess[bank]);
+                    // Five bytes, which the routine skips when there is no such page.
+                    self.e.jmp(back);
+                    self.e.jmp(careful);
+                }
+                Cold::Careful { label, offset, flags_saved } => {
+                    self.e.bind(label);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    match self.careful_exits.iter().find(|(at, _)| *at == offset) {
+                        Some(&(_, exit)) => self.e.jmp(exit),
+                        None => {
+                            let exit = self.e.label();
+                            self.e.bind(exit);
+                            self.careful_exits.push((offset, exit));
+                            self.go_careful(offset);
+                        }
+                    }
+                }
                 Cold::Poll { label, flags_saved } => {
                     self.e.bind(label);
                     if flags_saved {
@@ -73,8 +104,7 @@ impl Translator {
                     if flags_saved {
                         self.restore_flags();
                     }
-                    self.e.gs_load(S0, jit!(target));
-                    self.e.lea_disp32(S0, S0, head as i32);
+                    self.e.lea_disp32(S0, S1, head as i32);
                     self.e.jmp_to(self.stubs.leave);
                 }
                 Cold::LoadSimd { label, back } => {
@@ -96,6 +126,14 @@ impl Translator {
                     self.e.gs_store_imm32(jit!(site), site.0);
                     self.e.call_to(self.stubs.callout);
                     self.e.jmp(after);
+                }
+                Cold::Elsewhere { label, flags_saved, key } => {
+                    self.e.bind(label);
+                    self.key = key;
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    self.jump_indirect();
                 }
                 Cold::Loop { label } => {
                     self.e.bind(label);

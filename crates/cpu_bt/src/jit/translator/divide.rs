@@ -3,8 +3,10 @@
 
 use super::Translator;
 use super::cold::Cold;
+use super::lookup::Free;
 use crate::block::decode::gpr_number;
 use crate::jit::emit::cc;
+use crate::jit::groups::Form;
 use crate::jit::mapping::{Loc, S0, S1};
 use crate::jit::state::Site;
 use crate::jit::trace::Step;
@@ -32,16 +34,19 @@ impl Translator {
         let by = match divisor {
             Some(guest) => self.read_register(guest, S1),
             None => {
-                self.address(insn);
-                self.look_up(Site::new(step.offset, self.mapping, size, false, false), step.live != 0, after);
+                let site = Site::new(step.offset, self.mapping, size, false, false);
+                let displacement = insn.memory_displacement64() as i32;
+                let access = (site, step.live != 0, after);
+                let operand = self.operand((Form::of(insn), displacement), 0, Free::Nothing, access);
                 if wide {
-                    self.e.load64(S1, S0)
+                    self.e.load64_at(S1, operand)
                 } else {
-                    self.e.load32(S1, S0)
+                    self.e.load32_at(S1, operand)
                 }
                 S1
             }
         };
+        self.held = None;
         let rex = |reg: u8, rm: u8| 0x40 | (wide as u8) << 3 | (reg >> 3) << 2 | rm >> 3;
         let modrm = |reg: u8, rm: u8| 0xc0 | (reg & 7) << 3 | rm & 7;
         let (rax, rdx) = (RAX as u8, RDX as u8);

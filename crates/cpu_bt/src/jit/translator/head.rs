@@ -1,8 +1,8 @@
-//! The head of a trace: verified and direct entry, the poll for requests, loading of vector registers.
+//! The head of a trace: its three entries, the poll for requests, loading of vector registers.
 
 use super::Translator;
 use super::cold::Cold;
-use crate::jit::emit::{Label, cc};
+use crate::jit::emit::{Label, cc, host};
 use crate::jit::mapping::{S0, S1};
 use crate::jit::page_id;
 use crate::jit::state::PAGES;
@@ -12,7 +12,7 @@ use crate::jit::trace::Trace;
 impl Translator {
     pub(super) fn prologue(&mut self, trace: &Trace, head: u16) {
         let live = self.head_live != 0;
-        let [direct, verified, _] = self.entries;
+        let [direct, verified, forward, _] = self.entries;
         // The verified entry first: it falls through to the direct one.
         self.e.align(16, 0);
         self.e.bind(verified);
@@ -23,35 +23,53 @@ impl Translator {
         }
         let fail = self.e.label();
         // S1 is a page address only if the offset is right, so one comparison checks both.
-        self.e.gs_store(jit!(target), S1);
-        self.e.shr(S1, 12);
-        self.e.movzx8(S1, S1);
+        if self.bmi2 {
+            self.e.rorx(S0, S1, 12);
+        } else {
+            self.e.mov(S0, S1);
+            self.e.shr(S0, 12);
+        }
+        self.e.movzx8(S0, S0);
         const { assert!(PAGES == 256) };
-        self.e.gs_load_scaled(S0, S1, 3, tags);
-        self.e.gs_cmp(S0, jit!(target));
+        self.e.gs_cmp_scaled(S1, S0, 3, tags);
         self.e.jcc(cc::NE, fail);
-        self.e.gs_cmp32_scaled_imm(S1, 2, ids, page_id(self.gpa, self.key));
+        self.e.gs_cmp32_scaled_imm(S0, 2, ids, page_id(self.gpa, self.key));
         self.cold.push(Cold::Unverified { label: fail, flags_saved: live });
         self.e.jcc(cc::NE, fail);
-        self.e.gs_load(S1, jit!(target));
         self.e.gs_store(jit!(page), S1);
         if live {
             self.restore_flags();
         }
-        self.e.align(16, 0);
+        self.e.align(8, 0);
         self.e.bind(direct);
         let poll = self.e.label();
         self.poll(poll, live);
+        // Calls come here too.
+        self.e.gs_cmp(host::RSP, jit!(return_stack_end));
+        self.e.jcc(cc::B, poll);
         self.cold.push(Cold::Poll { label: poll, flags_saved: live });
+        if live {
+            self.restore_flags();
+        }
+        // What is entered from further up in the page need not look for requests: not all of a circle
+        // leads down.
+        self.e.align(8, 0);
+        self.e.bind(forward);
         if trace.simd {
+            if live {
+                // Long enough to be replaced by a jump in one step, like all that an entry begins with.
+                self.save_flags();
+            }
             let (load, back) = (self.e.label(), self.e.label());
             self.e.gs_cmp8_imm(jit!(simd_loaded), 0);
             self.e.jcc(cc::E, load);
             self.e.bind(back);
             self.cold.push(Cold::LoadSimd { label: load, back });
-        }
-        if live {
-            self.restore_flags();
+            if live {
+                self.restore_flags();
+            }
+        } else {
+            self.e.align(8, 7);
         }
         self.mapping.emit_enter(&mut self.e);
         self.e.bind(self.body);

@@ -4,36 +4,206 @@ use super::Translator;
 use super::cold::Cold;
 use crate::block::decode::gpr_number;
 use crate::cpu::Cpu;
-use crate::jit::emit::{Label, cc};
-use crate::jit::mapping::{S0, S1};
+use crate::jit::emit::{Label, Operand, cc};
+use crate::jit::groups::Form;
+use crate::jit::liveness;
+use crate::jit::mapping::{Loc, S0, S1};
 use crate::jit::state::Site;
-use crate::jit::stubs::jit;
-use crate::mmu::tlb::{Entry, Tlb};
+use crate::jit::stubs::{self, jit};
+use crate::jit::trace::Step;
+use crate::mmu::guess::{Guess, GuessBank};
 use crate::regs::Regs;
-use iced_x86::{Instruction, Register};
+use iced_x86::Register;
 use std::mem::offset_of;
 use x86::Segment;
 
+/// Which scratch register the instruction needs beside its operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Free {
+    Nothing,
+    S1,
+}
+
 impl Translator {
-    /// Puts the linear address of the memory operand into S0.
-    pub(super) fn address(&mut self, insn: &Instruction) {
-        let base = insn.memory_base();
-        let displacement = insn.memory_displacement64() as i32;
-        if base == Register::RIP {
+    /// Makes an access possible: returns where it is for the host. `slot` tells which of the step's accesses
+    /// it is, `free` which scratch register has to stay free for the instruction itself. `keep_flags` when
+    /// flags matter. `after` is where an instruction goes on that the slow way has done.
+    ///
+    /// In a careful trace the operand is looked up here. Elsewhere its group has been checked already.
+    pub(super) fn operand(
+        &mut self,
+        (form, displacement): (Form, i32),
+        slot: usize,
+        free: Free,
+        (site, keep_flags, after): (Site, bool, Label),
+    ) -> Operand {
+        let Some(group) = self.groups.of_step.get(self.at).and_then(|of_step| of_step[slot]) else {
+            self.address(form, displacement);
+            self.look_up(site, keep_flags, after);
+            return Operand::at(S0);
+        };
+        let base = gpr_number(form.base).map(|guest| self.mapping.loc(guest));
+        let index = gpr_number(form.index).map(|guest| self.mapping.loc(guest));
+        let plain = form.segment == Register::None && form.is_wide();
+        match (base, index) {
+            (Some(Loc::Host(base)), None) if plain => {
+                self.addend(group);
+                self.operand_of(base, Some(S1), displacement, free)
+            }
+            (None, None) if plain && form.base == Register::None => {
+                self.addend(group);
+                self.operand_of(S1, None, displacement, free)
+            }
+            (None, None) if plain => {
+                // Relative to the page.
+                self.addend(group);
+                self.e.gs_load(S0, jit!(page));
+                self.operand_of(S0, Some(S1), displacement, free)
+            }
+            (Some(Loc::Host(base)), Some(Loc::Host(index))) if plain => {
+                self.addend(group);
+                self.e.lea(true, S0, Some(base), Some((index, form.scale)), displacement);
+                self.operand_of(S0, Some(S1), 0, free)
+            }
+            _ => {
+                self.address(form, displacement);
+                self.addend(group);
+                self.operand_of(S0, Some(S1), 0, free)
+            }
+        }
+    }
+
+    /// An operand, computed into S0 if S1 has to be free.
+    fn operand_of(&mut self, base: u8, index: Option<u8>, displacement: i32, free: Free) -> Operand {
+        match free {
+            Free::Nothing => Operand { base, index, displacement },
+            Free::S1 => {
+                self.e.lea(true, S0, Some(base), index.map(|index| (index, 0)), displacement);
+                self.held = None;
+                Operand::at(S0)
+            }
+        }
+    }
+
+    /// Where the guess of a group is, from the start of the vCPU.
+    fn guess(&self, group: usize) -> i32 {
+        self.bank_of(self.groups.list[group].write)
+            + self.guess_numbers[group] as i32 * size_of::<Guess>() as i32
+    }
+
+    /// Where the guesses for reads or writes are, from the start of the vCPU.
+    fn bank_of(&self, write: bool) -> i32 {
+        stubs::guesses(self.key.mmu(), write) + offset_of!(GuessBank, entries) as i32
+    }
+
+    /// Where the addend of a group is, from the start of the vCPU. That of a page that was looked up is for
+    /// this trace only: the number may be another's too.
+    fn addend_place(&self, group: usize) -> i32 {
+        match self.groups.list[group].often_wrong {
+            false => self.guess(group) + offset_of!(Guess, addend) as i32,
+            true => {
+                let bank = stubs::guesses(self.key.mmu(), self.groups.list[group].write);
+                bank + offset_of!(GuessBank, looked_up) as i32 + self.guess_numbers[group] as i32 * 8
+            }
+        }
+    }
+
+    /// Loads the addend of a group into S1, if it is not there.
+    fn addend(&mut self, group: u16) {
+        if self.held != Some(group) {
+            let addend = self.addend_place(group as usize);
+            self.e.gs_load(S1, addend);
+            self.held = Some(group);
+        }
+    }
+
+    /// Emits the checks that stand before the present step.
+    pub(super) fn checks(&mut self, step: &Step) {
+        for number in 0..self.groups.list.len() {
+            if self.groups.list[number].check_at == self.at {
+                self.check(step, number);
+            }
+        }
+    }
+
+    /// Checks that the range of a group lies in the page that was guessed.
+    fn check(&mut self, step: &Step, number: usize) {
+        let group = &self.groups.list[number];
+        let (form, displacement, span, align) =
+            (group.form, group.low_displacement(), group.span(), group.align);
+        let (write, first, often_wrong) = (group.write, group.first, group.often_wrong);
+        let guess = self.guess(number);
+        let keep = liveness::before(&step.insn, step.live) != 0 || self.exact_flags;
+        self.address(form, displacement);
+        if keep {
+            self.save_flags();
+        }
+        let careful = self.e.label();
+        self.cold.push(Cold::Careful { label: careful, offset: step.offset, flags_saved: keep });
+        if often_wrong {
+            // By the table, which also gives the addend.
+            self.held = None;
+            let table = self.table(write);
+            self.table_index();
+            self.e.gs_sub_indexed(S0, S1, table);
+            self.check_range(align, span, careful);
+            self.e.gs_load_indexed(S0, S1, table + 8);
+            self.e.gs_sub_indexed(S0, S1, table);
+            self.e.mov(S1, S0);
+            let addend = self.addend_place(number);
+            self.e.gs_store(addend, S1);
+            self.held = Some(number as u16);
+        } else {
+            let (label, back) = (self.e.label(), self.e.label());
+            self.e.gs_sub(S0, guess + offset_of!(Guess, page) as i32);
+            if align > 1 {
+                // Another page would not help.
+                self.e.test8_imm(S0, align - 1);
+                self.e.jcc(cc::NE, careful);
+            }
+            self.check_range(1, span, label);
+            self.e.bind(back);
+            let site = Site::new(first, self.mapping, 1, write, false);
+            let bank = self.key.mmu() as usize * 2 + write as usize;
+            let offset = self.guess_numbers[number] * size_of::<Guess>() as u32;
+            let argument = offset | (span as u32) << 16;
+            self.cold.push(Cold::Guess { label, back, careful, guess, argument, bank, site });
+            // Looking for another page needs it.
+            self.held = None;
+        }
+        if keep {
+            self.restore_flags();
+        }
+    }
+
+    /// Goes to `failed` unless S0, an offset from a page, is aligned and `span` bytes fit behind it.
+    fn check_range(&mut self, align: u8, span: i32, failed: Label) {
+        if align > 1 {
+            self.e.test8_imm(S0, align - 1);
+            self.e.jcc(cc::NE, failed);
+        }
+        self.e.cmp_imm(S0, 4096 - span);
+        self.e.jcc(cc::A, failed);
+    }
+
+    /// Puts a linear address into S0. Uses S1 if an index is not in a register.
+    pub(super) fn address(&mut self, form: Form, displacement: i32) {
+        if form.base == Register::RIP {
             // Decoded as if the page stood at 0, so the address is relative to the page.
             self.e.gs_load(S0, jit!(page));
             self.e.lea_disp32(S0, S0, displacement);
         } else {
-            let wide = insn.memory_base().size() != 4 && insn.memory_index().size() != 4;
-            let base = gpr_number(base).map(|guest| self.read_register(guest, S0));
-            let index = gpr_number(insn.memory_index()).map(|guest| self.read_register(guest, S1));
-            let scale = insn.memory_index_scale().trailing_zeros() as u8;
+            let base = gpr_number(form.base).map(|guest| self.read_register(guest, S0));
+            let index = gpr_number(form.index).map(|guest| self.read_register(guest, S1));
             match (base, index) {
                 (None, None) => self.e.mov_imm(S0, displacement as i64 as u64),
-                _ => self.e.lea(wide, S0, base, index.map(|index| (index, scale)), displacement),
+                _ => {
+                    let index = index.map(|index| (index, form.scale));
+                    self.e.lea(form.is_wide(), S0, base, index, displacement);
+                }
             }
         }
-        let segment = match insn.memory_segment() {
+        let segment = match form.segment {
             Register::FS => x86::state::seg::FS,
             Register::GS => x86::state::seg::GS,
             _ => return,
@@ -42,8 +212,24 @@ impl Translator {
             + offset_of!(Regs, seg)
             + segment * size_of::<Segment>()
             + offset_of!(Segment, base);
-        self.e.gs_load(S1, at as i32);
-        self.e.lea(true, S0, Some(S0), Some((S1, 0)), 0);
+        self.e.gs_add_keeping_flags(S0, S1, at as i32);
+        self.held = None;
+    }
+
+    /// Where the soft TLB's array for reads or writes is, from the start of the vCPU.
+    fn table(&self, write: bool) -> i32 {
+        stubs::table(self.key.mmu(), write)
+    }
+
+    /// Leaves the byte offset of the soft TLB's entry for S0 in S1.
+    fn table_index(&mut self) {
+        if self.bmi2 {
+            self.e.rorx(S1, S0, 8);
+        } else {
+            self.e.mov(S1, S0);
+            self.e.shr(S1, 8);
+        }
+        self.e.and32_imm(S1, (crate::mmu::tlb::ENTRIES as u32 - 1) << 4);
     }
 
     /// Turns the linear address in S0 into a host address, or goes the slow way. Uses S1. `keep_flags`
@@ -54,24 +240,12 @@ impl Translator {
         if keep_flags {
             self.save_flags();
         }
-        let array = (self.key.mmu() as usize) * size_of::<[Entry; crate::mmu::tlb::ENTRIES]>()
-            + if site.writes() { offset_of!(Tlb, write) } else { offset_of!(Tlb, read) };
-        let table = (offset_of!(Cpu, tlb) + array) as i32;
-        const { assert!(size_of::<Entry>() == 16 && offset_of!(Entry, page) == 0 && offset_of!(Entry, host) == 8) };
-        if self.bmi2 {
-            self.e.rorx(S1, S0, 8);
-        } else {
-            self.e.mov(S1, S0);
-            self.e.shr(S1, 8);
-        }
-        self.e.and32_imm(S1, (crate::mmu::tlb::ENTRIES as u32 - 1) << 4);
+        let table = self.table(site.writes());
+        self.table_index();
+        self.held = None;
         self.e.gs_sub_indexed(S0, S1, table);
-        if site.aligned() {
-            self.e.test8_imm(S0, site.len() as u8 - 1);
-            self.e.jcc(cc::NE, miss);
-        }
-        self.e.cmp_imm(S0, 4096 - site.len() as i32);
-        self.e.jcc(cc::A, miss);
+        let align = if site.aligned() { site.len() as u8 } else { 1 };
+        self.check_range(align, site.len() as i32, miss);
         self.e.gs_add_indexed(S0, S1, table + 8);
         self.e.bind(back);
         if keep_flags {

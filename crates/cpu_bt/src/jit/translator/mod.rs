@@ -17,6 +17,7 @@ mod system;
 use super::FRAMES;
 use super::cache::{Exit, Key, Translation};
 use super::emit::{Emit, Label, host};
+use super::groups::{self, Groups};
 use super::liveness;
 use super::mapping::Mapping;
 use super::state::Site;
@@ -25,6 +26,7 @@ use super::stubs::{Stubs, jit};
 use super::trace::{Step, Trace};
 use super::way::Way;
 use crate::cpu::Cpu;
+use crate::mmu::tlb::MmuIndex;
 use cold::Cold;
 use iced_x86::{Encoder, Mnemonic as M};
 
@@ -58,13 +60,18 @@ impl Cpu {
             let first_exit = cache.next_exit();
             let mut translator = Translator::new(cache.next(), cache.stubs, key, gpa, first_exit);
             translator.exact_flags = vm.options.exact_flags;
+            // A kernel runs much code once between two flushes: guesses of many places would not pay.
+            if !key.careful() && key.mmu() == MmuIndex::User {
+                translator.groups = groups::find(&trace.steps);
+                translator.guess_numbers = cache.guesses_for(&mut translator.groups, gpa);
+            }
             translator.trace(&trace);
             let Translator { e, exits, entries, .. } = translator;
-            let [direct, verified, depart] = entries.map(|label| e.address(label));
+            let [direct, verified, forward, depart] = entries.map(|label| e.address(label));
             let code = e.finish();
             let len = (code.len() as u64 - (verified - cache.next())) as u32;
             let (lines, loops) = (trace.lines, trace.loops);
-            let translation = Translation { gpa, key, direct, verified, depart, lines, len, loops };
+            let translation = Translation { gpa, key, direct, verified, forward, depart, lines, len, loops };
             (code, exits, translation)
         };
         if let Some(told) = &vm.options.trace {
@@ -89,8 +96,8 @@ struct Translator {
     head_key: Key,
     gpa: u64,
     mapping: Mapping,
-    /// Direct, verified, depart.
-    entries: [Label; 3],
+    /// Direct, verified, forward, depart.
+    entries: [Label; 4],
     /// After the mapping is set up: where loops go back to.
     body: Label,
     cold: Vec<Cold>,
@@ -101,12 +108,24 @@ struct Translator {
     /// Flags are kept at every access.
     exact_flags: bool,
     bmi2: bool,
+    /// Accesses that are checked together; none in a careful trace.
+    groups: Groups,
+    /// For each group the number of its guess.
+    guess_numbers: Vec<u32>,
+    /// Index of the present step.
+    at: usize,
+    /// The group whose addend is in S1.
+    held: Option<u16>,
+    /// STI stands in the trace: what comes behind it has to look for interrupts.
+    looks_next: bool,
+    /// By offset in the page, where the careful translation is gone on in.
+    careful_exits: Vec<(u16, Label)>,
 }
 
 impl Translator {
     fn new(base: u64, stubs: Stubs, key: Key, gpa: u64, first_exit: u32) -> Translator {
         let mut e = Emit::new(base);
-        let entries = [e.label(), e.label(), e.label()];
+        let entries = [e.label(), e.label(), e.label(), e.label()];
         let body = e.label();
         Translator {
             e,
@@ -124,6 +143,12 @@ impl Translator {
             head_live: liveness::ALL,
             exact_flags: false,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            groups: Groups::default(),
+            guess_numbers: Vec::new(),
+            at: 0,
+            held: None,
+            looks_next: false,
+            careful_exits: Vec::new(),
         }
     }
 
@@ -133,7 +158,9 @@ impl Translator {
         self.mapping = self.choose_mapping(trace);
         self.prologue(trace, head);
         let mut ended = false;
-        for step in &trace.steps {
+        for (index, step) in trace.steps.iter().enumerate() {
+            self.at = index;
+            self.checks(step);
             ended = self.step(step, head);
         }
         if !ended {
@@ -176,6 +203,7 @@ impl Translator {
         let site = Site::new(step.offset, self.mapping, 1, false, false);
         self.e.gs_store_imm32(jit!(site), site.0);
         self.e.call_to(self.stubs.callout);
+        self.held = None;
     }
 
     /// REP MOVS and REP STOS: by a common routine, which knows when to call the handler.
@@ -184,6 +212,7 @@ impl Translator {
         let site = Site::new(step.offset, self.mapping, 1, false, false);
         self.e.gs_store_imm32(jit!(site), site.0);
         self.e.call_to(self.stubs.strings.get(kind, self.key.mmu()));
+        self.held = None;
     }
 
     /// Leaves for good: the instruction's handler says where the guest goes on.

@@ -1,8 +1,11 @@
 //! Instructions that execute as themselves, with registers renamed and their memory operand replaced.
 
 use super::Translator;
+use super::lookup::Free;
 use super::registers::host_register;
 use crate::block::decode::gpr_number;
+use crate::jit::emit::Operand;
+use crate::jit::groups::Form;
 use crate::jit::liveness;
 use crate::jit::mapping::{Loc, S0, S1, slot};
 use crate::jit::state::Site;
@@ -50,19 +53,13 @@ impl Translator {
                 }
             }
         }
-        if memory {
-            new.set_memory_base(host_register(8, S0));
-            new.set_memory_index(Register::None);
-            new.set_memory_index_scale(1);
-            new.set_memory_displacement64(0);
-            new.set_memory_displ_size(0);
-            new.set_segment_prefix(Register::None);
-        }
-        // What cannot be encoded so, its handler does.
-        let Some(encoded) = self.encode(&new) else { return self.callout(step) };
         let after = self.e.label();
         if memory {
-            self.address(insn);
+            // What cannot be encoded so, its handler does.
+            set_operand(&mut new, Operand::at(S0));
+            if self.encode(&new).is_none() {
+                return self.callout(step);
+            }
             let aligned = plan.align as usize >= plan.size as usize && plan.align > 1;
             let site = Site::new(
                 step.offset,
@@ -72,10 +69,14 @@ impl Translator {
                 aligned,
             );
             let keep = liveness::before(insn, step.live) != 0;
-            self.look_up(site, keep, after);
+            let free = if absent.is_empty() { Free::Nothing } else { Free::S1 };
+            let displacement = insn.memory_displacement64() as i32;
+            let operand = self.operand((Form::of(insn), displacement), 0, free, (site, keep, after));
+            set_operand(&mut new, operand);
         }
+        let Some(encoded) = self.encode(&new) else { return self.callout(step) };
         for (&guest, &register) in absent.iter().zip(scratch) {
-            self.e.gs_load(register, slot(guest));
+            self.load_register(register, guest);
         }
         self.e.bytes(&encoded);
         for (&guest, &register) in absent.iter().zip(scratch) {
@@ -91,9 +92,15 @@ impl Translator {
         let guest = gpr_number(insn.op0_register()).expect("LEA has a register");
         let size = insn.op0_register().size();
         // A segment prefix means nothing to LEA.
-        let mut plain = *insn;
-        plain.set_segment_prefix(Register::None);
-        self.address(&plain);
+        let form = Form { segment: Register::None, ..Form::of(insn) };
+        let displacement = insn.memory_displacement64() as i32;
+        if let Loc::Host(to) = self.mapping.loc(guest)
+            && size >= 4
+            && self.lea_directly(to, size == 8, form, displacement)
+        {
+            return;
+        }
+        self.address(form, displacement);
         match (self.mapping.loc(guest), size) {
             (Loc::Host(to), 8) => self.e.mov(to, S0),
             (Loc::Host(to), 4) => self.e.mov32(to, S0),
@@ -107,7 +114,7 @@ impl Translator {
                 let to = match loc {
                     Loc::Host(to) => to,
                     Loc::Memory => {
-                        self.e.gs_load(S1, slot(guest));
+                        self.load_register(S1, guest);
                         S1
                     }
                 };
@@ -120,10 +127,43 @@ impl Translator {
         }
     }
 
+    /// LEA whose registers are all in host registers.
+    fn lea_directly(&mut self, to: u8, wide: bool, form: Form, displacement: i32) -> bool {
+        let register = |register: Register| match gpr_number(register) {
+            Some(guest) => match self.mapping.loc(guest) {
+                Loc::Host(number) => Some(Some(number)),
+                Loc::Memory => None,
+            },
+            None => Some(None),
+        };
+        let (Some(base), Some(index)) = (register(form.base), register(form.index)) else { return false };
+        // Cut to 32 bits and then extended is the same as cut once.
+        if form.base == Register::RIP || (base, index) == (None, None) {
+            return false;
+        }
+        self.e.lea(wide && form.is_wide(), to, base, index.map(|index| (index, form.scale)), displacement);
+        true
+    }
+
     /// The bytes of an instruction, which do not depend on its place.
     pub(super) fn encode(&mut self, insn: &Instruction) -> Option<Vec<u8>> {
         let result = self.encoder.encode(insn, 0);
         let bytes = self.encoder.take_buffer();
         result.ok().map(|_| bytes)
     }
+}
+
+/// Replaces the memory operand.
+fn set_operand(insn: &mut Instruction, operand: Operand) {
+    insn.set_memory_base(host_register(8, operand.base));
+    insn.set_memory_index(operand.index.map_or(Register::None, |index| host_register(8, index)));
+    insn.set_memory_index_scale(1);
+    insn.set_memory_displacement64(operand.displacement as i64 as u64);
+    let size = match operand.displacement {
+        0 => 0,
+        small if small as i8 as i32 == small => 1,
+        _ => 8,
+    };
+    insn.set_memory_displ_size(size);
+    insn.set_segment_prefix(Register::None);
 }

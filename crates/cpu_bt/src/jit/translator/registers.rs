@@ -2,7 +2,7 @@
 
 use super::Translator;
 use crate::block::decode::gpr_number;
-use crate::jit::mapping::{Loc, Mapping, slot};
+use crate::jit::mapping::{Loc, Mapping, S1, slot};
 use crate::jit::strings;
 use crate::jit::trace::Trace;
 use crate::jit::way::Way;
@@ -54,12 +54,20 @@ impl Translator {
         Mapping::choose(&uses, fixed, gain_min)
     }
 
+    /// Loads a guest register that is in memory into a scratch register.
+    pub(super) fn load_register(&mut self, scratch: u8, guest: u8) {
+        if scratch == S1 {
+            self.held = None;
+        }
+        self.e.gs_load(scratch, slot(guest));
+    }
+
     /// The host register that holds a guest register, loading it into `scratch` if it is in memory.
     pub(super) fn read_register(&mut self, guest: u8, scratch: u8) -> u8 {
         match self.mapping.loc(guest) {
             Loc::Host(number) => number,
             Loc::Memory => {
-                self.e.gs_load(scratch, slot(guest));
+                self.load_register(scratch, guest);
                 scratch
             }
         }

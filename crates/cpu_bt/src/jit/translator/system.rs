@@ -1,6 +1,7 @@
 //! What a supervisor does often enough to stay in translated code for.
 
 use super::Translator;
+use super::lookup::Free;
 use crate::cpu::{Cpu, Mode, SystemRegs};
 use crate::jit::emit::host;
 use crate::jit::fast::Fast;
@@ -26,6 +27,7 @@ impl Translator {
         }
         let (flag, request) = (rflags::IF as u32, signal::INTERRUPT);
         if enable {
+            self.looks_next = true;
             self.e.gs_or32_imm(jit!(system_flags), flag);
             self.e.gs_or32_imm(jit!(poll_mask), request);
         } else {
@@ -78,6 +80,7 @@ impl Translator {
     /// RDTSC and RDTSCP where nothing forbids them. Touches no flags.
     pub(super) fn read_tsc(&mut self, with_id: bool) {
         let (rax, rdx) = (host::RAX, host::RDX);
+        self.held = None;
         self.e.bytes(&[0x0f, 0x31]); // rdtsc
         self.e.mov(S0, rdx);
         self.e.rorx(S0, S0, 32);
@@ -108,7 +111,8 @@ impl Translator {
     /// PUSHFQ of a supervisor.
     pub(super) fn push_flags(&mut self, step: &Step) {
         let after = self.e.label();
-        self.stack_write_keeping(step, liveness::ALL, after);
+        // The flags go to S1.
+        let operand = self.stack_below(step, liveness::ALL, after, Free::S1);
         self.e.host_flags_to(S1);
         let keep = step.live != 0;
         if keep {
@@ -116,11 +120,11 @@ impl Translator {
         }
         self.e.and32_imm(S1, rflags::STATUS as u32);
         self.e.gs_or(S1, jit!(system_flags));
-        self.e.store64(S0, S1);
+        self.e.store64_at(operand, S1);
         if keep {
             self.restore_flags();
         }
-        self.e.lea_disp32(host::R15, host::R15, -8);
+        self.e.lea(true, host::R15, Some(host::R15), None, -8);
         self.e.bind(after);
     }
 }

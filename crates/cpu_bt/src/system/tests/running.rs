@@ -189,6 +189,67 @@ fn sti_lets_interrupts_in_after_the_next_instruction() {
     assert_eq!(machine.load::<u64>(DATA), CODE + 2);
 }
 
+/// Interrupts that the legacy controller raises at each write to port 0xf5; port 0xf4 ends the run.
+struct Line<'a>(&'a crate::signals::Signals, &'a crate::vm::VmShared);
+
+impl CpuIo for Line<'_> {
+    fn pio_read(&self, _port: u16, _data: &mut [u8]) {}
+    fn pio_write(&self, port: u16, _data: &[u8]) {
+        if port == 0xf5 {
+            self.1.pic_line.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+        self.0.raise(if port == 0xf5 { signal::INTERRUPT } else { signal::KICK });
+    }
+    fn mmio_read(&self, _gpa: u64, _data: &mut [u8]) {}
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
+    fn end_of_interrupt(&self, _vector: u8) {}
+    fn pic_acknowledge(&self) -> u8 {
+        self.1.pic_line.store(false, std::sync::atomic::Ordering::SeqCst);
+        0x20
+    }
+}
+
+#[test]
+fn interrupts_come_in_wherever_they_are_enabled_however_short_that_is() {
+    const TURNS: u64 = 100;
+    type Write = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let enable: [(&str, Write); 2] = [
+        ("STI", |a| {
+            a.sti()?;
+            a.nop()
+        }),
+        ("POPF", |a| {
+            a.push(r9)?;
+            a.popfq()
+        }),
+    ];
+    for (what, enable) in enable {
+        let mut machine = Machine::new(Start::Long { cpl: 0 });
+        counting_handler(&mut machine, 0x20);
+        put(&mut machine, CODE, |a| {
+            let mut again = a.create_label();
+            a.set_label(&mut again)?;
+            a.cli()?;
+            a.out(0xf5, al)?;
+            enable(a)?;
+            a.cli()?;
+            a.add(r8, qword_ptr(DATA + 8 * 0x20))?;
+            a.dec(rcx)?;
+            a.jne(again)?;
+            a.out(0xf4, al)
+        });
+        (machine.cpu.regs.r[RCX], machine.cpu.regs.r[9]) = (TURNS, rflags::IF | rflags::FIXED);
+        machine.cpu.signals.take(u32::MAX);
+        // The loop is translated.
+        crate::jit::runtime::use_vcpu(&raw mut *machine.cpu).unwrap();
+        let (signals, vm) = (machine.cpu.signals.clone(), machine.cpu.vm.clone());
+        let exit = machine.cpu.with_io(&Line(&signals, &vm), |cpu| cpu.execute());
+        assert_eq!(exit, VmExit::Kicked, "{what}");
+        // Turn n has seen n of them.
+        assert_eq!(machine.cpu.regs.r[8], TURNS * (TURNS + 1) / 2, "{what}");
+    }
+}
+
 #[test]
 fn data_breakpoints_trap_after_the_access() {
     // Watched: eight bytes for writes, two bytes for both.

@@ -1,0 +1,105 @@
+//! Guesses of which page an access goes to.
+//!
+//! Translated code that accesses memory expects the page that it met the last time at the same place:
+//! one comparison, and an addend that does not depend on the address. Each guess is a copy of a soft
+//! TLB entry of the same privilege and direction, and is forgotten whenever such entries are.
+
+use std::hash::{BuildHasher, Hasher};
+
+/// Guesses of a bank; a power of two.
+pub(crate) const GUESSES: usize = 1024;
+/// How many filled guesses of a bank are remembered one by one.
+const FILLED: usize = 256;
+/// Misses after which the time is looked at.
+pub(crate) const MISSES: u32 = 64;
+/// The lowest byte of what stands in place of a page where nothing is guessed. Pages have 0 there.
+pub(crate) const EMPTY: u8 = 1;
+
+/// A page, and what added to a linear address in it makes the host address.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Guess {
+    pub(crate) page: u64,
+    pub(crate) addend: u64,
+}
+
+/// As aligned as any instruction insists on.
+#[repr(C, align(64))]
+struct Nowhere([u8; 4096]);
+
+/// The guesses for one privilege and direction.
+#[repr(C)]
+pub(crate) struct GuessBank {
+    pub(crate) entries: [Guess; GUESSES],
+    /// Counts down how often the guess was wrong.
+    pub(crate) misses: [u32; GUESSES],
+    /// When it was last looked at how often that is, in host cycles.
+    stamps: [u64; GUESSES],
+    /// Byte offsets of guesses that are not empty, as far as there is room.
+    pub(crate) filled: [u32; FILLED],
+    /// Addends of pages that were looked up; of no meaning between traces.
+    pub(crate) looked_up: [u64; GUESSES],
+    /// In place of a page where nothing is guessed: a number that ends with [`EMPTY`], chosen by lot. An
+    /// address in the page behind it is not canonical, but would be taken for a hit, and lead to `nowhere`
+    /// instead of raising an exception. There are 2^52 such pages; nobody finds it.
+    none: u64,
+    nowhere: Nowhere,
+    /// How many those are; more than there is room for means that all may be filled.
+    pub(crate) count: u32,
+}
+
+impl GuessBank {
+    pub(crate) const FILLED: u32 = FILLED as u32;
+
+    /// Makes a value of zeroed memory.
+    pub(crate) fn initialise(&mut self) {
+        let lot = std::hash::RandomState::new().build_hasher().finish();
+        // Bits 63 and 62 differ, so nothing within a page of it is canonical.
+        self.none = 1 << 63 | lot >> 2 & !0xfff | EMPTY as u64;
+        let empty = self.empty();
+        self.entries.fill(empty);
+        self.misses.fill(MISSES);
+    }
+
+    /// Forgets all.
+    #[inline]
+    pub(crate) fn forget(&mut self) {
+        let empty = self.empty();
+        match std::mem::take(&mut self.count) as usize {
+            count @ 0..=FILLED => {
+                for &offset in &self.filled[..count] {
+                    self.entries[offset as usize / size_of::<Guess>()] = empty;
+                }
+            }
+            _ => self.entries.fill(empty),
+        }
+    }
+
+    /// No guess. The bank never moves.
+    fn empty(&self) -> Guess {
+        Guess { page: self.none, addend: ((&raw const self.nowhere) as u64).wrapping_sub(self.none) }
+    }
+
+    /// Forgets one page.
+    pub(crate) fn forget_page(&mut self, page: u64) {
+        let count = self.count as usize;
+        if count > FILLED {
+            return self.forget();
+        }
+        let empty = self.empty();
+        for &offset in &self.filled[..count] {
+            let guess = &mut self.entries[offset as usize / size_of::<Guess>()];
+            if guess.page == page {
+                // It stays among the filled: it may be filled again.
+                *guess = empty;
+            }
+        }
+    }
+
+    /// Whether a guess that was wrong [`MISSES`] times has been so within `cycles`. Counts anew.
+    pub(crate) fn is_often_wrong(&mut self, index: usize, now: u64, cycles: u64) -> bool {
+        self.misses[index] = MISSES;
+        let before = std::mem::replace(&mut self.stamps[index], now);
+        now.wrapping_sub(before) < cycles
+    }
+}
