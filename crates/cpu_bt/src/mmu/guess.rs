@@ -12,8 +12,9 @@ pub(crate) const GUESSES: usize = 1024;
 const FILLED: usize = 256;
 /// Misses after which the time is looked at.
 pub(crate) const MISSES: u32 = 64;
-/// The lowest byte of what stands in place of a page where nothing is guessed. Pages have 0 there.
-pub(crate) const EMPTY: u8 = 1;
+/// The lowest byte of what stands in place of a page where nothing is guessed. Pages have 0 there. It keeps the
+/// lower bits, for the distance from it tells whether an address is aligned.
+pub(crate) const EMPTY: u8 = 0x40;
 
 /// A page, and what added to a linear address in it makes the host address.
 #[derive(Clone, Copy)]
