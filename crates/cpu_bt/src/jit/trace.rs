@@ -147,8 +147,8 @@ impl Cpu {
                     step.live_on_return = live_at(page, next, start, at_head);
                 }
                 live = match step.way {
-                    // Its handler may save all flags, as SYSCALL does.
-                    Way::Hand => liveness::ALL,
+                    // Its handler may save all flags, as SYSCALL and exceptions do.
+                    Way::Hand | Way::Callout => liveness::ALL,
                     _ => liveness::before(&step.insn, live),
                 };
             }
