@@ -8,10 +8,10 @@ use crate::block::{Block, Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::mmu::guess::Guess;
+use crate::mmu::tlb::MmuIndex;
 use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
-use crate::mmu::tlb::MmuIndex;
 use x86::reg::{cr4, rflags};
 
 /// What a helper tells translated code.

@@ -90,8 +90,8 @@ impl Cpu {
             }
             // Interrupts that waited for STI are seen at the head of the next trace, before anybody disables
             // them again.
-            let enabled = trace.steps.len() >= 2
-                && trace.steps[trace.steps.len() - 2].insn.mnemonic() == M::Sti;
+            let enabled =
+                trace.steps.len() >= 2 && trace.steps[trace.steps.len() - 2].insn.mnemonic() == M::Sti;
             if branches {
                 match flow {
                     FlowControl::ConditionalBranch => {
