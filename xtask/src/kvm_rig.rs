@@ -39,7 +39,7 @@ const PATIENCE: u32 = 10;
 pub(crate) enum Depth {
     /// The engine's own tests and one boot.
     Short,
-    /// These, and all boot tests with the busybox guest.
+    /// These, all boot tests with the busybox guest, and a machine that changes engines.
     Full,
 }
 
@@ -56,7 +56,7 @@ impl Depth {
     fn boot_tests(self) -> &'static [&'static str] {
         match self {
             Depth::Short => &["busybox::reset_ends"],
-            Depth::Full => &["busybox::"],
+            Depth::Full => &["busybox::", "engines::"],
         }
     }
 }

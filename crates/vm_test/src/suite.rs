@@ -85,6 +85,14 @@ impl Suite {
         }
     }
 
+    /// Adds a test of the worker that needs KVM, with so many CPUs.
+    pub fn kvm_test(&mut self, name: &str, cpus: u32, test: Test) {
+        let program = Program::Worker(Engine::Kvm);
+        if self.programs.contains(&program) {
+            self.add(format!("{name}::{program}::cpus_{cpus}"), program, cpus, test);
+        }
+    }
+
     /// Adds a test of the worker in which no engine has a part.
     pub fn engineless_test(&mut self, name: &str, test: Test) {
         let program = Program::Worker(Engine::Bt);

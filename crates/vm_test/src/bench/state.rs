@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::report::Report;
 use super::{Bed, process};
-use crate::{After, Guest, Patience, Program, Shell, Vm};
+use crate::{After, Guest, Patience, Program, RunState, Shell, Vm};
 
 /// Sizes of guest memory in MiB: what a restore takes must not depend on it.
 const SIZES: [u32; 3] = [256, 1024, 4096];
@@ -105,6 +105,11 @@ impl Saved {
 
     /// Has a copy run a command.
     fn answer(&self, vm: &mut Vm, report: &mut Report) -> Result<()> {
+        // What is typed while QEMU still loads would be lost.
+        while self.program == Program::Qemu && vm.control().state()? != RunState::Running {
+            ensure!(vm.started().elapsed() < Patience::Boot.limit(), "QEMU does not run the copy");
+            thread::sleep(Duration::from_millis(1));
+        }
         let text = Shell::resumed(vm.console()).check("echo $((6 * 7))")?;
         let took = vm.started().elapsed().as_secs_f64() * 1000.0;
         ensure!(text == "42", "the copy computes {text:?}");

@@ -210,7 +210,7 @@ fn firmware_variables(case: &Case) -> Result<()> {
     // Attributes (non-volatile, for boot and run time), then the value.
     let set = |name: &str, value: &str| {
         let file = format!("/sys/firmware/efi/efivars/{name}-12345678-1234-1234-1234-123456789abc");
-        format!("printf '\\007\\000\\000\\000{value}' > {file} && tail -c +5 {file}")
+        format!("printf '\\007\\000\\000\\000{value}' > {file} && cat {file} | tail -c +5")
     };
     sh.check(
         "mountpoint -q /sys/firmware/efi/efivars || mount -t efivarfs efivarfs /sys/firmware/efi/efivars",

@@ -7,6 +7,7 @@ mod copies;
 mod crash;
 mod daemon;
 mod debian;
+mod engines;
 mod firmware;
 mod inside;
 mod refusals;
@@ -27,6 +28,7 @@ fn main() -> Result<ExitCode> {
     busybox::add(&mut suite);
     snapshots::add(&mut suite);
     copies::add(&mut suite);
+    engines::add(&mut suite);
     workloads::add(&mut suite);
     software::add(&mut suite);
     daemon::add(&mut suite);
