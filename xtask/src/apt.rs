@@ -46,8 +46,11 @@ pub(crate) const FIRMWARE: &[Need] = &[
 /// The program that figures and kernel logs are compared with.
 pub(crate) const QEMU: &[Need] = &[Need { probe: "qemu-system-x86_64", package: "qemu-system-x86" }];
 
-/// What judges disk images.
-pub(crate) const QEMU_TOOLS: &[Need] = &[Need { probe: "qemu-img", package: "qemu-utils" }];
+/// What judges disk images, and makes a file system whose files share blocks.
+pub(crate) const QEMU_TOOLS: &[Need] = &[
+    Need { probe: "qemu-img", package: "qemu-utils" },
+    Need { probe: "/usr/sbin/mkfs.btrfs", package: "btrfs-progs" },
+];
 /// What makes programs smaller.
 pub(crate) const BINUTILS: &[Need] = &[Need { probe: "strip", package: "binutils" }];
 

@@ -457,3 +457,39 @@ fn stopping_waits_for_what_is_in_flight() {
     driver.notify(0);
     driver.wait_used(0);
 }
+
+/// Saved with requests in flight, others that the device has not seen, and an interrupt that nobody has taken:
+/// each is answered once, whoever answers it.
+#[test]
+fn a_disk_saved_at_work_answers_all_and_nothing_twice() {
+    let (blk, shared) = lazy();
+    let mut driver = Driver::new(Box::new(blk));
+    driver.start(64, u64::MAX);
+    let mut heads = offer_reads(&driver.ram, &mut driver.rings[0], 3);
+    driver.notify(0);
+    while shared.in_flight_max.load(Ordering::Relaxed) < 3 {
+        std::thread::yield_now();
+    }
+    let function = driver.function.clone();
+    let pausing = std::thread::spawn(move || function.pause());
+    shared.allow(3);
+    pausing.join().unwrap();
+    // The guest has not looked yet, and asks for more of a device that stands still.
+    heads.extend(offer_reads(&driver.ram, &mut driver.rings[0], 4));
+    driver.notify(0);
+    let told = driver.interrupts.messages().len();
+    let (blk, shared) = lazy();
+    shared.allow(100);
+    let mut driver = driver.moved(Box::new(blk));
+    let mut used: Vec<u16> = (0..7).map(|_| driver.wait_used(0).0).collect();
+    used.sort_unstable();
+    heads.sort_unstable();
+    assert_eq!(used, heads);
+    assert!(told >= 1 && !driver.interrupts.messages().is_empty());
+    assert_eq!(driver.rings[0].take_used(), None, "answered twice");
+    for n in 0..4 {
+        let mut data = [0; 512];
+        driver.ram.guest().read_slice(&mut data, GuestAddress(DATA + n * 0x1000 + 512)).unwrap();
+        assert_eq!(data, pattern(64 << 10)[n as usize * 512..][..512], "sector {n}");
+    }
+}

@@ -140,3 +140,30 @@ fn unread_input_is_saved() {
     assert!(first.restore(DeviceSaved::Console(too_much)).is_err());
     assert!(first.restore(DeviceSaved::Rng).is_err());
 }
+
+/// Saved with input that the guest has no buffer for and output that it has just written.
+#[test]
+fn a_console_saved_at_work_loses_and_repeats_nothing() {
+    let (console, _screen) = console();
+    console.input().receive(b"typed ahead");
+    let mut driver = Driver::new(Box::new(console));
+    driver.start(16, u64::MAX);
+    driver.rings[0].add(&[Buffer::In(AT, 6)]);
+    driver.notify(0);
+    assert_eq!(driver.wait_used(0).1, 6);
+    driver.function.pause();
+    driver.ram.guest().write_slice(b"said", GuestAddress(AT + 0x1000)).unwrap();
+    driver.rings[1].add(&[Buffer::Out(AT + 0x1000, 4)]);
+    driver.notify(1);
+    let (console, screen) = self::console();
+    let mut driver = driver.moved(Box::new(console));
+    driver.wait_used(1);
+    assert_eq!(screen.recv().unwrap(), b"said");
+    let before = driver.rings[0].available_index();
+    driver.rings[0].add(&[Buffer::In(AT, 16)]);
+    driver.notify_since(0, before);
+    assert_eq!(driver.wait_used(0).1, 5);
+    let mut rest = [0; 5];
+    driver.ram.guest().read_slice(&mut rest, GuestAddress(AT)).unwrap();
+    assert_eq!(&rest, b"ahead");
+}

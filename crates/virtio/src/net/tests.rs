@@ -256,3 +256,29 @@ fn a_segment_longer_than_a_frame_needs_agreement() {
         assert!(bench.rings[1].take_used().is_some());
     }
 }
+
+/// Saved with receive buffers half used up and a frame that has not left: the rest is used, and it leaves once.
+#[test]
+fn a_card_saved_at_work_goes_on_with_the_buffers_that_are_left() {
+    let (wire, end) = Wire::new(1514);
+    let mut driver = Driver::new(Box::new(Net::new(MAC, Box::new(wire))));
+    driver.start(16, u64::MAX);
+    let heads: Vec<u16> = (0..3).map(|i| driver.rings[0].add(&[Buffer::In(AT + i * 0x1000, 2048)])).collect();
+    driver.notify(0);
+    end.send(&frame(70));
+    assert_eq!(driver.wait_used(0), (heads[0], 12 + 70));
+    driver.function.pause();
+    driver.ram.guest().write_slice(&frame(80), GuestAddress(0x20_0000 + 12)).unwrap();
+    let leaving = driver.rings[1].add(&[Buffer::Out(0x20_0000, 12 + 80)]);
+    driver.notify(1);
+    // What reaches the old card now is lost, as on a wire that was pulled.
+    end.send(&frame(90));
+    let (wire, new_end) = Wire::new(1514);
+    let mut driver = driver.moved(Box::new(Net::new(MAC, Box::new(wire))));
+    assert_eq!(driver.wait_used(1).0, leaving);
+    assert_eq!((new_end.take(), end.take()), (vec![frame(80)], vec![]));
+    for (i, head) in heads.iter().enumerate().skip(1) {
+        new_end.send(&frame(100 + i));
+        assert_eq!(driver.wait_used(0), (*head, 12 + 100 + i as u32));
+    }
+}

@@ -65,6 +65,19 @@ impl Driver {
         driver
     }
 
+    /// Saves the function, which is paused, and has this driver go on with another one that takes over its
+    /// state, as text, and runs: what a snapshot does.
+    pub fn moved(mut self, device: Box<dyn VirtioDevice>) -> Driver {
+        let text = serde_json::to_string(&self.function.save()).expect("plain data");
+        let mut other = Driver::with_ram(device, self.ram.clone());
+        other.function.pause();
+        let saved = serde_json::from_str(&text).expect("as written");
+        other.function.restore(saved).expect("a reachable state can be restored");
+        std::mem::swap(&mut other.rings, &mut self.rings);
+        other.function.resume();
+        other
+    }
+
     /// Walks the capability list (§4.1.4), as a driver does.
     fn find_structures(&mut self) {
         let byte = |at: u16| (self.function.config_read(at / 4) >> (at % 4 * 8)) as u8;

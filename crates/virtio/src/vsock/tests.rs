@@ -474,3 +474,46 @@ fn streams_pass_through_threads() {
     driver.reset();
     echo.join().unwrap();
 }
+
+/// Saved with a stream open and a packet under way: both sides learn that the stream is gone, and the guest makes
+/// new ones at the new device.
+#[test]
+fn a_socket_saved_at_work_ends_its_streams_and_takes_new_ones() {
+    let first = Scratch::new();
+    let service = first.service(5);
+    let mut driver = Driver::new(Box::new(first.device()));
+    driver.start(16, u64::MAX);
+    for i in 0..8 {
+        driver.rings[0].add(&[Buffer::In(RX + i * RX_LEN as u64, RX_LEN)]);
+    }
+    driver.notify(0);
+    let send = |driver: &mut Driver, op: u16| {
+        driver.ram.guest().write_slice(&packet(op, 5).to_bytes(), GuestAddress(TX)).unwrap();
+        driver.rings[1].add(&[Buffer::Out(TX, 44)]);
+        driver.notify(1);
+    };
+    send(&mut driver, op::REQUEST);
+    let mut host = service.accept().unwrap().0;
+    driver.wait_used(1);
+    assert_eq!(driver.wait_used(0).1, 44, "accepted");
+    driver.function.pause();
+    send(&mut driver, op::CREDIT_REQUEST);
+    let second = Scratch::new();
+    let service = second.service(5);
+    driver.rings[2].add(&[Buffer::In(RX + 0x8_0000, 4)]);
+    let mut driver = driver.moved(Box::new(second.device()));
+    assert_eq!(driver.wait_used(2).1, 4);
+    assert_eq!(driver.ram.load::<u32>(RX + 0x8_0000), Some(EVENT_TRANSPORT_RESET));
+    // The packet of before comes for a stream that there is not.
+    driver.wait_used(1);
+    assert_eq!(driver.wait_used(0).1, 44);
+    let mut bytes = [0; 44];
+    driver.ram.guest().read_slice(&mut bytes, GuestAddress(RX + RX_LEN as u64)).unwrap();
+    assert_eq!(Header::from_bytes(&bytes).op, op::RST);
+    send(&mut driver, op::REQUEST);
+    let _new = service.accept().unwrap();
+    driver.wait_used(1);
+    assert_eq!(driver.wait_used(0).1, 44, "accepted again");
+    drop(first);
+    assert_eq!(host.read(&mut [0]).unwrap_or(0), 0, "the old end hears nothing more");
+}

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command as HostCommand;
 
 use agent_client::Command;
@@ -18,6 +18,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("copies::connections_are_reset", connections);
     suite.worker_test("copies::streams_to_the_host_are_reset", streams);
     suite.worker_test("copies::qcow2_disks", qcow2_disks);
+    suite.worker_test("copies::disks_share_blocks_where_the_file_system_can", reflinks);
     suite.worker_test("copies::firmware_keeps_its_variables", firmware_variables);
 }
 
@@ -234,4 +235,67 @@ fn firmware_variables(case: &Case) -> Result<()> {
     ensure!(has(&second, "kept-by-firmware") && has(&second, "set-in-the-copy"), "the copy's file");
     sh.send("systemctl poweroff")?;
     copy.wait(Patience::Shutdown)?.expect_code(0)
+}
+
+/// A btrfs in a file, unmounted when dropped.
+struct Btrfs(PathBuf);
+
+impl Btrfs {
+    fn make(image: &Path, at: &Path) -> Result<Self> {
+        File::create(image)?.set_len(512 << 20)?;
+        fs::create_dir_all(at)?;
+        let made = HostCommand::new("/usr/sbin/mkfs.btrfs").arg("-q").arg(image).status()?;
+        ensure!(made.success(), "mkfs.btrfs failed");
+        let mounted = HostCommand::new("mount").args(["-o", "loop"]).arg(image).arg(at).status()?;
+        ensure!(mounted.success(), "a file system in a file cannot be mounted; this test needs root");
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Btrfs {
+    fn drop(&mut self) {
+        let _ = HostCommand::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// How many of a file's extents there are, and how many of them it shares with other files.
+fn extents(path: &Path) -> Result<(usize, usize)> {
+    let output = HostCommand::new("/usr/sbin/filefrag").arg("-v").arg(path).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> =
+        text.lines().filter(|line| line.contains("..") && !line.contains("physical")).collect();
+    ensure!(!lines.is_empty(), "no extents: {text}");
+    Ok((lines.len(), lines.iter().filter(|line| line.contains("shared")).count()))
+}
+
+/// Where files can share blocks, a snapshot's disk and a copy's take none of their own, and are what they were.
+fn reflinks(case: &Case) -> Result<()> {
+    let at = case.path("btrfs");
+    let mount = Btrfs::make(&case.path("btrfs.img"), &at)?;
+    let (disk, folder, copy) = (at.join("disk.img"), at.join("snapshots"), at.join("copy.img"));
+    fs::create_dir_all(&folder)?;
+    File::create(&disk)?.set_len(32 << 20)?;
+    let guest =
+        Guest::busybox(&case.artifacts).disk(&disk).memory_mib(192).after(After::Shell).snapshots(&folder);
+    let mut vm = guest.start(&case.program, &case.path("first"))?;
+    vm.console().expect("# ", Patience::Boot)?;
+    let mut sh = Shell::take_over(vm.console())?;
+    sh.check(
+        "dd if=/dev/urandom of=/dev/vda bs=1M count=24 2>/dev/null; sync; sha256sum /dev/vda > /tmp/sum",
+    )?;
+    vm.control().snapshot("one", None)?;
+    let (all, shared) = extents(&folder.join("one/disk0.img"))?;
+    ensure!(shared == all, "{shared} of {all} extents of the snapshot's disk are shared");
+    // The machine goes on writing to its own.
+    Shell::resumed(vm.console()).check("dd if=/dev/zero of=/dev/vda bs=1M count=8 2>/dev/null; sync")?;
+    let given = options([&"--disk", &copy]);
+    let mut vm = Vm::restore(&case.program, &folder.join("one"), &given, &case.path("copy"))?;
+    let (all, shared) = extents(&copy)?;
+    ensure!(shared == all, "{shared} of {all} extents of the copy's disk are shared");
+    let sum = "echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sum";
+    ensure!(Shell::resumed(vm.console()).check(sum)?.contains("OK"), "the copy's disk is another");
+    vm.control().stop()?;
+    vm.wait(Patience::Shutdown)?.expect_code(3)?;
+    drop(mount);
+    Ok(())
 }
