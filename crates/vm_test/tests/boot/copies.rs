@@ -244,8 +244,8 @@ impl Btrfs {
     fn make(image: &Path, at: &Path) -> Result<Self> {
         File::create(image)?.set_len(512 << 20)?;
         fs::create_dir_all(at)?;
-        let made = HostCommand::new("/usr/sbin/mkfs.btrfs").arg("-q").arg(image).status()?;
-        ensure!(made.success(), "mkfs.btrfs failed");
+        let made = HostCommand::new("/usr/sbin/mkfs.btrfs").arg("-q").arg(image).output()?;
+        ensure!(made.status.success(), "mkfs.btrfs: {}", String::from_utf8_lossy(&made.stderr));
         let mounted = HostCommand::new("mount").args(["-o", "loop"]).arg(image).arg(at).status()?;
         ensure!(mounted.success(), "a file system in a file cannot be mounted; this test needs root");
         Ok(Self(at.to_owned()))
@@ -290,10 +290,10 @@ fn reflinks(case: &Case) -> Result<()> {
     Shell::resumed(vm.console()).check("dd if=/dev/zero of=/dev/vda bs=1M count=8 2>/dev/null; sync")?;
     let given = options([&"--disk", &copy]);
     let mut vm = Vm::restore(&case.program, &folder.join("one"), &given, &case.path("copy"))?;
-    let (all, shared) = extents(&copy)?;
-    ensure!(shared == all, "{shared} of {all} extents of the copy's disk are shared");
     let sum = "echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sum";
     ensure!(Shell::resumed(vm.console()).check(sum)?.contains("OK"), "the copy's disk is another");
+    let (all, shared) = extents(&copy)?;
+    ensure!(shared == all, "{shared} of {all} extents of the copy's disk are shared");
     vm.control().stop()?;
     vm.wait(Patience::Shutdown)?.expect_code(3)?;
     drop(mount);
