@@ -6,6 +6,7 @@ mod connection;
 mod error;
 mod files;
 mod guest;
+mod ports;
 mod websocket;
 
 pub use connection::{Duplex, Stream};
@@ -349,9 +350,21 @@ impl Client {
         self.delete(&format!("/v1/tokens/{}", escaped(id))).await
     }
 
-    /// The newest entries of the audit log.
-    pub async fn audit(&self) -> Result<Vec<AuditEntry>, Error> {
-        Ok(self.get::<Page<AuditEntry>>("/v1/audit").await?.items)
+    /// The newest entries of the audit log, so many.
+    pub async fn audit(&self, count: u32) -> Result<Vec<AuditEntry>, Error> {
+        let (mut entries, mut after) = (Vec::new(), String::new());
+        loop {
+            let limit = (count as usize - entries.len()).min(1000);
+            if limit == 0 {
+                return Ok(entries);
+            }
+            let page: Page<AuditEntry> = self.get(&format!("/v1/audit?limit={limit}&after={after}")).await?;
+            entries.extend(page.items);
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(entries),
+            }
+        }
     }
 }
 

@@ -5,11 +5,14 @@
 
 use api::v1::access::{Grant, Role, TokenParams, UserParams};
 use api::v1::error::ErrorCode;
+use api::v1::network::Port;
 use api::v1::operation::OperationState;
 use api::v1::project::ProjectParams;
 use api::v1::vm::{RestartPolicy, StopParams, VmConfig, VmParams, VmState};
 use api::worker::config as worker;
-use api::worker::control::{Counters, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status};
+use api::worker::control::{
+    Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status,
+};
 use client::{Client, Created};
 use daemon::{Config, Mode, Paths};
 use std::collections::BTreeMap;
@@ -100,6 +103,10 @@ fn play_worker(path: &Path) {
                 ending = Some(3);
                 Reply::Done
             }
+            Request::PortAdd { card, rule } => Reply::Ports {
+                // As the host would choose it.
+                ports: vec![PortStatus { card, rule: rule.replace("127.0.0.1:0:", "127.0.0.1:40000:") }],
+            },
             _ => Reply::Done,
         };
         let line = ReplyLine { id: None, result: ReplyResult::Ok(reply) };
@@ -246,6 +253,37 @@ fn a_machine_is_created_run_changed_and_removed() {
 }
 
 #[test]
+fn ports_are_opened_and_closed_while_a_machine_runs() {
+    let daemon = Daemon::new("ports");
+    let client = daemon.client("default");
+    let port = |rule: &str, nic| Port { rule: rule.into(), nic };
+    run(&client, &daemon.params("web", "", true), "k");
+    block_on(client.port_create("web", &port("8080:80", 0))).expect("a port");
+    let chosen = block_on(client.port_create("web", &port("127.0.0.1:0:22", 0))).expect("a port");
+    assert_eq!(chosen.rule, "127.0.0.1:40000:22");
+    let vm = block_on(client.vm("web")).expect("a machine");
+    assert_eq!(vm.config.nics[0].ports, ["8080:80", "127.0.0.1:40000:22"]);
+    assert!(!vm.restart_needed, "it has them already");
+    assert_eq!(
+        code(block_on(client.port_create("web", &port("127.0.0.1:8080:81", 0)))),
+        ErrorCode::AlreadyExists
+    );
+    assert_eq!(code(block_on(client.port_create("web", &port("8081:80", 1)))), ErrorCode::Invalid);
+    assert_eq!(code(block_on(client.port_create("web", &port("x", 0)))), ErrorCode::Invalid);
+    // The same port of another protocol is another.
+    block_on(client.port_create("web", &port("8080:80/udp", 0))).expect("a port");
+    assert_eq!(code(block_on(client.port_delete("web", "81"))), ErrorCode::NotFound);
+    assert_eq!(code(block_on(client.port_delete("web", "x"))), ErrorCode::Invalid);
+    block_on(client.port_delete("web", "8080")).expect("it goes");
+    let rules = block_on(client.ports("web")).expect("ports").into_iter().map(|port| port.rule);
+    assert_eq!(rules.collect::<Vec<_>>(), ["127.0.0.1:40000:22", "8080:80/udp"]);
+    // Of one that is off, only its configuration changes.
+    block_on(client.vm_create(&daemon.params("off", "", false), "k2")).expect("a machine");
+    block_on(client.port_create("off", &port("8080:80", 0))).expect("a port");
+    assert_eq!(block_on(client.vm("off")).expect("a machine").config.nics[0].ports, ["8080:80"]);
+}
+
+#[test]
 fn failures_say_why() {
     let daemon = Daemon::new("failures");
     let client = daemon.client("default");
@@ -376,7 +414,11 @@ fn no_endpoint_serves_those_who_may_not() {
         for (method, operation) in item.as_object().expect("methods") {
             let name = operation["operationId"].as_str().expect("a name");
             let path = path.replace("{vm}", "web").replace("{name}", "default").replace("{operation}", "x");
-            let path = path.replace("{volume}", "x").replace("{pool}", "x").replace("{user}", "viewer");
+            let path = path
+                .replace("{port}", "80")
+                .replace("{volume}", "x")
+                .replace("{pool}", "x")
+                .replace("{user}", "viewer");
             let path = path.replace("{token}", "x");
             let ask = |client: &Client| {
                 let json = [("content-type", "application/json")];

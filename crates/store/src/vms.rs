@@ -197,6 +197,18 @@ impl Records<'_> {
         found(changed, id)
     }
 
+    /// Says that a machine runs with this configuration although it was not started with it.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn vm_runs_with(&self, id: &str, revision: i64) -> Result<(), Error> {
+        let changed = self
+            .db
+            .prepare_cached("UPDATE vms SET running_revision = ?2 WHERE id = ?1")?
+            .execute(params![id, revision])?;
+        found(changed, id)
+    }
+
     /// Removes a machine. One that is not there is no error.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 //!
 //! It alone changes the machine's state; nobody else pauses, resets or ends anything.
 
+mod ports;
 mod saving;
 mod screen;
 
@@ -26,6 +27,7 @@ use api::worker::config::OnReset;
 use api::worker::control::{ControlError, ControlErrorKind, Counters, Reply, Request, Status, VERSION};
 use api::worker::exit;
 use cpu::Vcpu;
+use net::NatHandle;
 use platform::PlatformEvent;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, Sender};
@@ -116,11 +118,14 @@ pub struct Parts {
     pub started: Instant,
     /// What the machine goes on from, instead of booting.
     pub restored: Option<Restored>,
+    /// The networks behind its cards, in their order.
+    pub networks: Vec<NatHandle>,
 }
 
 /// A machine with its vCPU threads, and what happens to it.
 pub struct Controller {
     machine: Machine,
+    networks: Vec<NatHandle>,
     vcpus: Vec<VcpuHandle>,
     /// The state of each vCPU after reset.
     after_reset: Vec<CpuState>,
@@ -146,7 +151,18 @@ impl Controller {
     /// # Errors
     /// When the host refuses threads, the files cannot be read any more, or the engine refuses the state.
     pub fn new(spec: &VmSpec, parts: Parts) -> Result<Controller, Error> {
-        let Parts { machine, vcpus, gate, guest_events, events, reports, engine, started, restored } = parts;
+        let Parts {
+            machine,
+            vcpus,
+            gate,
+            guest_events,
+            events,
+            reports,
+            engine,
+            started,
+            restored,
+            networks,
+        } = parts;
         let first_instruction: Arc<OnceLock<Duration>> = Arc::default();
         let (mut handles, mut io_counters) = (Vec::new(), Vec::new());
         for vcpu in vcpus {
@@ -188,6 +204,7 @@ impl Controller {
         };
         let mut controller = Controller {
             machine,
+            networks,
             vcpus: handles,
             after_reset,
             guest_events,
@@ -352,6 +369,9 @@ impl Controller {
             Request::Keys { keys, text } => reply.send(screen::press(&self.machine, &keys, &text)),
             Request::Snapshot { name, parent } => self.snapshot(name, parent, reply),
             Request::CancelSnapshot {} => self.cancel_snapshot(reply),
+            Request::Ports {} => reply.send(Ok(ports::list(&self.networks))),
+            Request::PortAdd { card, rule } => reply.send(ports::add(&self.networks, card, &rule)),
+            Request::PortRemove { card, rule } => reply.send(ports::remove(&self.networks, card, &rule)),
             _ => reply.refuse(ControlErrorKind::UnknownOperation, "this worker does not know the operation"),
         }
         None

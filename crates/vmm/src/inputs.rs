@@ -13,7 +13,7 @@ use api::worker::config::{CharDevice, LineSocketConfig};
 use disk::qcow2::CreateOptions;
 use disk::{Access, Disk, Format, Image, Raw, Scratch};
 use memory::{Ram, RamRange, VideoMemory};
-use net::{Backend, MacAddress};
+use net::{Backend, MacAddress, NatHandle};
 use platform::DisplayConfig;
 use platform::vga::spec as vga;
 use std::fs::File;
@@ -39,6 +39,8 @@ pub struct Inputs {
     pub snapshots: Option<(Folder, Vec<Arc<Tracked>>)>,
     /// What goes on the PCI bus.
     pub devices: Devices,
+    /// The networks behind the cards, in their order.
+    pub networks: Vec<NatHandle>,
     /// Where COM1 writes to.
     pub serial_output: Box<dyn Write + Send>,
     /// The display adapter.
@@ -161,7 +163,8 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
     };
     let (snapshots, disks) = watch_disks(spec, disks, is_own_file)?;
     // … then what occupies ports …
-    let nets = spec.nets.iter().map(plug_in).collect::<Result<Vec<_>, _>>()?;
+    let plugged = spec.nets.iter().map(plug_in).collect::<Result<Vec<_>, _>>()?;
+    let (nets, networks): (Vec<_>, Vec<_>) = plugged.into_iter().unzip();
     // … and last what leaves files behind.
     let mut lines = Lines {
         outputs: Vec::new(),
@@ -206,7 +209,7 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
         console,
     };
     let restored = snapshot.map(Snapshot::into_restored);
-    Ok((Inputs { ram, restored, boot, disks, snapshots, devices, serial_output, display }, lines))
+    Ok((Inputs { ram, restored, boot, disks, snapshots, devices, networks, serial_output, display }, lines))
 }
 
 /// Where the video BIOS for the display adapter is.
@@ -367,11 +370,12 @@ fn is_bytes_of(file: &File, disk: &dyn Disk) -> bool {
     is_sized && file.read_exact_at(&mut head, 0).is_ok() && &head != b"QFI\xfb"
 }
 
-fn plug_in(spec: &NetSpec) -> Result<Card, Error> {
+fn plug_in(spec: &NetSpec) -> Result<(Card, NatHandle), Error> {
     let nat = net::Nat::new(spec.network.clone()).map_err(|e| {
         Error::bad_input("the network cannot be made").with_source(e).with_advice("check --net")
     })?;
-    Ok(Card { mac: spec.mac, backend: Box::new(nat) })
+    let handle = nat.handle();
+    Ok((Card { mac: spec.mac, backend: Box::new(nat) }, handle))
 }
 
 /// Opens where a serial line writes to.

@@ -122,6 +122,7 @@ fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, E
     }));
     let for_devices = guest_events.clone();
     let restored = inputs.restored.take();
+    let networks = std::mem::take(&mut inputs.networks);
     let (machine, vcpus) = Machine::build(
         &spec,
         &*engine,
@@ -141,6 +142,7 @@ fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, E
             engine: engine.name(),
             started,
             restored,
+            networks,
         },
     )?;
     let on_signal = sender.clone();

@@ -251,6 +251,7 @@ fn prepare(
     let (machine, vcpus) =
         Machine::build(&spec, &TestEngine(Arc::new(program)), inputs, None, on_event).unwrap();
     let parts = Parts {
+        networks: Vec::new(),
         machine,
         vcpus,
         gate,

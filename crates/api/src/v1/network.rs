@@ -63,6 +63,18 @@ pub struct NicConfig {
     pub restrict: bool,
 }
 
+/// A port of the host that leads into a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// `[ADDRESS:]PORT:[GUEST:]PORT[/tcp|/udp]`, as in [`NicConfig::ports`].
+    pub rule: String,
+    /// The network card, counted from 0.
+    #[serde(default)]
+    pub nic: usize,
+}
+
 fn user_network() -> String {
     USER_NETWORK.into()
 }

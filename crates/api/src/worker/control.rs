@@ -85,6 +85,23 @@ pub enum Request {
     },
     /// Give up the snapshot that is being made. Its own request is answered with a failure.
     CancelSnapshot {},
+    /// Which ports of the host lead into the guest? Answered by [`Reply::Ports`].
+    Ports {},
+    /// Let a port of the host lead into the guest. Answered by [`Reply::Ports`] with that one, as it is: with the
+    /// port that the host chose if it was to.
+    PortAdd {
+        /// The card, counted from 0.
+        card: usize,
+        /// `[ADDRESS:]PORT:[GUEST:]PORT[/tcp|/udp]`
+        rule: String,
+    },
+    /// Close such a port. Connections through it go on.
+    PortRemove {
+        /// The card, counted from 0.
+        card: usize,
+        /// A rule that listens at the same place.
+        rule: String,
+    },
 }
 
 impl<'de> Deserialize<'de> for RequestLine {
@@ -152,6 +169,11 @@ pub enum Reply {
     Screenshot(Screenshot),
     /// To [`Request::ScreenText`].
     ScreenText(ScreenText),
+    /// To [`Request::Ports`] and [`Request::PortAdd`].
+    Ports {
+        /// The ports, by card and in the order in which they were opened.
+        ports: Vec<PortStatus>,
+    },
 }
 
 /// What is on the screen.
@@ -171,6 +193,15 @@ pub struct ScreenText {
     /// Line by line, without blanks at their ends; absent when the screen shows graphics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<Vec<String>>,
+}
+
+/// A port of the host that leads into the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// The card, counted from 0.
+    pub card: usize,
+    /// The rule in full: `ADDRESS:PORT:GUEST:PORT/PROTOCOL`.
+    pub rule: String,
 }
 
 /// A snapshot that was made.

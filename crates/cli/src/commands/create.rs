@@ -85,7 +85,7 @@ pub(super) fn absolute(path: &Path) -> Result<String, Error> {
 }
 
 /// A key by which the daemon knows a request that is sent again.
-fn key() -> String {
+pub(super) fn key() -> String {
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("cli-{}-{}", std::process::id(), time.as_nanos())
 }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod audit;
 mod completions;
 mod console;
 mod cp;
@@ -10,10 +11,12 @@ mod doctor;
 mod exec;
 mod image;
 mod info;
+mod lab;
 mod lifecycle;
 mod logs;
 mod ls;
 mod operation;
+mod port;
 mod project;
 mod rename;
 mod rm;
@@ -71,6 +74,9 @@ pub enum Command {
     Shell(shell::Shell),
     /// Copy files and folders into a virtual machine, or out of it
     Cp(cp::Cp),
+    /// Ports of this host that lead into virtual machines
+    #[command(subcommand)]
+    Port(port::Port),
     /// Connect to the serial console of a virtual machine
     Console(console::Console),
     /// Show what a virtual machine wrote to its serial console
@@ -84,6 +90,14 @@ pub enum Command {
     Disk(disk::Disk),
     /// Build, import, move and keep images: what virtual machines come from
     Image(image::Image),
+    /// Make a project what a file says
+    Apply(lab::Apply),
+    /// Show what `arnia apply` would do
+    Diff(lab::Diff),
+    /// Write machines and volumes as a file for `arnia apply`
+    Export(lab::Export),
+    /// Show who changed what, or was refused to
+    Audit(audit::Audit),
     /// Look at this host: what works, how fast, what to do about what does not
     Doctor(doctor::Doctor),
     /// Operations: work that goes on in the daemon
@@ -128,12 +142,17 @@ impl Command {
             Command::Exec(command) => command,
             Command::Shell(command) => command,
             Command::Cp(command) => command,
+            Command::Port(command) => command,
             Command::Console(command) => command,
             Command::Logs(command) => command,
             Command::Top(command) => command,
             Command::Volume(command) => command,
             Command::Disk(command) => command,
             Command::Image(command) => command,
+            Command::Apply(command) => command,
+            Command::Diff(command) => command,
+            Command::Export(command) => command,
+            Command::Audit(command) => command,
             Command::Doctor(command) => command,
             Command::Operation(command) => command,
             Command::Project(command) => command,

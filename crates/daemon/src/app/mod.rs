@@ -6,6 +6,7 @@ pub(crate) mod host;
 mod lifecycle;
 mod operations;
 pub(crate) mod people;
+pub(crate) mod ports;
 pub(crate) mod projects;
 mod recovery;
 mod storage;
@@ -43,7 +44,7 @@ pub(crate) struct App {
 pub(crate) struct Machine {
     id: String,
     /// Held by whoever starts, stops or removes the machine.
-    lifecycle: tokio::sync::Mutex<()>,
+    lifecycle: Arc<tokio::sync::Mutex<()>>,
     live: Mutex<Live>,
     state: watch::Sender<VmState>,
     guest: guest::Known,
@@ -63,7 +64,7 @@ impl Machine {
         let (state, _) = watch::channel(state);
         Machine {
             id: id.to_owned(),
-            lifecycle: tokio::sync::Mutex::default(),
+            lifecycle: Arc::default(),
             live: Mutex::default(),
             state,
             guest: guest::Known::default(),

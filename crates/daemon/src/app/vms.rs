@@ -151,7 +151,7 @@ impl App {
         Ok(self.vm_view(record))
     }
 
-    fn tell_changed(&self, vm: &VmRecord) {
+    pub(super) fn tell_changed(&self, vm: &VmRecord) {
         let state = self.machine(&vm.id).state();
         let (id, name) = (vm.id.clone(), vm.name.clone());
         self.tell(&vm.project, EventKind::VmChanged { vm: id, name, state, reason: None });

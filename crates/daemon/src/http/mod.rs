@@ -18,7 +18,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use endpoints::{console, files, guest, host, networks, operations, people, projects, storage, vms};
+use endpoints::{console, files, guest, host, networks, operations, people, ports, projects, storage, vms};
 use std::sync::Arc;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -72,6 +72,8 @@ fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(vms::vm_log))
         .routes(routes!(vms::vm_metrics))
         .routes(routes!(console::vm_console))
+        .routes(routes!(ports::port_list, ports::port_create))
+        .routes(routes!(ports::port_delete))
         .routes(routes!(guest::vm_guest))
         .routes(routes!(guest::vm_exec))
         .routes(routes!(files::file_read, files::file_write))

@@ -43,6 +43,14 @@ impl Control {
         }
     }
 
+    /// Opens a port of the host; returns the rule as it is.
+    pub(crate) async fn port_add(&self, card: usize, rule: &str) -> Result<String, Error> {
+        match self.ask(Request::PortAdd { card, rule: rule.into() }).await? {
+            Reply::Ports { ports } if ports.len() == 1 => Ok(ports[0].rule.clone()),
+            _ => Err(Error::new(ErrorCode::Internal, "the machine's process answered something else")),
+        }
+    }
+
     /// Asks for something.
     pub(crate) async fn ask(&self, request: Request) -> Result<Reply, Error> {
         let answer = tokio::time::timeout(PATIENCE, self.exchange(request)).await;
@@ -60,6 +68,7 @@ impl Control {
                 let code = match error.kind {
                     ControlErrorKind::WrongState => ErrorCode::WrongState,
                     ControlErrorKind::Busy => ErrorCode::Unavailable,
+                    ControlErrorKind::BadRequest => ErrorCode::Invalid,
                     ControlErrorKind::UnknownOperation | ControlErrorKind::UnsupportedVersion => {
                         ErrorCode::Unsupported
                     }

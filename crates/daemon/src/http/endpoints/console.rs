@@ -27,10 +27,11 @@ pub(crate) async fn vm_console(
     Path(name): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Error> {
-    let vm = app.read(|records| Ok(records.vm(&scope.project, &name)?))?;
+    let vm = app.vm(&scope, &name)?;
+    // Before the WebSocket is looked at: whoever asks without one hears the same reasons.
+    let path = app.console(&vm)?;
     let upgrade = upgrade
         .map_err(|e| Error::new(ErrorCode::BadRequest, "this is a WebSocket").with_cause(e.body_text()))?;
-    let path = app.console(&vm)?;
     let console = UnixStream::connect(path).await.map_err(|e| {
         Error::new(ErrorCode::Unavailable, "the console cannot be reached")
             .with_cause(e)

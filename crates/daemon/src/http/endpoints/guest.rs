@@ -62,9 +62,10 @@ pub(crate) async fn vm_exec(
             format!("waiting has a limit of {WAIT_SECONDS_MAX} s"),
         ));
     }
+    // Before the WebSocket is looked at: whoever asks without one hears the same reasons.
+    let (place, socket) = app.guest_place(&vm)?;
     let upgrade = upgrade
         .map_err(|e| Error::new(ErrorCode::BadRequest, "this is a WebSocket").with_cause(e.body_text()))?;
-    let (place, socket) = app.guest_place(&vm)?;
     Ok(upgrade.max_message_size(exec::MESSAGE_LEN_MAX).on_upgrade(async move |client| {
         exec::serve(client, &socket, Duration::from_secs(query.wait.into())).await;
         drop(place);

@@ -7,6 +7,7 @@ pub(super) mod host;
 pub(super) mod networks;
 pub(super) mod operations;
 pub(super) mod people;
+pub(super) mod ports;
 pub(super) mod projects;
 pub(super) mod storage;
 pub(super) mod vms;

@@ -1,0 +1,52 @@
+//! Doing what was planned.
+
+use super::plan::Step;
+use crate::progress::shown;
+use crate::{Context, Error};
+use api::v1::vm::{StopParams, VmParams};
+use client::{Client, Created};
+
+/// Does the steps one after the other; the first failure ends it, and applying the file again goes on from there.
+pub(super) async fn carry_out(
+    context: &Context,
+    client: &Client,
+    steps: &[Step],
+    restart: bool,
+) -> Result<(), Error> {
+    for step in steps {
+        match step {
+            Step::CreateVolume { volume } => drop(client.volume_create(volume).await?),
+            Step::CreateVm { vm, config, start } => {
+                let params = VmParams { name: vm.clone(), config: (**config).clone(), start: *start };
+                if let Created::Starting(operation) =
+                    client.vm_create(&params, &crate::commands::create::key()).await?
+                {
+                    shown(&format!("starting {vm}"), client.wait(*operation)).await?;
+                }
+            }
+            Step::ChangeVm { vm, revision, patch, running } => {
+                client.vm_update(vm, patch, Some(*revision)).await?;
+                if *running && restart {
+                    let operation = client.vm_restart(vm, StopParams::default()).await?;
+                    shown(&format!("restarting {vm}"), client.wait(operation)).await?;
+                }
+            }
+            Step::StartVm { vm } => {
+                let operation = client.vm_start(vm).await?;
+                shown(&format!("starting {vm}"), client.wait(operation)).await?;
+            }
+            Step::StopVm { vm } => stop(client, vm).await?,
+            Step::RemoveVm { vm } => {
+                stop(client, vm).await?;
+                client.vm_delete(vm, false).await?;
+            }
+        }
+    }
+    context.output.say("done")
+}
+
+async fn stop(client: &Client, vm: &str) -> Result<(), Error> {
+    let operation = client.vm_stop(vm, StopParams::default()).await?;
+    shown(&format!("stopping {vm}"), client.wait(operation)).await?;
+    Ok(())
+}

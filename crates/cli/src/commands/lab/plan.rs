@@ -1,0 +1,295 @@
+//! What is to be done so that what there is becomes what the file says. Pure.
+
+use super::file::{Lab, LabVm, Present};
+use crate::{Error, ErrorKind};
+use api::v1::storage::VolumeParams;
+use api::v1::vm::{Vm, VmConfig};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// By this label it is known which file a machine came from.
+pub(super) const LABEL: &str = "arnia.lab";
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub(super) enum Step {
+    CreateVolume {
+        volume: VolumeParams,
+    },
+    CreateVm {
+        vm: String,
+        config: Box<VmConfig>,
+        start: bool,
+    },
+    /// A merge patch (RFC 7396) of the configuration.
+    ChangeVm {
+        vm: String,
+        revision: i64,
+        patch: Value,
+        running: bool,
+    },
+    StartVm {
+        vm: String,
+    },
+    StopVm {
+        vm: String,
+    },
+    RemoveVm {
+        vm: String,
+    },
+}
+
+impl Step {
+    /// Whether something ends by it.
+    pub(super) fn loses(&self) -> bool {
+        matches!(self, Step::StopVm { .. } | Step::RemoveVm { .. })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::CreateVolume { volume } => write!(f, "+ volume {} ({})", volume.name, volume.size),
+            Step::CreateVm { vm, config, start } => {
+                let then = if *start { ", started" } else { "" };
+                write!(f, "+ machine {vm} ({} vCPUs, {}{then})", config.cpus, config.memory)
+            }
+            Step::ChangeVm { vm, patch, running, .. } => {
+                write!(f, "~ machine {vm}")?;
+                for (field, value) in patch.as_object().into_iter().flatten() {
+                    write!(f, "\n    {field}: {value}")?;
+                }
+                if *running { write!(f, "\n    (it runs: has it after a restart)") } else { Ok(()) }
+            }
+            Step::StartVm { vm } => write!(f, "> start machine {vm}"),
+            Step::StopVm { vm } => write!(f, "x stop machine {vm}"),
+            Step::RemoveVm { vm } => write!(f, "- machine {vm}"),
+        }
+    }
+}
+
+/// The steps, in the order in which they are to be done.
+///
+/// # Errors
+/// When the file asks for what cannot be done without losing data.
+pub(super) fn plan(lab: &Lab, present: &Present, prune: bool) -> Result<Vec<Step>, Error> {
+    let mut steps = Vec::new();
+    for (name, wanted) in &lab.volumes {
+        match present.volumes.get(name) {
+            None => {
+                let (pool, size) = (wanted.pool.clone(), wanted.size);
+                steps.push(Step::CreateVolume { volume: VolumeParams { name: name.clone(), pool, size } });
+            }
+            Some(there) if there.size != wanted.size => {
+                let message =
+                    format!("the volume {name:?} has {}, and the file says {}", there.size, wanted.size);
+                return Err(Error::new(ErrorKind::Conflict, message)
+                    .with_remedy("volumes keep their size: write that of the volume, or another name"));
+            }
+            Some(there) if wanted.pool.as_ref().is_some_and(|pool| *pool != there.pool) => {
+                let message = format!("the volume {name:?} lies in the pool {:?}", there.pool);
+                return Err(Error::new(ErrorKind::Conflict, message)
+                    .with_remedy("volumes stay in their pool: write that one, or another name"));
+            }
+            Some(_) => {}
+        }
+    }
+    for (name, wanted) in &lab.vms {
+        let config = completed(lab, wanted, present.vms.get(name));
+        match present.vms.get(name) {
+            None => {
+                let (vm, start) = (name.clone(), wanted.running);
+                steps.push(Step::CreateVm { vm, config: Box::new(config), start });
+            }
+            Some(there) => {
+                let running = there.state.is_active();
+                if let Some(patch) = patch(&there.config, &config) {
+                    let (vm, revision) = (name.clone(), there.revision);
+                    steps.push(Step::ChangeVm { vm, revision, patch, running: running && wanted.running });
+                }
+                match (running, wanted.running) {
+                    (false, true) => steps.push(Step::StartVm { vm: name.clone() }),
+                    (true, false) => steps.push(Step::StopVm { vm: name.clone() }),
+                    _ => {}
+                }
+            }
+        }
+    }
+    if prune {
+        let of_lab = |vm: &&Vm| lab.name.is_some() && vm.config.labels.get(LABEL) == lab.name.as_ref();
+        let gone = present.vms.values().filter(of_lab).filter(|vm| !lab.vms.contains_key(&vm.name));
+        steps.extend(gone.map(|vm| Step::RemoveVm { vm: vm.name.clone() }));
+    }
+    Ok(steps)
+}
+
+/// The configuration as the daemon has it: with the label, and with the addresses that the daemon chose.
+fn completed(lab: &Lab, wanted: &LabVm, there: Option<&Vm>) -> VmConfig {
+    let mut config = wanted.config.clone();
+    if let Some(name) = &lab.name {
+        config.labels.insert(LABEL.into(), name.clone());
+    }
+    for (index, nic) in config.nics.iter_mut().enumerate() {
+        if nic.mac.is_none() {
+            nic.mac = there.and_then(|vm| vm.config.nics.get(index)?.mac.clone());
+        }
+    }
+    config
+}
+
+/// What turns one configuration into the other; nothing if they are the same.
+fn patch(from: &VmConfig, to: &VmConfig) -> Option<Value> {
+    let (from, to) = (serde_json::to_value(from).ok()?, serde_json::to_value(to).ok()?);
+    merge_patch(&from, &to)
+}
+
+fn merge_patch(from: &Value, to: &Value) -> Option<Value> {
+    match (from, to) {
+        (Value::Object(from), Value::Object(to)) => {
+            let mut patch = Map::new();
+            for name in from.keys().filter(|name| !to.contains_key(*name)) {
+                patch.insert(name.clone(), Value::Null);
+            }
+            for (name, value) in to {
+                match from.get(name) {
+                    None => drop(patch.insert(name.clone(), value.clone())),
+                    Some(before) => {
+                        if let Some(change) = merge_patch(before, value) {
+                            patch.insert(name.clone(), change);
+                        }
+                    }
+                }
+            }
+            (!patch.is_empty()).then_some(Value::Object(patch))
+        }
+        (from, to) => (from != to).then(|| to.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::v1::vm::VmState;
+
+    const FILE: &str = "
+name: lab
+volumes:
+  data: {size: 1M}
+vms:
+  web:
+    boot: {kernel: /k, append: quiet}
+    cpus: 2
+    disks: [{volume: data}]
+  cold:
+    running: false
+    boot: {kernel: /k}
+";
+
+    fn vm(name: &str, state: VmState, config: VmConfig) -> Vm {
+        Vm {
+            id: format!("id-{name}"),
+            name: name.into(),
+            project: "default".into(),
+            state,
+            reason: None,
+            config,
+            restart_needed: false,
+            created: 0,
+            started: None,
+            worker: None,
+            guest: None,
+            revision: 7,
+        }
+    }
+
+    /// What the daemon has after the steps were done.
+    fn done(lab: &Lab) -> Present {
+        let mut present = Present::default();
+        for step in plan(lab, &present, false).unwrap() {
+            if let Step::CreateVm { vm: name, mut config, start } = step {
+                config.nics.iter_mut().for_each(|nic| nic.mac = Some("02:00:00:00:00:01".into()));
+                let state = if start { VmState::Running } else { VmState::Stopped };
+                present.vms.insert(name.clone(), vm(&name, state, *config));
+            }
+        }
+        let volume = serde_json::json!({"name": "data", "project": "default", "pool": "default", "size": "1M",
+            "used_bytes": 0, "vms": [], "created": 0});
+        present.volumes.insert("data".into(), serde_json::from_value(volume).unwrap());
+        present
+    }
+
+    #[test]
+    fn a_file_is_applied_once() {
+        let lab = Lab::parse(FILE).unwrap();
+        let steps = plan(&lab, &Present::default(), false).unwrap();
+        let shown = steps.iter().map(Step::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            shown,
+            ["+ volume data (1M)", "+ machine cold (1 vCPUs, 1G)", "+ machine web (2 vCPUs, 1G, started)"]
+        );
+        assert_eq!(plan(&lab, &done(&lab), true).unwrap(), []);
+    }
+
+    #[test]
+    fn changes_are_the_least_that_is_needed() {
+        let lab = Lab::parse(FILE).unwrap();
+        let mut present = done(&lab);
+        let web = present.vms.get_mut("web").unwrap();
+        web.config.cpus = 1;
+        web.config.description = "old".into();
+        web.config.boot.append = String::new();
+        present.vms.get_mut("cold").unwrap().state = VmState::Running;
+        let patch = serde_json::json!({"cpus": 2, "description": null, "boot": {"append": "quiet"}});
+        assert_eq!(
+            plan(&lab, &present, false).unwrap(),
+            [
+                Step::StopVm { vm: "cold".into() },
+                Step::ChangeVm { vm: "web".into(), revision: 7, patch, running: true }
+            ]
+        );
+    }
+
+    #[test]
+    fn only_what_came_from_the_file_is_removed() {
+        let lab = Lab::parse(FILE).unwrap();
+        let mut present = done(&lab);
+        let mut old = VmConfig::new("/k");
+        old.labels.insert(LABEL.into(), "lab".into());
+        present.vms.insert("old".into(), vm("old", VmState::Stopped, old));
+        present.vms.insert("other".into(), vm("other", VmState::Stopped, VmConfig::new("/k")));
+        assert_eq!(plan(&lab, &present, false).unwrap(), []);
+        assert_eq!(plan(&lab, &present, true).unwrap(), [Step::RemoveVm { vm: "old".into() }]);
+    }
+
+    #[test]
+    fn what_would_lose_data_is_refused() {
+        let lab = Lab::parse(FILE).unwrap();
+        let mut present = done(&lab);
+        present.volumes.get_mut("data").unwrap().size = "2M".parse().unwrap();
+        assert_eq!(plan(&lab, &present, false).unwrap_err().kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn what_is_exported_is_applied_without_change() {
+        let lab = Lab::parse(FILE).unwrap();
+        for exact in [false, true] {
+            let text = crate::output::to_yaml(&Lab::of(done(&lab), &[], exact).unwrap()).unwrap();
+            let again = Lab::parse(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert_eq!(plan(&again, &done(&lab), false).unwrap(), [], "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_found() {
+        for text in [
+            "vms: {web: {cpu: 2, boot: {kernel: k}}}",
+            "vm: {}",
+            "vms: {web: {running: 1, boot: {kernel: k}}}",
+            "- a",
+        ] {
+            assert!(Lab::parse(text).is_err(), "{text}");
+        }
+    }
+}
