@@ -53,7 +53,7 @@ impl Suite {
 
     /// Adds a test of minutes for every program, with each of these numbers of CPUs: only in a full run.
     pub fn full_matrix(&mut self, name: &str, cpus: &[u32], test: Test) {
-        if std::env::var_os("ARNIA_TEST_FULL").is_some() {
+        if full() {
             self.matrix(name, cpus, test);
         }
     }
@@ -62,6 +62,22 @@ impl Suite {
     pub fn test(&mut self, name: &str, test: Test) {
         for program in self.programs.clone() {
             self.add(format!("{name}::{program}"), program, 1, test);
+        }
+    }
+
+    /// Adds a test of the software engine alone, with each of these numbers of CPUs.
+    pub fn bt_matrix(&mut self, name: &str, cpus: &[u32], test: Test) {
+        let program = Program::Worker(Engine::Bt);
+        let wanted = self.programs.contains(&program);
+        for &cpus in cpus.iter().filter(|_| wanted) {
+            self.add(format!("{name}::{program}::cpus_{cpus}"), program, cpus, test);
+        }
+    }
+
+    /// The same, only in a full run.
+    pub fn full_bt_matrix(&mut self, name: &str, cpus: &[u32], test: Test) {
+        if full() {
+            self.bt_matrix(name, cpus, test);
         }
     }
 
@@ -114,6 +130,11 @@ impl Suite {
         let folder = output_folder().join(name.replace("::", "-"));
         self.trials.push(Trial::ignorable_test(name, move || run(program, cpus, folder, test)));
     }
+}
+
+/// Whether tests of many minutes are wanted.
+fn full() -> bool {
+    std::env::var_os("ARNIA_TEST_FULL").is_some()
 }
 
 fn output_folder() -> PathBuf {

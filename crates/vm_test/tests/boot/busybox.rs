@@ -45,9 +45,15 @@ fn expect_passed(vm: &mut Vm, names: &[&str]) -> Result<()> {
 
 /// Processors, memory, clock, processes and random numbers; then the guest turns itself off.
 fn self_tests(case: &Case) -> Result<()> {
+    self_tests_with(case, &[])
+}
+
+/// The same with more options for the worker.
+pub(crate) fn self_tests_with(case: &Case, options: &[(&str, &str)]) -> Result<()> {
     const TESTS: [&str; 5] = ["smp", "memory", "time", "processes", "rng"];
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let guest = guest(case).test(&TESTS.join(",")).variable("cpus", case.cpus);
+    let guest = options.iter().fold(guest(case), |guest, (name, value)| guest.worker_option(name, *value));
+    let guest = guest.test(&TESTS.join(",")).variable("cpus", case.cpus);
     let guest = guest.variable("memory", MEMORY_MIB).variable("epoch", epoch).after(After::Poweroff);
     let mut vm = guest.start(&case.program, &case.folder)?;
     expect_passed(&mut vm, &TESTS)?;

@@ -9,6 +9,7 @@ mod daemon;
 mod debian;
 mod engines;
 mod firmware;
+mod forced;
 mod inside;
 mod refusals;
 mod snapshots;
@@ -26,6 +27,7 @@ fn main() -> Result<ExitCode> {
     refusals::add(&mut suite);
     terminal::add(&mut suite);
     busybox::add(&mut suite);
+    forced::add(&mut suite);
     snapshots::add(&mut suite);
     copies::add(&mut suite);
     engines::add(&mut suite);

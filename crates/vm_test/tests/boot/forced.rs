@@ -1,0 +1,24 @@
+//! The software engine in its forced modes: what is rare otherwise happens all the time, and the guest must
+//! not notice.
+
+use vm_test::Suite;
+
+use crate::busybox::self_tests_with as forced;
+
+type Options = &'static [(&'static str, &'static str)];
+
+/// Translating at once, one page in the TLB, everything forgotten at each switch of address spaces.
+const STRESS: Options = &[("--jit-hot", "0"), ("--jit-stress", "tlb,flush")];
+const AT_ONCE: Options = &[("--jit-hot", "0")];
+const SMALLEST_CACHE: Options = &[("--jit-hot", "0"), ("--jit-cache", "256K")];
+const INTERPRETED: Options = &[("--jit", "off")];
+const LOCKSTEP: Options = &[("--jit", "lockstep")];
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.bt_matrix("forced::stress", &[2], |case| forced(case, STRESS));
+    suite.full_bt_matrix("forced::stress", &[1, 4], |case| forced(case, STRESS));
+    suite.full_bt_matrix("forced::translated_at_once", &[1, 2, 4], |case| forced(case, AT_ONCE));
+    suite.full_bt_matrix("forced::smallest_cache", &[1, 2, 4], |case| forced(case, SMALLEST_CACHE));
+    suite.full_bt_matrix("forced::interpreted", &[1, 2], |case| forced(case, INTERPRETED));
+    suite.full_bt_matrix("forced::lockstep", &[1, 2], |case| forced(case, LOCKSTEP));
+}
