@@ -226,7 +226,7 @@ impl Cpu {
                 && !self.ram.write_needs_report(translation.gpa)
                 && self.vm.options.jit != Jit::Lockstep;
             if self.vm.options.stress.one_tlb_entry {
-                self.tlb.flush_data();
+                self.tlb.drop_last();
             }
             self.tlb.insert(mmu, linear, ptr, writable, translation.global);
             if translation.page_size > PAGE_SIZE {

@@ -103,6 +103,8 @@ pub(crate) struct Tlb {
     local_upper_code: bool,
     /// Counts whenever something is dropped.
     flushes: u64,
+    /// Where the last page was entered.
+    last: (MmuIndex, usize),
 }
 
 /// Which entries of an array are of pages that are not global: the first so many, and how many there
@@ -165,6 +167,7 @@ impl Tlb {
         }
         let page = linear & !0xfff;
         let entry = Entry { page, host: host as u64 };
+        self.last = (mmu, Tlb::index(linear));
         self.read[mmu as usize][Tlb::index(linear)] = entry;
         if writable {
             self.write[mmu as usize][Tlb::index(linear)] = entry;
@@ -207,12 +210,14 @@ impl Tlb {
         self.guesses[mmu as usize].iter_mut().for_each(GuessBank::forget);
     }
 
-    /// Drops all data pages.
+    /// Drops the data page that was entered last, so that there is never more than one.
     #[cold]
-    pub(crate) fn flush_data(&mut self) {
-        for mmu in FILLED {
-            self.clear(mmu);
-        }
+    pub(crate) fn drop_last(&mut self) {
+        let (mmu, index) = self.last;
+        self.flushes += 1;
+        self.read[mmu as usize][index] = none(index);
+        self.write[mmu as usize][index] = none(index);
+        self.guesses[mmu as usize].iter_mut().for_each(GuessBank::forget);
     }
 
     /// Drops everything.
