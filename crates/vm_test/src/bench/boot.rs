@@ -1,5 +1,5 @@
-//! From the start of the program to the guest's first own process; and what the guest costs when it
-//! then does nothing.
+//! From the start of the program to the guest's first own process and to Debian's login prompt; and what a
+//! guest costs when it does nothing.
 
 use std::path::Path;
 use std::thread;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::report::Report;
 use super::{Bed, process};
-use crate::{After, Guest, Patience, Program};
+use crate::{After, Guest, Patience, Program, copy_sparse};
 
 const CPUS: u32 = 2;
 const MEMORY_MIB: u32 = 512;
@@ -21,7 +21,35 @@ const IDLE: Duration = Duration::from_secs(20);
 /// Idle figures hardly differ from run to run, and take long.
 const IDLE_RUNS: u32 = 3;
 
+/// Debian with systemd, with the memory that [`Guest::debian`] gives it. A boot takes a while under QEMU.
+const LOGIN_RUNS: u32 = 3;
+
 pub(super) fn measure(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
+    busybox(bed, report)?;
+    for run in 0..bed.options.runs.min(LOGIN_RUNS) {
+        for &program in &bed.options.programs {
+            println!("Debian to login: {program}, run {}", run + 1);
+            one_login(bed, program, report)
+                .with_context(|| format!("cannot measure Debian's boot under {program}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// From the start of the program to the login prompt, on a fresh copy of the disk.
+fn one_login(bed: &Bed<'_>, program: Program, report: &mut Report) -> Result<()> {
+    std::fs::create_dir_all(bed.scratch)?;
+    let disk = bed.scratch.join("disk.img");
+    copy_sparse(&bed.artifacts.debian.disk, &disk)?;
+    let mut vm = Guest::debian(bed.artifacts, &disk).cpus(CPUS).start(&program, bed.scratch)?;
+    vm.console().expect("arnia login: ", Patience::Login)?;
+    report.add("Debian to login", "s", &program.to_string(), vm.started().elapsed().as_secs_f64());
+    drop(vm);
+    std::fs::remove_file(disk)?;
+    Ok(())
+}
+
+fn busybox(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
     let runs = bed.options.runs;
     let guest = Guest::busybox(bed.artifacts).cpus(CPUS).memory_mib(MEMORY_MIB).after(After::Idle);
     for run in 0..runs {
