@@ -473,16 +473,17 @@ fn into(cpu: &mut Cpu, _op: &Op) -> Result<Flow> {
 
 fn bound16(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     let linear = op.linear(cpu, 4, false)?;
-    let bounds = cpu.read::<u32>(linear)?;
+    // Two operands, each with an alignment of its own.
+    let (lower, upper) = (cpu.read::<u16>(linear)?, cpu.read::<u16>(linear.wrapping_add(2))?);
     let index = cpu.regs.get::<u16>(op.dst) as i16;
-    in_bounds(bounds as i16 <= index && index <= (bounds >> 16) as i16)
+    in_bounds(lower as i16 <= index && index <= upper as i16)
 }
 
 fn bound32(cpu: &mut Cpu, op: &Op) -> Result<Flow> {
     let linear = op.linear(cpu, 8, false)?;
-    let bounds = cpu.read::<u64>(linear)?;
+    let (lower, upper) = (cpu.read::<u32>(linear)?, cpu.read::<u32>(linear.wrapping_add(4))?);
     let index = cpu.regs.get::<u32>(op.dst) as i32;
-    in_bounds(bounds as i32 <= index && index <= (bounds >> 32) as i32)
+    in_bounds(lower as i32 <= index && index <= upper as i32)
 }
 
 fn in_bounds(inside: bool) -> Result<Flow> {

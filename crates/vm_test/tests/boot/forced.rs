@@ -7,7 +7,9 @@ use crate::busybox::self_tests_with as forced;
 
 type Options = &'static [(&'static str, &'static str)];
 
-/// Translating at once, one page in the TLB, everything forgotten at each switch of address spaces.
+/// Translating at once, everything forgotten at each switch of address spaces.
+const FLUSH: Options = &[("--jit-hot", "0"), ("--jit-stress", "flush")];
+/// And only one page in the TLB. A boot takes a minute.
 const STRESS: Options = &[("--jit-hot", "0"), ("--jit-stress", "tlb,flush")];
 const AT_ONCE: Options = &[("--jit-hot", "0")];
 const SMALLEST_CACHE: Options = &[("--jit-hot", "0"), ("--jit-cache", "256K")];
@@ -15,8 +17,9 @@ const INTERPRETED: Options = &[("--jit", "off")];
 const LOCKSTEP: Options = &[("--jit", "lockstep")];
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.bt_matrix("forced::stress", &[2], |case| forced(case, STRESS));
-    suite.full_bt_matrix("forced::stress", &[1, 4], |case| forced(case, STRESS));
+    suite.bt_matrix("forced::flush", &[2], |case| forced(case, FLUSH));
+    suite.full_bt_matrix("forced::flush", &[1, 4], |case| forced(case, FLUSH));
+    suite.full_bt_matrix("forced::stress", &[1, 2, 4], |case| forced(case, STRESS));
     suite.full_bt_matrix("forced::translated_at_once", &[1, 2, 4], |case| forced(case, AT_ONCE));
     suite.full_bt_matrix("forced::smallest_cache", &[1, 2, 4], |case| forced(case, SMALLEST_CACHE));
     suite.full_bt_matrix("forced::interpreted", &[1, 2], |case| forced(case, INTERPRETED));
