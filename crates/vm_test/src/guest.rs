@@ -105,6 +105,11 @@ impl Guest {
         Self::with(Boot::Firmware(firmware), Vec::new()).memory_mib(1024).disk(disk)
     }
 
+    /// Firmware and no disk, with one CPU and 512 MiB.
+    pub fn without_disk(firmware: Firmware) -> Self {
+        Self::with(Boot::Firmware(firmware), Vec::new())
+    }
+
     fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
         let boot = Boot::Kernel { kernel: kernel.to_owned(), initrd: initrd.to_owned() };
         Self::with(boot, vec![append.to_owned()])

@@ -9,6 +9,7 @@
 //!
 //! It alone changes the machine's state; nobody else pauses, resets or ends anything.
 
+mod disc;
 mod ports;
 mod saving;
 mod screen;
@@ -23,7 +24,7 @@ use crate::spec::VmSpec;
 use crate::state::{VmState, valid_transition};
 use crate::terminal::Command;
 use crate::vcpu::{Gate, VcpuContext, VcpuEvent, VcpuHandle};
-use api::worker::config::OnReset;
+use api::worker::config::{CdromConfig, OnReset};
 use api::worker::control::{ControlError, ControlErrorKind, Counters, Reply, Request, Status, VERSION};
 use api::worker::exit;
 use cpu::Vcpu;
@@ -135,6 +136,7 @@ pub struct Controller {
     backlog: VecDeque<Event>,
     state: VmState,
     on_reset: OnReset,
+    drives: Vec<CdromConfig>,
     status: Status,
     io_counters: Vec<Arc<IoCounters>>,
     first_instruction: Arc<OnceLock<Duration>>,
@@ -212,6 +214,7 @@ impl Controller {
             backlog: VecDeque::new(),
             state: VmState::Starting,
             on_reset: spec.on_reset,
+            drives: spec.config.cdroms.clone(),
             status,
             io_counters,
             first_instruction,
@@ -364,6 +367,7 @@ impl Controller {
                 reply.send(Ok(Reply::Done));
                 return Some(Ended::Stopped("a stop request"));
             }
+            Request::Disc { drive, path, force } => reply.send(self.change_disc(drive, path, force)),
             Request::Screenshot {} => reply.send(self.screen().and_then(|vga| screen::shot(&vga))),
             Request::ScreenText {} => reply.send(self.screen().map(|vga| screen::text(&vga))),
             Request::Keys { keys, text } => reply.send(screen::press(&self.machine, &keys, &text)),
@@ -375,6 +379,10 @@ impl Controller {
             _ => reply.refuse(ControlErrorKind::UnknownOperation, "this worker does not know the operation"),
         }
         None
+    }
+
+    fn change_disc(&self, drive: u32, path: Option<String>, force: bool) -> Result<Reply, ControlError> {
+        disc::change(self.machine.ahci(), &self.drives, drive, path.as_deref(), force)
     }
 
     fn screen(&self) -> Result<Arc<platform::vga::Vga>, ControlError> {

@@ -9,7 +9,7 @@ use crate::source::{BootSource, open_file};
 use crate::spec::{DiskSpec, NetSpec, VmSpec};
 use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
-use api::worker::config::{CharDevice, LineSocketConfig};
+use api::worker::config::{BootKind, CharDevice, DiskBus, LineSocketConfig};
 use disk::qcow2::CreateOptions;
 use disk::{Access, Disk, Format, Image, Raw, Scratch};
 use memory::{Ram, RamRange, VideoMemory};
@@ -54,6 +54,10 @@ pub struct Devices {
     pub nets: Vec<Card>,
     /// Disks.
     pub disks: Vec<DiskDevice>,
+    /// Discs in CD-ROM drives, or none in one.
+    pub discs: Vec<Option<Arc<dyn Disk>>>,
+    /// What firmware tries to boot.
+    pub boot_order: Vec<BootKind>,
     /// Sockets between host and guest.
     pub vsock: Option<Vsock>,
     /// The console.
@@ -74,6 +78,8 @@ pub struct DiskDevice {
     pub disk: Arc<dyn Disk>,
     /// Its serial number.
     pub serial: String,
+    /// How the guest reaches it.
+    pub bus: DiskBus,
 }
 
 /// What stays with the program while the machine runs.
@@ -155,6 +161,8 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
             (ram, boot, disks)
         }
     };
+    let discs = spec.cdroms.iter().map(|drive| drive.path.as_deref().map(open_disc).transpose());
+    let discs = discs.collect::<Result<Vec<_>, _>>()?;
     let display = spec.display.then(|| open_display(&mut ram)).transpose()?;
     let ram = Arc::new(ram);
     let is_own_file = |index: usize| match &snapshot {
@@ -203,13 +211,25 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
         disks: disks
             .iter()
             .zip(&spec.disks)
-            .map(|(disk, spec)| DiskDevice { disk: disk.clone(), serial: spec.serial.clone() })
+            .map(|(disk, spec)| DiskDevice { disk: disk.clone(), serial: spec.serial.clone(), bus: spec.bus })
             .collect(),
+        discs,
+        boot_order: spec.boot_order.clone(),
         vsock,
         console,
     };
     let restored = snapshot.map(Snapshot::into_restored);
     Ok((Inputs { ram, restored, boot, disks, snapshots, devices, networks, serial_output, display }, lines))
+}
+
+/// Opens an image of a disc, whatever else it looks like: an ISO image may hold a partition table.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_disc(path: &Path) -> Result<Arc<dyn Disk>, Error> {
+    let disc = Raw::open(path, Access::ReadOnly)
+        .map_err(|e| Error::bad_input("a disc cannot be used").with_source(e).with_advice("check --cdrom"))?;
+    Ok(Arc::new(disc))
 }
 
 /// Where the video BIOS for the display adapter is.

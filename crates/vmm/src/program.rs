@@ -176,6 +176,7 @@ fn needs(spec: &VmSpec, engine: &str) -> Needs {
         removed: spec.control.iter().cloned().chain(vsock).chain(lines).collect(),
         name_servers: !spec.nets.is_empty(),
         snapshots: spec.snapshots.clone(),
+        media: spec.config.cdroms.iter().filter_map(|drive| drive.media.clone()).collect(),
         kvm: engine == "kvm",
     }
 }

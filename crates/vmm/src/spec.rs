@@ -5,8 +5,8 @@
 
 use crate::Error;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, Display, EngineChoice, FORMAT_AUTO, FirmwareImage, JitConfig,
-    NetConfig, OnReset, UserNetConfig, VmConfig,
+    BootKind, BootMethod, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice, FORMAT_AUTO,
+    FirmwareImage, JitConfig, NetConfig, OnReset, UserNetConfig, VmConfig,
 };
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ pub const MEMORY_MIN: u64 = 2 << 20;
 pub const MEMORY_MAX: u64 = 1 << 45;
 /// Slots of PCI bus 0 that are left beside the root.
 pub const PCI_DEVICES_MAX: usize = 31;
+/// Ports of the AHCI controller.
+const SATA_DEVICES_MAX: usize = scsi::ahci::spec::PORTS_MAX;
 /// What virtio and guests keep of a disk's serial number.
 const DISK_SERIAL_LEN_MAX: usize = 20;
 /// Longest path that fits into a Unix socket's address, without the NUL.
@@ -55,6 +57,10 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// Network cards.
     pub nets: Vec<NetSpec>,
+    /// CD-ROM drives.
+    pub cdroms: Vec<CdromConfig>,
+    /// What firmware tries to boot: each kind once.
+    pub boot_order: Vec<BootKind>,
     /// Whether there is a display adapter, with a keyboard.
     pub display: bool,
     /// Sockets between host and guest.
@@ -124,6 +130,9 @@ impl VmSpec {
         self.config.kernel.iter_mut().for_each(absolute);
         self.config.initrd.iter_mut().for_each(absolute);
         self.config.disks.iter_mut().for_each(|disk| absolute(&mut disk.path));
+        self.config.cdroms.iter_mut().for_each(|drive| {
+            drive.path.iter_mut().chain(&mut drive.media).for_each(absolute);
+        });
     }
 }
 
@@ -136,6 +145,8 @@ pub struct DiskSpec {
     pub options: disk::OpenOptions,
     /// Serial number, at most 20 bytes; may be empty.
     pub serial: String,
+    /// How the guest reaches it.
+    pub bus: DiskBus,
 }
 
 /// A network card, checked.
@@ -296,12 +307,32 @@ impl TryFrom<VmConfig> for VmSpec {
                 check_socket_path(&socket.path, option)?;
             }
         }
+        let cdroms = config.cdroms;
+        let sata = cdroms.len() + disks.iter().filter(|disk| disk.bus == DiskBus::Ahci).count();
+        if sata > SATA_DEVICES_MAX {
+            return Err(Error::bad_input(format!("{sata} CD-ROM drives and SATA disks are too many"))
+                .with_advice(format!("use at most {SATA_DEVICES_MAX}, and bus=virtio for the other disks")));
+        }
+        if matches!(boot, BootSpec::Kernel(_)) && !config.boot_order.is_empty() {
+            return Err(Error::bad_input("a boot order is for firmware, and a kernel is named")
+                .with_advice("leave out --boot-order or --kernel"));
+        }
+        let mut boot_order = config.boot_order;
+        boot_order.extend([BootKind::Disk, BootKind::Cdrom]);
+        let mut seen = Vec::new();
+        boot_order.retain(|kind| {
+            !seen.contains(kind) && {
+                seen.push(*kind);
+                true
+            }
+        });
         let display = match config.display {
             Some(display) => display == Display::Vga,
             None => matches!(boot, BootSpec::Firmware(_)),
         };
         // Entropy device and console take a slot each.
-        let devices = disks.len() + nets.len() + 2 + vsock.is_some() as usize + display as usize;
+        let devices =
+            disks.len() + nets.len() + 2 + vsock.is_some() as usize + display as usize + (sata > 0) as usize;
         if devices > PCI_DEVICES_MAX {
             return Err(Error::bad_input(format!("{devices} devices do not fit on the PCI bus"))
                 .with_advice(format!(
@@ -322,6 +353,8 @@ impl TryFrom<VmConfig> for VmSpec {
             nested: config.nested,
             disks,
             nets,
+            cdroms,
+            boot_order,
             display,
             vsock,
             serial: config.serial,
@@ -389,7 +422,7 @@ fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
         config.allow.into_iter().fold(disk::BackingPolicy::beside_image(), |policy, path| policy.and(path));
     let options =
         disk::OpenOptions { format, policy, snapshot: config.snapshot, ..disk::OpenOptions::new(access) };
-    Ok(DiskSpec { path: config.path, options, serial })
+    Ok(DiskSpec { path: config.path, options, serial, bus: config.bus })
 }
 
 fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {

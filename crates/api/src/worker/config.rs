@@ -77,6 +77,12 @@ pub struct VmConfig {
     /// Network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// CD-ROM drives, at an AHCI controller.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cdroms: Vec<CdromConfig>,
+    /// What firmware tries to boot, in this order; what is not named comes after. Default: disks, then discs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boot_order: Vec<BootKind>,
     /// The display adapter, and a keyboard with it. Default: one in a machine with firmware, none with a kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<Display>,
@@ -153,6 +159,8 @@ impl VmConfig {
             nested: false,
             disks: Vec::new(),
             nets: Vec::new(),
+            cdroms: Vec::new(),
+            boot_order: Vec::new(),
             display: None,
             vsock: None,
             serial: default_serial(),
@@ -456,6 +464,51 @@ pub struct DiskConfig {
     /// What the guest sees as the disk's serial number: at most 20 printable characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// How the guest reaches it.
+    #[serde(default, skip_serializing_if = "DiskBus::is_default")]
+    pub bus: DiskBus,
+}
+
+/// How the guest reaches a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskBus {
+    /// A virtio block device: the fastest.
+    #[default]
+    Virtio,
+    /// A SATA disk at an AHCI controller, for guests without virtio drivers.
+    Ahci,
+}
+
+impl DiskBus {
+    /// Whether it is the default.
+    pub fn is_default(&self) -> bool {
+        *self == DiskBus::default()
+    }
+}
+
+/// A CD-ROM drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CdromConfig {
+    /// The disc, an ISO image. Default: none, an empty drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A folder from whose images other discs can be put in while the machine runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media: Option<PathBuf>,
+}
+
+/// A kind of device to boot from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootKind {
+    /// Disks, in their order.
+    Disk,
+    /// CD-ROM drives, in their order.
+    Cdrom,
+    /// Network cards, in their order.
+    Net,
 }
 
 /// Finds out what an image is.
@@ -475,6 +528,7 @@ impl DiskConfig {
             allow: Vec::new(),
             snapshot: None,
             serial: None,
+            bus: DiskBus::default(),
         }
     }
 }

@@ -69,6 +69,18 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         parent: Option<String>,
     },
+    /// Take the disc out of a CD-ROM drive, or put another one in.
+    Disc {
+        /// The drive's number, from 0 on.
+        #[serde(default)]
+        drive: u32,
+        /// The image to put in, in the drive's folder for media. Without it, the drive is empty afterwards.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+        /// Take the disc from a guest that holds it.
+        #[serde(default)]
+        force: bool,
+    },
     /// What is on the screen. Answered by [`Reply::Screenshot`].
     Screenshot {},
     /// What is on the screen of a text mode. Answered by [`Reply::ScreenText`].

@@ -7,6 +7,7 @@ mod copies;
 mod crash;
 mod daemon;
 mod debian;
+mod discs;
 mod engines;
 mod firmware;
 mod forced;
@@ -37,6 +38,7 @@ fn main() -> Result<ExitCode> {
     inside::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
+    discs::add(&mut suite);
     crash::add(&mut suite);
     agent::add(&mut suite);
     Ok(suite.run())

@@ -6,8 +6,8 @@ mod options;
 use crate::Error;
 use api::ByteSize;
 use api::worker::config::{
-    BootMethod, CharDevice, DiskConfig, Display, EngineChoice, FirmwareImage, JitConfig, JitMode, JitStress,
-    NetConfig, OnReset, RestoreConfig, TraceConfig, VmConfig, VsockConfig,
+    BootKind, BootMethod, CdromConfig, CharDevice, DiskConfig, Display, EngineChoice, FirmwareImage,
+    JitConfig, JitMode, JitStress, NetConfig, OnReset, RestoreConfig, TraceConfig, VmConfig, VsockConfig,
 };
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
@@ -115,7 +115,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
 
-    /// A disk: [path=]FILE[,format=FORMAT][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]. FORMAT is auto
+    /// A disk: [path=]FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]. FORMAT is auto
     /// (found out from the file), raw, qcow2, vmdk, vdi, vhd or vhdx. An image may stand on files of its own
     /// folder, and on those in a PATH. A comma in a path is written twice. May be repeated
     #[arg(long, value_name = "DISK", value_parser = options::disk)]
@@ -124,6 +124,13 @@ pub struct Cli {
     /// [,subnet=NETWORK][,hostname=NAME]. May be repeated
     #[arg(long, value_name = "NET", value_parser = options::net)]
     net: Vec<Net>,
+    /// A CD-ROM drive with an ISO image: FILE[,media=DIR], or empty[,media=DIR]. From DIR other discs can be put in
+    /// while the machine runs: see the control request disc. May be repeated
+    #[arg(long, value_name = "DISC", value_parser = options::cdrom)]
+    cdrom: Vec<CdromConfig>,
+    /// What firmware tries to boot, in this order: disk, cdrom, net [default: disk,cdrom]
+    #[arg(long, value_enum, value_name = "KINDS", value_delimiter = ',')]
+    boot_order: Vec<BootFrom>,
     /// The display adapter, and a keyboard with it; see the control requests screenshot and keys
     /// [default: vga with --firmware, none with --kernel]
     #[arg(long, value_enum, value_name = "WHICH")]
@@ -151,7 +158,7 @@ pub struct Cli {
     /// what the guest writes is lost at the end
     #[arg(long, value_name = "DIR", conflicts_with_all = [
         "config", "kernel", "firmware", "initrd", "append", "boot", "cpus", "memory",
-        "cpu_model", "debug_exit", "display",
+        "cpu_model", "debug_exit", "display", "cdrom", "boot_order",
     ])]
     restore: Option<PathBuf>,
     /// With --restore: check the snapshot's files even if they are as they were when last checked
@@ -194,6 +201,16 @@ enum Boot {
     SelfDecompressing,
     /// By the PVH entry point
     Pvh,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BootFrom {
+    /// Disks, in their order
+    Disk,
+    /// CD-ROM drives, in their order
+    Cdrom,
+    /// Network cards, in their order
+    Net,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -404,6 +421,18 @@ impl Cli {
         config.force_engine |= self.force_engine;
         config.nested |= self.nested;
         config.disks.extend(self.disk);
+        config.cdroms.extend(self.cdrom);
+        if !self.boot_order.is_empty() {
+            config.boot_order = self
+                .boot_order
+                .iter()
+                .map(|kind| match kind {
+                    BootFrom::Disk => BootKind::Disk,
+                    BootFrom::Cdrom => BootKind::Cdrom,
+                    BootFrom::Net => BootKind::Net,
+                })
+                .collect();
+        }
         if self.net.contains(&Net(None)) {
             config.nets.clear();
         }

@@ -2,8 +2,8 @@
 
 use super::Net;
 use api::worker::config::{
-    CharDevice, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, TraceConfig, TraceEvents,
-    UserNetConfig, VsockConfig,
+    CdromConfig, CharDevice, DiskBus, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, TraceConfig,
+    TraceEvents, UserNetConfig, VsockConfig,
 };
 use std::path::PathBuf;
 
@@ -38,13 +38,15 @@ fn not_empty(name: &str, value: &str) -> Result<String, String> {
 }
 
 pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
-    const FORM: &str = "FILE[,format=FORMAT][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]";
+    const FORM: &str =
+        "FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]";
     let (mut path, mut format, mut read_only, mut snapshot, mut serial) = (None, None, false, None, None);
-    let mut allow = Vec::new();
+    let (mut allow, mut bus) = (Vec::new(), None);
     for (index, part) in parts(text).iter().enumerate() {
         match part.split_once('=') {
             Some(("path", value)) => once(&mut path, "path", not_empty("path", value)?)?,
             Some(("serial", value)) => once(&mut serial, "serial", value.to_owned())?,
+            Some(("bus", value)) => once(&mut bus, "bus", disk_bus(value)?)?,
             Some(("format", value)) => once(&mut format, "format", not_empty("format", value)?)?,
             Some(("snapshot", value)) => once(&mut snapshot, "snapshot", not_empty("snapshot", value)?)?,
             Some(("allow", value)) => allow.push(not_empty("allow", value)?.into()),
@@ -56,7 +58,37 @@ pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
     }
     let path = path.ok_or_else(|| format!("the file is missing: write {FORM}"))?;
     let format = format.unwrap_or_else(|| FORMAT_AUTO.into());
-    Ok(DiskConfig { path: path.into(), format, read_only, allow, snapshot, serial })
+    Ok(DiskConfig {
+        path: path.into(),
+        format,
+        read_only,
+        allow,
+        snapshot,
+        serial,
+        bus: bus.unwrap_or_default(),
+    })
+}
+
+fn disk_bus(name: &str) -> Result<DiskBus, String> {
+    match name {
+        "virtio" => Ok(DiskBus::Virtio),
+        "ahci" | "sata" => Ok(DiskBus::Ahci),
+        _ => Err(format!("{name:?} is no bus for disks: write virtio or ahci")),
+    }
+}
+
+pub(super) fn cdrom(text: &str) -> Result<CdromConfig, String> {
+    let mut drive = CdromConfig { path: None, media: None };
+    for (index, part) in parts(text).iter().enumerate() {
+        match part.split_once('=') {
+            Some(("path", value)) => once(&mut drive.path, "path", not_empty("path", value)?.into())?,
+            Some(("media", value)) => once(&mut drive.media, "media", not_empty("media", value)?.into())?,
+            None if part == "empty" && index == 0 => {}
+            _ if index == 0 => drive.path = Some(not_empty("path", part)?.into()),
+            _ => return Err(format!("{part:?} is not known: write FILE[,media=DIR] or empty[,media=DIR]")),
+        }
+    }
+    Ok(drive)
 }
 
 pub(super) fn net(text: &str) -> Result<Net, String> {
@@ -207,6 +239,22 @@ mod tests {
                 (got, _) => panic!("{text}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn discs_and_buses() {
+        let drive = |path: Option<&str>, media: Option<&str>| CdromConfig {
+            path: path.map(Into::into),
+            media: media.map(Into::into),
+        };
+        assert_eq!(cdrom("a.iso"), Ok(drive(Some("a.iso"), None)));
+        assert_eq!(cdrom("empty,media=/isos"), Ok(drive(None, Some("/isos"))));
+        assert_eq!(cdrom("path=empty,media=m"), Ok(drive(Some("empty"), Some("m"))));
+        assert_eq!(disk("a,bus=ahci").unwrap().bus, DiskBus::Ahci);
+        for text in ["", "a,media=", "a,ro", "a,path=b"] {
+            assert!(cdrom(text).is_err(), "{text}");
+        }
+        assert!(disk("a,bus=ide").is_err());
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! The virtio devices and their places on the PCI bus.
+//! The devices on the PCI bus beside the platform's own, and their places.
 
 use crate::Error;
 use crate::inputs::Devices;
+use api::worker::config::{BootKind, DiskBus};
 use boot::firmware::BootDevice;
 use device::MsiSink;
 use device::pci::Bdf;
 use memory::Ram;
 use platform::Platform;
+use scsi::ahci::{Ahci, DriveConfig};
 use std::sync::Arc;
 use virtio::blk::{Blk, BlkConfig};
 use virtio::net::Net;
@@ -16,9 +18,13 @@ use virtio::{VirtioDevice, VirtioPci};
 /// More queues than this do not make a disk faster.
 const DISK_QUEUES_MAX: u32 = 8;
 
+/// Where the AHCI controller is: beside display and ISA bridge, so that it moves no other device.
+const AHCI_DEVICE: u8 = 29;
+
 /// The devices, and those of them that firmware can boot from, in order.
 pub(super) struct Populated {
     pub(super) functions: Vec<Arc<VirtioPci>>,
+    pub(super) ahci: Option<Arc<Ahci>>,
     pub(super) boot_order: Vec<BootDevice>,
 }
 
@@ -33,13 +39,21 @@ impl PciBus<'_> {
     /// Places all devices. Network cards come first: guests name them by their place, which so does not
     /// change when a disk is added.
     pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Populated, Error> {
-        let (mut functions, mut boot_order) = (Vec::new(), Vec::new());
+        let mut functions = Vec::new();
+        let (mut from_net, mut from_disk, mut from_disc) = (Vec::new(), Vec::new(), Vec::new());
+        let mut drives = Vec::new();
         for (index, card) in devices.nets.into_iter().enumerate() {
+            from_net.push(BootDevice::Net(self.slot()?));
             functions.push(self.add(format!("net{index}"), Box::new(Net::new(card.mac.0, card.backend)))?);
         }
         for (index, disk) in devices.disks.into_iter().enumerate() {
+            if disk.bus == DiskBus::Ahci {
+                from_disk.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
+                drives.push(DriveConfig::Disk { disk: disk.disk, serial: disk.serial });
+                continue;
+            }
             let queues = cpus.min(DISK_QUEUES_MAX) as u16;
-            boot_order.push(BootDevice::VirtioDisk(self.slot()?));
+            from_disk.push(BootDevice::VirtioDisk(self.slot()?));
             let config = BlkConfig { serial: disk.serial, queues, ..BlkConfig::default() };
             functions.push(self.add(format!("disk{index}"), Box::new(Blk::new(disk.disk, config)))?);
         }
@@ -50,7 +64,31 @@ impl PciBus<'_> {
             functions.push(self.add("console".into(), Box::new(console))?);
         }
         functions.push(self.add("rng".into(), Box::new(Rng::new()))?);
-        Ok(Populated { functions, boot_order })
+        for disc in devices.discs {
+            from_disc.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
+            drives.push(DriveConfig::Cd(disc));
+        }
+        let ahci = if drives.is_empty() { None } else { Some(self.add_ahci(drives)?) };
+        let mut boot_order = Vec::new();
+        for kind in devices.boot_order {
+            boot_order.append(match kind {
+                BootKind::Disk => &mut from_disk,
+                BootKind::Cdrom => &mut from_disc,
+                BootKind::Net => &mut from_net,
+            });
+        }
+        Ok(Populated { functions, ahci, boot_order })
+    }
+
+    fn add_ahci(&self, drives: Vec<DriveConfig>) -> Result<Arc<Ahci>, Error> {
+        let refused = || Error::host("the AHCI controller cannot be made");
+        let line = self.platform.irqs.pci_line(AHCI_DEVICE);
+        let ahci = Ahci::new(drives, self.ram.clone(), line).map_err(|e| refused().with_source(e))?;
+        self.platform
+            .pci
+            .add(Bdf::on_bus_0(AHCI_DEVICE, 0), ahci.clone())
+            .map_err(|e| refused().with_source(e))?;
+        Ok(ahci)
     }
 
     /// Where the next device goes.

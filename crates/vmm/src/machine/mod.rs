@@ -36,6 +36,7 @@ use disk::Disk;
 use memory::Ram;
 use platform::pci::Windows;
 use platform::{Platform, PlatformConfig, PlatformEvent};
+use scsi::ahci::Ahci;
 use std::sync::Arc;
 use virtio::VirtioPci;
 use x86::CpuState;
@@ -57,6 +58,7 @@ pub struct Machine {
     vm: Arc<dyn cpu::Vm>,
     platform: Arc<Platform>,
     functions: Vec<Arc<VirtioPci>>,
+    ahci: Option<Arc<Ahci>>,
     disks: Vec<Arc<dyn Disk>>,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
@@ -154,7 +156,7 @@ impl Machine {
         })?;
 
         let bus = devices::PciBus { platform: &platform, ram: &ram, msi: &msi };
-        let devices::Populated { functions, boot_order } = bus.populate(inputs.devices, spec.cpus)?;
+        let devices::Populated { functions, ahci, boot_order } = bus.populate(inputs.devices, spec.cpus)?;
         let doorbells = doorbells::Doorbells::new(vm.clone(), &functions);
         let screen = Screen::new(&platform, &vm, windows);
         platform.pci.on_remap(move || {
@@ -179,6 +181,7 @@ impl Machine {
             vm,
             platform: Arc::new(platform),
             functions,
+            ahci,
             disks: inputs.disks,
             pio,
             mmio,
@@ -216,6 +219,7 @@ impl Machine {
     pub fn reset(&self) -> Result<(), Error> {
         // The functions first: their workers write to memory.
         self.functions.iter().for_each(|function| function.reset());
+        self.ahci.iter().for_each(|ahci| ahci.reset());
         self.platform.reset();
         self.ram.clear().map_err(|e| Error::host("the machine cannot be reset").with_source(e))?;
         self.vm.memory_replaced();
@@ -228,7 +232,7 @@ impl Machine {
 
     /// Makes devices and guest time stand still. No vCPU runs.
     pub fn pause(&self) {
-        self.functions.iter().for_each(|function| function.pause());
+        self.hold_devices();
         self.clock.pause();
         self.vm.resynchronise();
     }
@@ -238,7 +242,7 @@ impl Machine {
         self.clock.resume();
         self.timers.clock_changed();
         self.vm.resynchronise();
-        self.functions.iter().for_each(|function| function.resume());
+        self.release_devices();
     }
 
     /// Presses the power button.
@@ -252,6 +256,7 @@ impl Machine {
     /// When a disk cannot be flushed.
     pub fn finish(&self) -> Result<(), Error> {
         self.functions.iter().for_each(|function| function.reset());
+        self.ahci.iter().for_each(|ahci| ahci.pause());
         for disk in &self.disks {
             disk.flush().map_err(|e| {
                 Error::host("what the guest wrote may not be safe on the disk").with_source(e)
@@ -263,6 +268,11 @@ impl Machine {
     /// COM1.
     pub fn serial_port(&self) -> Arc<platform::serial::SerialPort> {
         self.platform.serial[0].clone()
+    }
+
+    /// The AHCI controller.
+    pub fn ahci(&self) -> Option<&Arc<Ahci>> {
+        self.ahci.as_ref()
     }
 
     /// The display adapter.

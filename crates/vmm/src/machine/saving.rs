@@ -17,11 +17,13 @@ impl Machine {
     /// not written.
     pub fn hold_devices(&self) {
         self.functions.iter().for_each(|function| function.pause());
+        self.ahci.iter().for_each(|ahci| ahci.pause());
     }
 
     /// Undoes [`Machine::hold_devices`].
     pub fn release_devices(&self) {
         self.functions.iter().for_each(|function| function.resume());
+        self.ahci.iter().for_each(|ahci| ahci.resume());
     }
 
     /// Begins to note which pages are written. Devices are held.
@@ -56,7 +58,10 @@ impl Machine {
             .iter()
             .map(|function| FunctionSaved { name: function.name().to_owned(), state: function.save() });
         let functions = functions.collect();
-        MachineSaved::new(self.clock.save(), vcpus, self.platform.save(), functions, self.generation_id)
+        let platform = self.platform.save();
+        let mut saved = MachineSaved::new(self.clock.save(), vcpus, platform, functions, self.generation_id);
+        saved.ahci = self.ahci.as_ref().map(|ahci| ahci.save());
+        saved
     }
 
     /// Takes over a saved state but for the processors, which have taken over theirs already. The machine is
@@ -70,7 +75,7 @@ impl Machine {
                 .with_source(e)
                 .with_advice("take another snapshot, or check --restore")
         };
-        self.functions.iter().for_each(|function| function.pause());
+        self.hold_devices();
         let is = self.functions.iter().map(|function| function.name());
         if !is.eq(saved.functions.iter().map(|function| function.name.as_str())) {
             return Err(refused(RestoreError::new("PCI devices", "they are others than the machine's")));
@@ -80,6 +85,13 @@ impl Machine {
         self.platform.restore(saved.platform).map_err(refused)?;
         for (function, saved) in self.functions.iter().zip(saved.functions) {
             function.restore(saved.state).map_err(refused)?;
+        }
+        match (&self.ahci, saved.ahci) {
+            (Some(ahci), Some(saved)) => ahci.restore(saved).map_err(refused)?,
+            (None, None) => {}
+            _ => {
+                return Err(refused(RestoreError::new("AHCI controller", "only one of the machines has it")));
+            }
         }
         self.platform.pci.remap();
         self.generation_id = saved.generation_id;

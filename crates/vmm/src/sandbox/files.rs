@@ -44,6 +44,9 @@ fn try_restrict(needs: &Needs) -> Result<RestrictionStatus, RulesetError> {
             rules = allow(rules, folder, AccessFs::ReadFile.into())?;
         }
     }
+    for folder in &needs.media {
+        rules = allow(rules, folder, AccessFs::ReadFile.into())?;
+    }
     for path in &needs.removed {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         rules = allow(rules, folder, AccessFs::RemoveFile.into())?;

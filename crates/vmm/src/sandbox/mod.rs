@@ -25,6 +25,8 @@ pub struct Needs {
     pub name_servers: bool,
     /// The folder that snapshots are made in. All in it can be read, written and removed.
     pub snapshots: Option<PathBuf>,
+    /// Folders of discs that can be put into drives. All in them can be read.
+    pub media: Vec<PathBuf>,
     /// Whether guest code runs by KVM, which is asked by `ioctl`.
     pub kvm: bool,
 }

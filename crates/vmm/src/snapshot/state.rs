@@ -2,6 +2,7 @@
 
 use clock::ClockSaved;
 use platform::PlatformSaved;
+use scsi::ahci::AhciSaved;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use virtio::VirtioPciSaved;
@@ -9,7 +10,7 @@ use x86::CpuState;
 
 /// Versions of the parts' saved forms. One is raised when a field changes its meaning, so that an older
 /// program refuses what it would misunderstand; fields that are only added have defaults.
-const VERSIONS: [(&str, u32); 18] = [
+const VERSIONS: [(&str, u32); 19] = [
     ("cpu", x86::state::VERSION),
     ("clock", 1),
     ("serial", 1),
@@ -28,6 +29,7 @@ const VERSIONS: [(&str, u32); 18] = [
     ("virtio_vsock", 1),
     ("vga", 1),
     ("keyboard", 1),
+    ("ahci", 1),
 ];
 
 /// Processors, devices and clock of a machine that stands still.
@@ -43,6 +45,9 @@ pub struct MachineSaved {
     pub platform: PlatformSaved,
     /// PCI functions, in the order of their places.
     pub functions: Vec<FunctionSaved>,
+    /// The AHCI controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahci: Option<AhciSaved>,
     /// Guest-physical address of the generation ID, if the guest was told one.
     #[serde(default)]
     pub generation_id: Option<u64>,
@@ -67,7 +72,7 @@ impl MachineSaved {
         generation_id: Option<u64>,
     ) -> MachineSaved {
         let versions = VERSIONS.map(|(part, version)| (part.to_owned(), version)).into();
-        MachineSaved { versions, clock, vcpus, platform, functions, generation_id }
+        MachineSaved { versions, clock, vcpus, platform, functions, ahci: None, generation_id }
     }
 
     /// The written form.
