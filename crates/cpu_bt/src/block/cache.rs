@@ -213,6 +213,8 @@ impl Cpu {
             && entry.key == self.mode.key
             && let Some(block) = &entry.block
             && self.vm.page_version(block.gpa) == block.versions[0]
+            // Where the second page is, is true as long as where the first is.
+            && block.second_page.is_none_or(|second| self.vm.page_version(second) == block.versions[1])
         {
             return Ok(block.clone());
         }
@@ -244,15 +246,12 @@ impl Cpu {
     }
 
     fn remember(&mut self, linear: u64, block: &Rc<Block>) {
-        // What crosses a page depends on the translation of the second page too: always look it up.
-        if block.second_page.is_none() {
-            self.blocks.front[BlockCache::slot(linear)] = FrontEntry {
-                linear,
-                generation: self.blocks.generations[half(linear)],
-                key: self.mode.key,
-                block: Some(block.clone()),
-            };
-        }
+        self.blocks.front[BlockCache::slot(linear)] = FrontEntry {
+            linear,
+            generation: self.blocks.generations[half(linear)],
+            key: self.mode.key,
+            block: Some(block.clone()),
+        };
     }
 
     fn is_valid(&mut self, block: &Block, linear: u64) -> Result<bool> {

@@ -162,12 +162,12 @@ impl Cpu {
 
     fn find_or_translate(&mut self, linear: u64, gpa: u64, key: Key) -> Result<Known> {
         let block = self.find_block(linear)?;
-        // Others may have translated what this vCPU meets first.
-        if block.second_page.is_some() || !self.jit.ready && !self.prepare_code_cache() {
-            return Ok(Known::Nothing);
-        }
-        if block.hits.get() == UNTRANSLATABLE {
+        if block.second_page.is_some() || block.hits.get() == UNTRANSLATABLE {
             return Ok(Known::Interpret);
+        }
+        // Others may have translated what this vCPU meets first.
+        if !self.jit.ready && !self.prepare_code_cache() {
+            return Ok(Known::Nothing);
         }
         let found = self.vm.code.cache().find(gpa, key).map(|translation| translation.verified);
         if let Some(code) = found {

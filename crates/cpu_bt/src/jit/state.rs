@@ -5,8 +5,11 @@ use crate::mmu::tlb::MmuIndex;
 
 /// Entries of the tables that indirect branches go through: the low 16 bits of the target.
 pub(crate) const TARGETS: usize = 1 << 16;
-/// Entries of each instruction TLB.
-pub(crate) const PAGES: usize = 256;
+/// Entries of each instruction TLB: enough for the text of a kernel, whose functions call each other across all
+/// of it.
+pub(crate) const PAGES: usize = 4096;
+/// How many entries of the user's are remembered one by one, so that a switch need not empty all.
+const NOTED: usize = 128;
 /// No exit to link.
 pub(crate) const NO_EXIT: u32 = u32::MAX;
 
@@ -74,6 +77,9 @@ pub(crate) struct JitState {
     pub(crate) fault: Option<Fault>,
     /// For each [`MmuIndex`], which linear pages are known to lead where: page address or 1.
     pub(crate) page_tags: [[u64; PAGES]; 3],
+    /// Which entries of the user's have something, and how many there are: more than there is room for means any.
+    noted: [u16; NOTED],
+    noted_count: usize,
     /// For each [`MmuIndex`], the identity of that page's contents: see [`super::page_id`].
     pub(crate) page_ids: [[u32; PAGES]; 3],
     /// For each [`MmuIndex`], code addresses by the low 16 bits of the linear address.
@@ -120,11 +126,16 @@ impl JitState {
         for tags in &mut self.page_tags {
             tags.fill(1);
         }
+        self.noted_count = 0;
     }
 
     /// Forgets where pages in the lower half of the address space lead.
     pub(crate) fn forget_lower_pages(&mut self) {
-        self.page_tags[MmuIndex::User as usize].fill(1);
+        let tags = &mut self.page_tags[MmuIndex::User as usize];
+        match std::mem::take(&mut self.noted_count) {
+            count @ 0..=NOTED => self.noted[..count].iter().for_each(|&index| tags[index as usize] = 1),
+            _ => tags.fill(1),
+        }
         if std::mem::take(&mut self.supervisor_lower) {
             self.forget_pages();
         }
@@ -149,6 +160,12 @@ impl JitState {
     pub(crate) fn note_page(&mut self, mmu: MmuIndex, page: u64, id: u32) {
         self.supervisor_lower |= mmu != MmuIndex::User && page >> 63 == 0;
         let index = (page >> 12) as usize % PAGES;
+        if mmu == MmuIndex::User && self.page_tags[mmu as usize][index] == 1 {
+            if let Some(noted) = self.noted.get_mut(self.noted_count) {
+                *noted = index as u16;
+            }
+            self.noted_count += 1;
+        }
         self.page_tags[mmu as usize][index] = page;
         self.page_ids[mmu as usize][index] = id;
     }

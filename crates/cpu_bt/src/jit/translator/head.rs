@@ -29,8 +29,7 @@ impl Translator {
             self.e.mov(S0, S1);
             self.e.shr(S0, 12);
         }
-        self.e.movzx8(S0, S0);
-        const { assert!(PAGES == 256) };
+        self.e.and32_imm(S0, PAGES as u32 - 1);
         self.e.gs_cmp_scaled(S1, S0, 3, tags);
         self.e.jcc(cc::NE, fail);
         self.e.gs_cmp32_scaled_imm(S0, 2, ids, page_id(self.gpa, self.key));

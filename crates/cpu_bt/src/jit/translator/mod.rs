@@ -29,6 +29,7 @@ use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
 use cold::Cold;
 use iced_x86::{Encoder, Mnemonic as M};
+use std::time::Instant;
 
 impl Cpu {
     /// Translates the trace that begins at physical address `gpa`; returns its verified entry.
@@ -36,6 +37,7 @@ impl Cpu {
         if gpa >> 12 >= FRAMES || !self.prepare_code_cache() {
             return None;
         }
+        let begun = Instant::now();
         self.watch_code_page(gpa);
         let page = self.ram.code_page(gpa)?;
         let vm = self.vm.clone();
@@ -82,6 +84,7 @@ impl Cpu {
         }
         let verified = translation.verified;
         cache.add(translation, &code, exits);
+        vm.counters.translation_nanoseconds.add_many(begun.elapsed().as_nanos() as u64);
         vm.counters.translations.add();
         vm.counters.translated_instructions.add_many(trace.steps.len() as u64);
         Some(verified)
