@@ -7,6 +7,7 @@ mod kvm_rig;
 mod layers;
 mod steps;
 mod task_bench;
+mod task_build;
 mod task_check;
 mod task_ci;
 mod task_demo;
@@ -31,6 +32,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build the programs, with the guest agent that goes into images
+    Build(task_build::Args),
     /// Check formatting, lints and the layering of the crates
     Check(task_check::Args),
     /// Run the unit tests and the boot tests
@@ -51,6 +54,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result: Result<ExitCode> = match Cli::parse().task {
+        Task::Build(args) => task_build::run(&args),
         Task::Check(args) => task_check::run(&args),
         Task::Test(args) => task_test::run(&args),
         Task::Fuzz(args) => task_fuzz::run(&args),

@@ -148,6 +148,7 @@ impl<'de> Deserialize<'de> for ImageName {
 
 /// What an image is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`MANIFEST_VERSION`].
@@ -185,9 +186,11 @@ pub struct Manifest {
 
 /// A blob: bytes named by what they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Blob {
     /// Their digest.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub digest: Digest,
     /// Their number.
     pub size: u64,
@@ -195,6 +198,7 @@ pub struct Blob {
 
 /// How an image boots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ImageBoot {
     /// By a kernel that the host loads.
@@ -217,6 +221,7 @@ pub enum ImageBoot {
 
 /// A firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ImageFirmware {
     /// A PC's BIOS.
@@ -225,8 +230,18 @@ pub enum ImageFirmware {
     Uefi,
 }
 
+impl fmt::Display for ImageFirmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ImageFirmware::Bios => "bios",
+            ImageFirmware::Uefi => "uefi",
+        })
+    }
+}
+
 /// A disk of an image, as raw bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageDisk {
     /// Its name: `root`.
@@ -237,6 +252,7 @@ pub struct ImageDisk {
 
 /// What an image needs at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Minimum {
     /// Memory.
@@ -249,6 +265,7 @@ pub struct Minimum {
 
 /// A port that an image serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImagePort {
     /// The port in the guest.
@@ -260,6 +277,7 @@ pub struct ImagePort {
 
 /// What makes an instance somebody of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PersonalitySource {
     /// `arnia-agent`, from the seed disk and over the socket.
@@ -392,10 +410,13 @@ impl Manifest {
 
 /// An image in a store, as lists show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ImageView {
     /// Its names; none if it is only kept because instances need it.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub names: Vec<ImageName>,
     /// Its identity.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub digest: Digest,
     /// Size of its disks as guests see them.
     pub disk_bytes: u64,

@@ -83,6 +83,11 @@ pub fn default_paths() -> Result<(Mode, Paths), Error> {
     Ok((Mode::User, paths))
 }
 
+/// The folder of the images: where the variable `ARNIA_IMAGES` says, else with the daemon's other things.
+pub fn image_folder(paths: &Paths) -> std::path::PathBuf {
+    std::env::var_os("ARNIA_IMAGES").map_or_else(|| paths.images(), std::path::PathBuf::from)
+}
+
 /// Starts a daemon in the background and waits until it answers.
 fn start(socket: &Path) -> Result<(), Error> {
     let failed =

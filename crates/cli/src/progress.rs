@@ -1,14 +1,15 @@
 //! Waiting for operations, visibly.
 
 use crate::{Context, Error};
-use api::v1::operation::Operation;
+use api::v1::operation::{Operation, OperationState};
 use client::Client;
+use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 /// Whether to wait for the end of an operation.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub(crate) struct Wait {
+pub struct Wait {
     /// Return at once and print the operation; `arnia operation wait` waits for it later
     #[arg(long)]
     no_wait: bool,
@@ -16,6 +17,52 @@ pub(crate) struct Wait {
 
 /// Work that takes longer than this is shown.
 const SILENT: Duration = Duration::from_secs(1);
+/// How often a bar is drawn anew.
+const REDRAWN: Duration = Duration::from_millis(200);
+
+/// Waits for the end of an operation and shows what it does meanwhile: a bar at a terminal, a line for each step
+/// elsewhere. Ctrl-C leaves it to the daemon.
+pub(crate) async fn watched(client: &Client, operation: Operation, doing: &str) -> Result<Operation, Error> {
+    // Most are done before anybody could read a word.
+    let mut operation = match tokio::time::timeout(SILENT, client.wait(operation.clone())).await {
+        Ok(result) => return Ok(result?),
+        Err(_) => client.operation(&operation.id, 0).await?,
+    };
+    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+    let mut step = String::new();
+    while operation.state == OperationState::Running {
+        let progress = operation.progress.take();
+        let message = progress.as_ref().map_or(doing, |progress| progress.message.as_str());
+        if step != message {
+            step = message.to_owned();
+            match &bar {
+                Some(bar) => begin(bar, doing, &step, progress.as_ref().and_then(|progress| progress.total)),
+                None => eprintln!("{step}"),
+            }
+        }
+        if let (Some(bar), Some(done)) = (&bar, progress.and_then(|progress| progress.done)) {
+            bar.set_position(done);
+        }
+        tokio::time::sleep(REDRAWN).await;
+        operation = client.operation(&operation.id, 0).await?;
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(client::ended(operation)?)
+}
+
+fn begin(bar: &ProgressBar, doing: &str, step: &str, total: Option<u64>) {
+    let (template, len) = match total {
+        Some(total) => ("{msg:<44} {bar:24} {bytes:>11} of {total_bytes}  {eta}", total),
+        None => ("{spinner} {msg} {elapsed:.dim}", 0),
+    };
+    bar.reset();
+    bar.set_length(len);
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(if step == doing { step.to_owned() } else { format!("{doing}: {step}") });
+    bar.enable_steady_tick(Duration::from_millis(120));
+}
 
 impl Wait {
     /// Waits for the operation, unless asked not to; `done` is then said.
@@ -30,7 +77,7 @@ impl Wait {
         if self.no_wait {
             return context.output.item(&operation, &[("Operation", operation.id.clone())]);
         }
-        let operation = shown(doing, client.wait(operation)).await?;
+        let operation = watched(client, operation, doing).await?;
         match context.output.format() {
             crate::output::Format::Table => context.output.say(done),
             _ => context.output.data(&operation),

@@ -17,12 +17,15 @@ pub use websocket::{Console, Exec, ExecEvent, ExecInput, ExecOutput};
 
 use connection::Target;
 
+use api::image::ImageView;
 use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, UserParams};
 use api::v1::error::ErrorBody;
 use api::v1::host::Host;
+use api::v1::image::ImageParams;
 use api::v1::operation::{Operation, OperationState};
 use api::v1::page::Page;
 use api::v1::project::{Project, ProjectParams};
+use api::v1::snapshot::{CloneParams, Snapshot, SnapshotParams};
 use api::v1::storage::{Pool, Volume, VolumeParams};
 use api::v1::vm::{RenameParams, StopParams, Vm, VmMetrics, VmParams};
 use http_body_util::{BodyExt, Full};
@@ -237,6 +240,37 @@ impl Client {
         self.post(&format!("/v1/vms/{}/resume", escaped(name)), &serde_json::json!({})).await
     }
 
+    /// Saves a machine's memory and ends its process.
+    pub async fn vm_suspend(&self, name: &str) -> Result<Operation, Error> {
+        self.post(&format!("/v1/vms/{}/suspend", escaped(name)), &serde_json::json!({})).await
+    }
+
+    /// Makes copies of a machine.
+    pub async fn vm_clone(&self, name: &str, params: &CloneParams) -> Result<Operation, Error> {
+        self.post(&format!("/v1/vms/{}/clone", escaped(name)), params).await
+    }
+
+    /// The snapshots of a machine, the oldest first.
+    pub async fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>, Error> {
+        Ok(self.get::<Page<Snapshot>>(&format!("/v1/vms/{}/snapshots", escaped(vm))).await?.items)
+    }
+
+    /// Makes a snapshot of a machine.
+    pub async fn snapshot_create(&self, vm: &str, params: &SnapshotParams) -> Result<Operation, Error> {
+        self.post(&format!("/v1/vms/{}/snapshots", escaped(vm)), params).await
+    }
+
+    /// Removes a snapshot.
+    pub async fn snapshot_delete(&self, vm: &str, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/vms/{}/snapshots/{}", escaped(vm), escaped(name))).await
+    }
+
+    /// Lets a machine go on from a snapshot.
+    pub async fn snapshot_restore(&self, vm: &str, name: &str) -> Result<Operation, Error> {
+        let path = format!("/v1/vms/{}/snapshots/{}/restore", escaped(vm), escaped(name));
+        self.post(&path, &serde_json::json!({})).await
+    }
+
     /// Gives a machine another name.
     pub async fn vm_rename(&self, name: &str, new: &str) -> Result<Vm, Error> {
         let params = RenameParams { name: new.into() };
@@ -278,11 +312,41 @@ impl Client {
         while operation.state == OperationState::Running {
             operation = self.operation(&operation.id, WAIT_SECONDS).await?;
         }
-        match (operation.state, operation.error.take()) {
-            (OperationState::Succeeded, _) => Ok(operation),
-            (_, Some(error)) => Err(Error::refused(error)),
-            (_, None) => Err(Error::malformed("a failure without a reason")),
-        }
+        ended(operation)
+    }
+}
+
+/// What came of an operation that has ended.
+///
+/// # Errors
+/// When it failed or was cancelled.
+pub fn ended(mut operation: Operation) -> Result<Operation, Error> {
+    match (operation.state, operation.error.take()) {
+        (OperationState::Succeeded, _) => Ok(operation),
+        (_, Some(error)) => Err(Error::refused(error)),
+        (_, None) => Err(Error::malformed("a failure without a reason")),
+    }
+}
+
+impl Client {
+    /// All images of the host.
+    pub async fn images(&self) -> Result<Vec<ImageView>, Error> {
+        Ok(self.get::<Page<ImageView>>("/v1/images").await?.items)
+    }
+
+    /// One image, by name or digest.
+    pub async fn image(&self, name: &str) -> Result<ImageView, Error> {
+        self.get(&format!("/v1/images/{}", escaped(name))).await
+    }
+
+    /// Builds or fetches an image.
+    pub async fn image_create(&self, params: &ImageParams) -> Result<Operation, Error> {
+        self.post("/v1/images", params).await
+    }
+
+    /// Takes a name of an image away.
+    pub async fn image_delete(&self, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/images/{}", escaped(name))).await
     }
 
     /// All volumes of the project.

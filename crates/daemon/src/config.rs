@@ -25,6 +25,10 @@ pub struct Config {
     pub paths: Paths,
     /// The program `arnia-vmm`.
     pub worker: PathBuf,
+    /// The program `arnia-agent`, which images get on board; none can be built without it.
+    pub agent: Option<PathBuf>,
+    /// The folder of the images.
+    pub images: PathBuf,
     /// Where it listens with TLS; nowhere when absent.
     pub listen: Option<SocketAddr>,
 }
@@ -66,6 +70,11 @@ impl Paths {
         self.runtime.join("arnia.sock")
     }
 
+    /// The folder of the images, unless somebody names another.
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
     /// The certificate that remote clients are shown.
     pub fn certificate(&self) -> PathBuf {
         self.data.join("tls/certificate.pem")
@@ -87,6 +96,16 @@ impl Paths {
         self.data.join("vms").join(id)
     }
 
+    /// Snapshots, a folder each, named by their identity.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshots")
+    }
+
+    /// Where machines lie from which others of the same image start, a folder each.
+    pub(crate) fn warm(&self) -> PathBuf {
+        self.data.join("warm")
+    }
+
     pub(crate) fn vm_runtime(&self, id: &str) -> PathBuf {
         self.runtime.join("vms").join(id)
     }
@@ -97,9 +116,15 @@ impl Paths {
         for folder in [&self.data, &self.runtime] {
             private_folder(folder)?;
         }
-        for folder in
-            [self.data.join("vms"), self.data.join("tls"), self.default_pool(), self.runtime.join("vms")]
-        {
+        for folder in [
+            self.data.join("vms"),
+            self.data.join("tls"),
+            self.default_pool(),
+            self.snapshots(),
+            self.warm(),
+            self.runtime.join("vms"),
+            self.runtime.join("warm"),
+        ] {
             private_folder(&folder)?;
         }
         let path = self.data.join("lock");

@@ -58,6 +58,31 @@ impl From<store::Error> for Error {
     }
 }
 
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Error {
+        use image::ErrorKind as Kind;
+        let code = match error.kind() {
+            Kind::NotFound => ErrorCode::NotFound,
+            Kind::BadInput | Kind::Unverified => ErrorCode::Invalid,
+            Kind::Busy => ErrorCode::InUse,
+            Kind::Cancelled => ErrorCode::Cancelled,
+            _ => ErrorCode::Internal,
+        };
+        let refusal = ApiError::new(code, error.to_string());
+        let mut causes = Vec::new();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            causes.push(cause.to_string());
+            source = cause.source();
+        }
+        let refusal = if causes.is_empty() { refusal } else { refusal.with_cause(causes.join(": ")) };
+        Error(match error.remedy() {
+            Some(remedy) => refusal.with_remedy(remedy),
+            None => refusal,
+        })
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

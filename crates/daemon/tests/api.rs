@@ -42,7 +42,8 @@ fn part() {
 
 fn config(folder: &Path) -> Config {
     let paths = Paths { data: folder.join("data"), runtime: folder.join("run") };
-    Config { mode: Mode::User, paths, worker: folder.join("worker"), listen: None }
+    let images = paths.images();
+    Config { mode: Mode::User, paths, worker: folder.join("worker"), agent: None, images, listen: None }
 }
 
 /// A worker without a guest. Its power button works, unless its command line says `deaf`.
@@ -169,7 +170,7 @@ impl Daemon {
     fn params(&self, name: &str, append: &str, start: bool) -> VmParams {
         let mut config = VmConfig::new(self.folder.join("kernel").to_str().expect("a path"));
         config.boot.append = append.into();
-        VmParams { name: name.into(), config, start }
+        VmParams { start, ..VmParams::new(name, config) }
     }
 }
 
@@ -403,6 +404,8 @@ fn no_endpoint_serves_those_who_may_not() {
         "openapi",
         "operation_view",
         "operation_cancel",
+        "image_list",
+        "image_view",
         "pool_list",
         "project_list",
         "project_view",
@@ -419,7 +422,7 @@ fn no_endpoint_serves_those_who_may_not() {
                 .replace("{volume}", "x")
                 .replace("{pool}", "x")
                 .replace("{user}", "viewer");
-            let path = path.replace("{token}", "x");
+            let path = path.replace("{token}", "x").replace("{image}", "x").replace("{snapshot}", "x");
             let ask = |client: &Client| {
                 let json = [("content-type", "application/json")];
                 let method = method.to_uppercase();

@@ -31,7 +31,21 @@ pub fn create_overlay(
     replace: bool,
 ) -> Result<(), Error> {
     let open = OpenOptions { format: backing_format, ..OpenOptions::new(Access::ReadOnly) };
-    let below = Image::open(backing, &open)?;
+    create_overlay_over(target, backing, &open, options, replace)
+}
+
+/// The same, where `open` says how the other image is opened: its format, and which files it may name.
+///
+/// # Errors
+/// As [`create_overlay`].
+pub fn create_overlay_over(
+    target: &Path,
+    backing: &Path,
+    open: &OpenOptions,
+    options: &CreateOptions,
+    replace: bool,
+) -> Result<(), Error> {
+    let below = Image::open(backing, open)?;
     let size = if options.size == 0 { below.disk.info().size } else { options.size };
     let name = name_for(target, backing)?;
     let backing = Backing { name, format: Some(below.format.name().into()) };

@@ -59,7 +59,7 @@ pub use convert::{TargetOptions, convert, create};
 pub use error::{Error, ErrorKind, Operation};
 pub use io_queue::{BlockingQueue, Completion, IoQueue, Request, RequestKind};
 pub use job::Progress;
-pub use layers::{check, commit, compact, create_overlay, flatten, rebase};
+pub use layers::{check, commit, compact, create_overlay, create_overlay_over, flatten, rebase};
 pub use open::{BackingPolicy, Format, Image, ImageInfo, OpenOptions};
 pub use raw::{Access, Raw};
 pub use scratch::Scratch;

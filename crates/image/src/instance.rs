@@ -5,19 +5,23 @@
 //! | file | content |
 //! |---|---|
 //! | `instance.json` | [`Instance`]: what it is made of and who it is |
-//! | `NAME.img` | its own disks, by the names that the image gives them |
+//! | `NAME.qcow2` | its own disks, by the names that the image gives them: what differs from the image's |
+//! | `NAME.img` | a disk with a copy of its own of everything ([`CloneKind::Full`]) |
 //! | `seed.iso` | what it reads at its first boot |
 //!
-//! Kernel and initrd stay in the store. The image is pinned there under the instance's ID, so that nothing
+//! Kernel, initrd and the disks that others stand on stay in the store. The image is pinned there under the instance's ID, so that nothing
 //! that the instance needs is pruned.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use ::disk::Format;
+use ::disk::qcow2::CreateOptions;
 use api::ByteSize;
 use api::agent::{GuestFile, Identity, Personality, Provision};
 use api::image::{Digest, ImageBoot, ImageFirmware, PersonalitySource};
-use api::worker::config::{DiskConfig, NetConfig, UserNetConfig, VmConfig};
+use api::v1::vm::CloneKind;
+use api::worker::config::{DiskConfig, FirmwareImage, NetConfig, UserNetConfig, VmConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AboutFile;
@@ -31,8 +35,17 @@ use crate::{Error, ErrorKind, Result, Store};
 pub struct InstanceParams {
     /// Its host name.
     pub name: String,
+    /// Who it is to firmware and operating system, a UUID; a random one when absent.
+    pub uuid: Option<String>,
+    /// The MAC address of its first card; a random one when absent.
+    pub mac: Option<String>,
     /// How it gets its disks.
     pub clone: CloneKind,
+    /// Disks to stand on in place of the image's: those of a machine of this image, which has been saved. Each is as
+    /// large as the one that it stands on.
+    pub over: Vec<InstanceDisk>,
+    /// Disks to copy as they are in place of the image's: those of a machine of this image that does not run.
+    pub copied: Vec<InstanceDisk>,
     /// Size of its first disk, if larger than the image's.
     pub disk: Option<ByteSize>,
     /// What it is given at its first boot.
@@ -41,17 +54,6 @@ pub struct InstanceParams {
     pub network: Option<StaticNetwork>,
     /// For whom the seed is.
     pub seed: SeedKind,
-}
-
-/// How an instance gets its disks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CloneKind {
-    /// As quickly as the host can: sharing what is not changed.
-    #[default]
-    Linked,
-    /// With a copy of its own of everything.
-    Full,
 }
 
 /// An instance.
@@ -83,7 +85,7 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<ImageFirmware>,
     /// Its disks, in order. The seed comes behind them.
-    pub disks: Vec<PathBuf>,
+    pub disks: Vec<InstanceDisk>,
     /// Its seed disk, if the image takes one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<PathBuf>,
@@ -92,7 +94,48 @@ pub struct Instance {
     pub memory_minimum: Option<ByteSize>,
 }
 
-const FILE: &str = "instance.json";
+/// A disk of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceDisk {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it stands on, from the top down: then it is a qcow2 image. A disk that stands on nothing is raw.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stands_on: Vec<PathBuf>,
+}
+
+impl InstanceDisk {
+    /// As a worker is told of it.
+    pub fn config(&self) -> DiskConfig {
+        // Named, never found out: a guest could make its disk look like another format.
+        let mut config = DiskConfig::new(&self.path);
+        config.format = self.format().name().into();
+        config.allow = self.stands_on.clone();
+        config
+    }
+
+    fn format(&self) -> Format {
+        if self.stands_on.is_empty() { Format::Raw } else { Format::Qcow2 }
+    }
+
+    /// Makes a disk over this one, in constant time; this one must not be changed from then on. It is as large,
+    /// unless a larger `size` is given.
+    fn overlay(&self, path: PathBuf, size: u64) -> Result<InstanceDisk> {
+        let failed =
+            |error| Error::failed(format!("cannot make the disk {}", path.display())).with_source(error);
+        let mut options = ::disk::OpenOptions::new(::disk::Access::ReadOnly);
+        options.format = Some(self.format());
+        options.policy = self.stands_on.iter().fold(options.policy, |policy, path| policy.and(path));
+        ::disk::create_overlay_over(&path, &self.path, &options, &CreateOptions::new(size), false)
+            .map_err(failed)?;
+        let stands_on = [&self.path].into_iter().chain(&self.stands_on).cloned().collect();
+        Ok(InstanceDisk { path, stands_on })
+    }
+}
+
+/// The file in an instance's folder that says what it is; written last.
+pub const INSTANCE_FILE: &str = "instance.json";
 
 impl Instance {
     /// Makes an instance of an image in a folder, which is made and must not exist.
@@ -111,14 +154,13 @@ impl Instance {
         if let Some(network) = &params.network {
             network.check()?;
         }
-        let uuid = random_uuid()?;
-        let mac = net::MacAddress::random()
-            .map_err(|error| Error::failed("no random MAC address").with_source(error))?;
+        let uuid = params.uuid.clone().map_or_else(random_uuid, Ok)?;
+        let mac = params.mac.clone().map_or_else(random_mac, Ok)?;
         let mut instance = Instance {
-            id: format!("i-{uuid}"),
+            id: Instance::pin_of(&uuid),
             image,
             generation_id: random_uuid()?,
-            mac: mac.to_string(),
+            mac,
             hostname: params.name.clone(),
             kernel: None,
             initrd: None,
@@ -153,10 +195,23 @@ impl Instance {
                 );
                 return Err(Error::bad_input(text).with_remedy("leave the size out, or name a larger one"));
             }
-            let path = folder.join(format!("{}.img", disk.name));
             progress.begin(&format!("making the disk {}", disk.name), Some(disk.blob.size));
-            clone_disk(&store.blob_path(&disk.blob)?, &path, size, params.clone, progress)?;
-            instance.disks.push(path);
+            if let Some(from) = params.copied.get(index) {
+                let path = folder.join(from.path.file_name().unwrap_or_default());
+                files::copy_sparse(&from.path, &path, progress)?;
+                instance.disks.push(InstanceDisk { path, stands_on: from.stands_on.clone() });
+                continue;
+            }
+            let (base, size) = match params.over.get(index) {
+                Some(base) => (base.clone(), 0),
+                None => (InstanceDisk { path: store.blob_path(&disk.blob)?, stands_on: Vec::new() }, size),
+            };
+            instance.disks.push(match params.clone {
+                CloneKind::Linked => base.overlay(folder.join(format!("{}.qcow2", disk.name)), size)?,
+                CloneKind::Full => {
+                    copy_disk(&base, folder.join(format!("{}.img", disk.name)), size, progress)?
+                }
+            });
         }
         if manifest.personality != PersonalitySource::None {
             let path = folder.join("seed.iso");
@@ -170,12 +225,17 @@ impl Instance {
         Ok(instance)
     }
 
+    /// The pin in the store of the instance with this UUID: who makes one may set it before.
+    pub fn pin_of(uuid: &str) -> String {
+        format!("i-{uuid}")
+    }
+
     /// Reads the instance in a folder.
     ///
     /// # Errors
     /// If there is none, or its file is damaged.
     pub fn load(folder: &Path) -> Result<Instance> {
-        let path = folder.join(FILE);
+        let path = folder.join(INSTANCE_FILE);
         let bytes = fs::read(&path).about("read", &path)?;
         serde_json::from_slice(&bytes).map_err(|error| {
             Error::new(ErrorKind::Unverified, format!("{} is damaged", path.display())).with_source(error)
@@ -185,7 +245,7 @@ impl Instance {
     fn save(&self, folder: &Path) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(self)
             .map_err(|error| Error::failed("cannot write the instance").with_source(error))?;
-        files::write_whole(&folder.join(FILE), &bytes)
+        files::write_whole(&folder.join(INSTANCE_FILE), &bytes)
     }
 
     /// Removes the instance in a folder with its disks, and lets its image go.
@@ -198,53 +258,29 @@ impl Instance {
         store.unpin(&instance.id)
     }
 
-    /// Makes another instance of this one's disks, as they are: the machine must not run, or its disks must
-    /// be frozen. The clone takes on its own identity at its next boot, or by [`Instance::personality`] if
-    /// its memory is cloned too.
+    /// Gives the instance in a folder other disks: empty ones over `bases`, one for each of its own, in constant time.
+    /// Those that it had are gone. It is another generation then.
     ///
     /// # Errors
-    /// As [`Instance::create`].
-    pub fn clone_to(
-        &self,
-        store: &Store,
-        folder: &Path,
-        hostname: &str,
-        progress: &mut dyn Progress,
-    ) -> Result<Instance> {
-        let uuid = random_uuid()?;
-        let mac = net::MacAddress::random()
-            .map_err(|error| Error::failed("no random MAC address").with_source(error))?;
-        let mut clone = Instance {
-            id: format!("i-{uuid}"),
-            uuid,
-            generation_id: random_uuid()?,
-            mac: mac.to_string(),
-            hostname: hostname.to_owned(),
-            disks: Vec::new(),
-            ..self.clone()
-        };
-        let personality = clone.personality(&Provision::default(), None)?;
-        personality.check().map_err(|error| Error::bad_input(error.to_string()))?;
-        fs::create_dir(folder).about("create", folder)?;
-        let undo_folder = RemoveUnlessKept::new(folder);
-        store.pin(&clone.id, clone.image)?;
-        let undo_pin = Unpin { store, owner: Some(clone.id.clone()) };
+    /// If the host's disk is full. The instance is as it was before.
+    pub fn put_over(&self, folder: &Path, bases: &[InstanceDisk]) -> Result<Instance> {
+        let generation_id = random_uuid()?;
+        let mut changed = Instance { generation_id, disks: Vec::new(), ..self.clone() };
+        let mut made = Vec::new();
+        for (disk, base) in self.disks.iter().zip(bases) {
+            // Beside the old one until it is known to all.
+            let stem = disk.path.file_stem().unwrap_or_default().to_string_lossy();
+            let stem = stem.split('~').next().unwrap_or_default();
+            let path = folder.join(format!("{stem}~{}.qcow2", &changed.generation_id[..8]));
+            made.push(RemoveUnlessKept::new(&path));
+            changed.disks.push(base.overlay(path, 0)?);
+        }
+        changed.save(folder)?;
+        made.into_iter().for_each(RemoveUnlessKept::keep);
         for disk in &self.disks {
-            let size = disk.metadata().about("read", disk)?.len();
-            let path = folder.join(disk.file_name().unwrap_or_default());
-            progress.begin(&format!("copying {}", disk.display()), Some(size));
-            files::copy_sparse(disk, &path, progress)?;
-            clone.disks.push(path);
+            let _ = fs::remove_file(&disk.path);
         }
-        if self.seed.is_some() {
-            let path = folder.join("seed.iso");
-            seed::write(&path, SeedKind::NoCloud, &personality, None)?;
-            clone.seed = Some(path);
-        }
-        clone.save(folder)?;
-        undo_folder.keep();
-        undo_pin.keep();
-        Ok(clone)
+        Ok(changed)
     }
 
     /// What makes a guest this instance: for its seed, or for its agent after memory was cloned. Each call
@@ -277,14 +313,13 @@ impl Instance {
     }
 
     /// A worker's configuration for it, with one card on the worker's own network and the rest by default.
-    ///
-    /// # Errors
-    /// [`ErrorKind::BadInput`] if it boots by firmware: such a configuration has no kernel.
-    pub fn vm_config(&self) -> Result<VmConfig> {
-        let Some(kernel) = &self.kernel else {
-            return Err(Error::bad_input("it boots by firmware and not by a kernel"));
-        };
-        let mut config = VmConfig::new(kernel);
+    pub fn vm_config(&self) -> VmConfig {
+        let mut config = VmConfig::new("");
+        config.kernel = self.kernel.clone();
+        config.firmware = self.firmware.map(|firmware| match firmware {
+            ImageFirmware::Bios => FirmwareImage::Bios,
+            ImageFirmware::Uefi => FirmwareImage::Uefi,
+        });
         config.name = Some(self.hostname.clone());
         config.uuid = Some(self.uuid.clone());
         config.initrd = self.initrd.clone();
@@ -292,11 +327,11 @@ impl Instance {
         if let Some(memory) = self.memory_minimum {
             config.memory = config.memory.max(memory);
         }
-        for disk in &self.disks {
-            config.disks.push(disk_config(disk, false)?);
-        }
+        config.disks = self.disks.iter().map(InstanceDisk::config).collect();
         if let Some(seed) = &self.seed {
-            config.disks.push(disk_config(seed, true)?);
+            let mut disk = InstanceDisk { path: seed.clone(), stands_on: Vec::new() }.config();
+            disk.read_only = true;
+            config.disks.push(disk);
         }
         let card = UserNetConfig {
             mac: Some(self.mac.clone()),
@@ -304,21 +339,23 @@ impl Instance {
             ..UserNetConfig::default()
         };
         config.nets = vec![NetConfig::User(card)];
-        Ok(config)
+        config
     }
 }
 
-fn disk_config(path: &Path, read_only: bool) -> Result<DiskConfig> {
-    // By way of its written form: fields with defaults may be added to it.
-    serde_json::from_value(serde_json::json!({"path": path, "read_only": read_only}))
-        .map_err(|error| Error::failed("cannot describe the disk").with_source(error))
-}
-
-/// Makes a disk with the content of a blob.
-fn clone_disk(from: &Path, to: &Path, size: u64, kind: CloneKind, progress: &mut dyn Progress) -> Result<()> {
-    let _ = kind;
-    files::copy_sparse(from, to, progress)?;
-    File::options().write(true).open(to).and_then(|file| file.set_len(size)).about("write", to)
+/// Makes a raw disk with the content of another.
+fn copy_disk(
+    from: &InstanceDisk,
+    path: PathBuf,
+    size: u64,
+    progress: &mut dyn Progress,
+) -> Result<InstanceDisk> {
+    if !from.stands_on.is_empty() {
+        return Err(Error::bad_input("a full clone is made of an image, not of a machine that was saved"));
+    }
+    files::copy_sparse(&from.path, &path, progress)?;
+    File::options().write(true).open(&path).and_then(|file| file.set_len(size)).about("write", &path)?;
+    Ok(InstanceDisk { path, stands_on: Vec::new() })
 }
 
 /// Takes a pin away unless told that all went well.
@@ -351,6 +388,12 @@ fn random<const N: usize>() -> Result<[u8; N]> {
         })?;
     }
     Ok(bytes)
+}
+
+fn random_mac() -> Result<String> {
+    let mac = net::MacAddress::random();
+    let mac = mac.map_err(|error| Error::failed("no random MAC address").with_source(error))?;
+    Ok(mac.to_string())
 }
 
 /// A random UUID (RFC 9562, section 5.4).
@@ -398,7 +441,15 @@ mod tests {
             Instance::create(&store, image, &folder.0.join("one"), &params("one"), &mut Silent).unwrap();
         let two =
             Instance::create(&store, image, &folder.0.join("two"), &params("two"), &mut Silent).unwrap();
-        let three = one.clone_to(&store, &folder.0.join("three"), "three", &mut Silent).unwrap();
+        let copy = InstanceParams { copied: one.disks.clone(), ..params("three") };
+        let three = Instance::create(&store, image, &folder.0.join("three"), &copy, &mut Silent).unwrap();
+        let over = InstanceParams { over: one.disks.clone(), ..params("four") };
+        let four = Instance::create(&store, image, &folder.0.join("four"), &over, &mut Silent).unwrap();
+        assert!([&three, &four].iter().all(|copy| read(&copy.disks[0]).starts_with(b"content")));
+        let again = four.put_over(&folder.0.join("four"), &one.disks).unwrap();
+        assert_eq!(Instance::load(&folder.0.join("four")).unwrap(), again);
+        assert!(!four.disks[0].path.exists() && read(&again.disks[0]).starts_with(b"content"));
+        assert_ne!(again.generation_id, four.generation_id);
         let all = [&one, &two, &three];
         let facets: [fn(&Instance) -> &String; 5] =
             [|i| &i.id, |i| &i.uuid, |i| &i.generation_id, |i| &i.mac, |i| &i.hostname];
@@ -410,9 +461,9 @@ mod tests {
         }
         assert!(one.mac.starts_with("a6:41:72:"), "{}", one.mac);
         assert_eq!(Instance::load(&folder.0.join("one")).unwrap(), one);
-        let config = one.vm_config().unwrap();
+        let config = one.vm_config();
         assert_eq!((config.disks.len(), config.disks[1].read_only), (2, true));
-        assert!(fs::read(&one.disks[0]).unwrap().starts_with(b"content"));
+        assert!(read(&one.disks[0]).starts_with(b"content"));
         let personality = one.personality(&Provision::default(), None).unwrap();
         personality.check().unwrap();
 
@@ -420,7 +471,7 @@ mod tests {
         store.remove_name(&"base".parse().unwrap()).unwrap();
         store.prune(PruneOptions::default()).unwrap();
         store.check(image, &mut Silent).unwrap();
-        for name in ["one", "two", "three"] {
+        for name in ["one", "two", "three", "four"] {
             Instance::remove(&store, &folder.0.join(name)).unwrap();
         }
         store.prune(PruneOptions::default()).unwrap();
@@ -454,8 +505,30 @@ mod tests {
         let folder = Folder::new("larger");
         let store = Store::open(folder.0.join("store")).unwrap();
         let image = image(&store);
-        let params = InstanceParams { disk: Some(ByteSize(1 << 30)), ..params("one") };
-        let instance = Instance::create(&store, image, &folder.0.join("one"), &params, &mut Silent).unwrap();
-        assert_eq!(instance.disks[0].metadata().unwrap().len(), 1 << 30);
+        for (name, clone) in [("linked", CloneKind::Linked), ("full", CloneKind::Full)] {
+            let params = InstanceParams { disk: Some(ByteSize(1 << 30)), clone, ..params(name) };
+            let folder = folder.0.join(name);
+            let instance = Instance::create(&store, image, &folder, &params, &mut Silent).unwrap();
+            let disk = &instance.disks[0];
+            assert_eq!(disk.stands_on.len(), usize::from(clone == CloneKind::Linked));
+            assert_eq!(open(disk).info().size, 1 << 30);
+            assert!(read(disk).starts_with(b"content"));
+            let taken = std::os::unix::fs::MetadataExt::blocks(&disk.path.metadata().unwrap()) * 512;
+            assert!(taken < 1 << 20, "{name} takes {taken} bytes");
+        }
+    }
+
+    fn open(disk: &InstanceDisk) -> std::sync::Arc<dyn ::disk::Disk> {
+        let config = disk.config();
+        let mut options = ::disk::OpenOptions::new(::disk::Access::ReadOnly);
+        options.policy =
+            config.allow.iter().fold(::disk::BackingPolicy::none(), |policy, path| policy.and(path));
+        ::disk::Image::open(&config.path, &options).unwrap().disk
+    }
+
+    fn read(disk: &InstanceDisk) -> Vec<u8> {
+        let mut bytes = vec![0; 512];
+        open(disk).read(0, &mut ::disk::Buffers::from_mut(&mut bytes)).unwrap();
+        bytes
     }
 }

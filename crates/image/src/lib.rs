@@ -34,6 +34,6 @@ pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
 pub use files::copy_sparse;
-pub use instance::{CloneKind, Instance, InstanceParams};
+pub use instance::{INSTANCE_FILE, Instance, InstanceDisk, InstanceParams};
 pub use progress::{Progress, Silent};
 pub use store::{PruneOptions, Pruned, Session, Store};

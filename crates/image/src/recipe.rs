@@ -139,6 +139,34 @@ impl RecipeSource {
         Ok(RecipeSource { recipe, folder: folder.to_owned() })
     }
 
+    /// Whether the program brings a recipe of this name along.
+    pub fn is_built_in(name: &str) -> bool {
+        BUILT_IN.iter().any(|(known, _)| *known == name)
+    }
+
+    /// A recipe that this program brings along, or the text of one; no file is read.
+    ///
+    /// # Errors
+    /// If the text is none, or names files beside itself.
+    pub fn from_text(text: &str) -> Result<RecipeSource> {
+        if RecipeSource::is_built_in(text) {
+            return RecipeSource::read(text);
+        }
+        if text.len() as u64 > RECIPE_LEN_MAX {
+            return Err(Error::bad_input("this is too long for a recipe"));
+        }
+        let recipe = Recipe::parse(text).map_err(|error| {
+            let known: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+            let remedy = format!("give the text of a recipe, or one that comes along: {}", known.join(", "));
+            Error::bad_input("this is no recipe").with_source(error).with_remedy(remedy)
+        })?;
+        if let Some(file) = recipe.files.iter().find(|file| file.source.is_some()) {
+            let text = format!("{} is to be copied from a file, and there are none beside a text", file.path);
+            return Err(Error::bad_input(text).with_remedy("build it with `arnia image build FILE`"));
+        }
+        Ok(RecipeSource { recipe, folder: ".".into() })
+    }
+
     /// A file beside the recipe.
     pub(crate) fn file(&self, source: &Path) -> PathBuf {
         self.folder.join(source)

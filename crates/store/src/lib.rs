@@ -12,6 +12,7 @@ mod error;
 mod operations;
 mod projects;
 mod schema;
+mod snapshots;
 mod storage;
 mod users;
 mod vms;
@@ -19,9 +20,10 @@ mod vms;
 pub use error::{Error, ErrorKind};
 pub use operations::OperationRecord;
 pub use projects::ProjectRecord;
+pub use snapshots::SnapshotRecord;
 pub use storage::{PoolRecord, VolumeRecord};
 pub use users::TokenRecord;
-pub use vms::{Desired, VmRecord};
+pub use vms::{Desired, Origin, Resume, VmRecord};
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::path::Path;
@@ -100,6 +102,17 @@ fn json<T: serde::de::DeserializeOwned>(row: &rusqlite::Row<'_>, column: usize) 
     serde_json::from_str(text).map_err(|e| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(e))
     })
+}
+
+/// Reads a column of JSON that may be empty.
+fn json_or_null<T: serde::de::DeserializeOwned>(
+    row: &rusqlite::Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<T>> {
+    match row.get_ref(column)? {
+        rusqlite::types::ValueRef::Null => Ok(None),
+        _ => json(row, column).map(Some),
+    }
 }
 
 /// Writes a column of JSON.

@@ -5,7 +5,8 @@
 use crate::{Error, ErrorKind};
 use rusqlite::Connection;
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE projects (
         name TEXT PRIMARY KEY, description TEXT NOT NULL, quota TEXT NOT NULL,
         created INTEGER NOT NULL, revision INTEGER NOT NULL
@@ -46,7 +47,17 @@ const MIGRATIONS: &[&str] = &["
         user TEXT NOT NULL, key TEXT NOT NULL, fingerprint TEXT NOT NULL, answer TEXT NOT NULL,
         created INTEGER NOT NULL, PRIMARY KEY (user, key)
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE vms ADD COLUMN origin TEXT;
+    ALTER TABLE vms ADD COLUMN resume TEXT;
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY, vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE, name TEXT NOT NULL,
+        description TEXT NOT NULL, config TEXT NOT NULL, bytes INTEGER NOT NULL, created INTEGER NOT NULL,
+        UNIQUE (vm, name)
+    ) STRICT;
+",
+];
 
 /// Brings the file up to date, in one transaction for each step.
 pub(crate) fn migrate(db: &mut Connection) -> Result<(), Error> {
@@ -73,6 +84,27 @@ pub(crate) fn migrate(db: &mut Connection) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What an older program has written is read by this one.
+    #[test]
+    fn an_older_file_is_brought_up_to_date() {
+        let (store, path) = crate::test_store("older");
+        drop(store);
+        std::fs::remove_file(&path).unwrap();
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(MIGRATIONS[0]).unwrap();
+        db.execute_batch(
+            r#"INSERT INTO vms VALUES ('id', 'default', 'web', '{"boot": {"kernel": "/k"}}', 1, 1, 'stopped',
+               0, NULL, NULL, NULL)"#,
+        )
+        .unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        drop(db);
+        let store = crate::Store::open(&path).unwrap();
+        let vm = store.read(|records| records.vm("default", "web")).unwrap();
+        assert_eq!(vm.config, api::v1::vm::VmConfig::new("/k"));
+        assert!(vm.origin.is_none() && vm.resume.is_none());
+    }
 
     #[test]
     fn a_file_of_the_future_is_refused() {

@@ -1,9 +1,12 @@
 //! Virtual machines.
 
 use crate::{Error, ErrorKind, Records};
+use api::image::Digest;
 use api::v1::Time;
-use api::v1::vm::VmConfig;
+use api::v1::vm::{InstanceParams, VmConfig};
 use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// What a machine shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +17,26 @@ pub enum Desired {
     Running,
 }
 
+/// What a machine is made of, if it comes from an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The image.
+    pub image: Digest,
+    /// How it is made of it.
+    pub params: InstanceParams,
+}
+
+/// A snapshot that a machine's next start goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The snapshot's folder.
+    pub snapshot: PathBuf,
+    /// Whether the machine then is another one than the snapshot's, and has to be told who it is.
+    pub other: bool,
+}
+
 /// A machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct VmRecord {
     /// Its identity, a UUID.
     pub id: String,
@@ -39,10 +60,35 @@ pub struct VmRecord {
     pub started: Option<Time>,
     /// The revision that it was last started with.
     pub running_revision: Option<i64>,
+    /// What it is made of, if it comes from an image.
+    pub origin: Option<Origin>,
+    /// What its next start goes on from; it boots if there is nothing.
+    pub resume: Option<Resume>,
+}
+
+impl VmRecord {
+    /// A machine that has not been started yet.
+    pub fn new(id: String, project: &str, name: String, config: VmConfig, created: Time) -> VmRecord {
+        VmRecord {
+            id,
+            project: project.into(),
+            name,
+            config,
+            created,
+            revision: 1,
+            desired: Desired::Stopped,
+            failed: false,
+            reason: None,
+            started: None,
+            running_revision: None,
+            origin: None,
+            resume: None,
+        }
+    }
 }
 
 const COLUMNS: &str = "id, project, name, config, created, revision, desired, failed, reason, started, \
-                       running_revision";
+                       running_revision, origin, resume";
 
 fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     Ok(VmRecord {
@@ -57,6 +103,8 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         reason: row.get(8)?,
         started: row.get(9)?,
         running_revision: row.get(10)?,
+        origin: crate::json_or_null(row, 11)?,
+        resume: crate::json_or_null(row, 12)?,
     })
 }
 
@@ -75,7 +123,7 @@ impl Records<'_> {
     /// # Errors
     /// When its name is taken.
     pub fn vm_insert(&self, vm: &VmRecord) -> Result<(), Error> {
-        let sql = format!("INSERT INTO vms ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)");
+        let sql = format!("INSERT INTO vms ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)");
         self.db
             .prepare_cached(&sql)?
             .execute(params![
@@ -89,7 +137,9 @@ impl Records<'_> {
                 vm.failed,
                 vm.reason,
                 vm.started,
-                vm.running_revision
+                vm.running_revision,
+                vm.origin.as_ref().map(crate::to_json),
+                vm.resume.as_ref().map(crate::to_json)
             ])
             .map_err(|e| Error::or_exists(e, "virtual machine", &vm.name))?;
         Ok(())
@@ -209,6 +259,18 @@ impl Records<'_> {
         found(changed, id)
     }
 
+    /// Says what the next start of a machine goes on from.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn vm_set_resume(&self, id: &str, resume: Option<&Resume>) -> Result<(), Error> {
+        let changed = self
+            .db
+            .prepare_cached("UPDATE vms SET resume = ?2 WHERE id = ?1")?
+            .execute(params![id, resume.map(crate::to_json)])?;
+        found(changed, id)
+    }
+
     /// Removes a machine. One that is not there is no error.
     ///
     /// # Errors
@@ -228,19 +290,11 @@ mod tests {
     use super::*;
 
     fn vm(name: &str) -> VmRecord {
-        VmRecord {
-            id: format!("id-{name}"),
-            project: "default".into(),
-            name: name.into(),
-            config: VmConfig::new("/k"),
-            created: 7,
-            revision: 1,
-            desired: Desired::Stopped,
-            failed: false,
-            reason: None,
-            started: None,
-            running_revision: None,
-        }
+        VmRecord::new(format!("id-{name}"), "default", name.into(), VmConfig::new("/k"), 7)
+    }
+
+    fn resume() -> Resume {
+        Resume { snapshot: "/s".into(), other: true }
     }
 
     #[test]
@@ -250,6 +304,7 @@ mod tests {
             .write(|records| {
                 ["b", "a", "c"].iter().try_for_each(|name| records.vm_insert(&vm(name)))?;
                 records.vm_set_state("id-b", Desired::Running, true, Some("why"))?;
+                records.vm_set_resume("id-b", Some(&resume()))?;
                 records.vm_started("id-b", 9, 1)
             })
             .unwrap();
@@ -261,6 +316,7 @@ mod tests {
                     reason: Some("why".into()),
                     started: Some(9),
                     running_revision: Some(1),
+                    resume: Some(resume()),
                     ..vm("b")
                 };
                 assert_eq!(records.vm("default", "b")?, b);

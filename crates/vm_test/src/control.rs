@@ -113,7 +113,8 @@ impl Control {
 
     /// Makes a snapshot, on top of `parent` if there is one. Not under QEMU.
     pub fn snapshot(&self, name: &str, parent: Option<&str>) -> Result<SnapshotDone> {
-        let request = Request::Snapshot { name: name.to_owned(), parent: parent.map(str::to_owned) };
+        let request =
+            Request::Snapshot { name: name.to_owned(), parent: parent.map(str::to_owned), disks: true };
         match self.ask(request)? {
             Reply::Snapshot(done) => Ok(done),
             other => bail!("a request for a snapshot was answered by {other:?}"),

@@ -371,7 +371,7 @@ impl Controller {
             Request::Screenshot {} => reply.send(self.screen().and_then(|vga| screen::shot(&vga))),
             Request::ScreenText {} => reply.send(self.screen().map(|vga| screen::text(&vga))),
             Request::Keys { keys, text } => reply.send(screen::press(&self.machine, &keys, &text)),
-            Request::Snapshot { name, parent } => self.snapshot(name, parent, reply),
+            Request::Snapshot { name, parent, disks } => self.snapshot(name, parent, disks, reply),
             Request::CancelSnapshot {} => self.cancel_snapshot(reply),
             Request::Ports {} => reply.send(Ok(ports::list(&self.networks))),
             Request::PortAdd { card, rule } => reply.send(ports::add(&self.networks, card, &rule)),

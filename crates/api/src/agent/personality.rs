@@ -39,6 +39,7 @@ pub struct Identity {
 
 /// What an instance is given at its first boot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Provision {
     /// Users to make, or to change if they are there.
@@ -54,6 +55,7 @@ pub struct Provision {
 
 /// A user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct UserAccount {
     /// The name.
@@ -73,6 +75,7 @@ pub struct UserAccount {
 
 /// A file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct GuestFile {
     /// Absolute path.
@@ -142,6 +145,13 @@ impl Personality {
             return fail("a command must not contain a zero byte".to_owned());
         }
         Ok(())
+    }
+}
+
+impl Provision {
+    /// Whether it gives nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Provision::default()
     }
 }
 

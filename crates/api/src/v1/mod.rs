@@ -8,11 +8,13 @@ pub mod error;
 pub mod event;
 pub mod guest;
 pub mod host;
+pub mod image;
 pub mod name;
 pub mod network;
 pub mod operation;
 pub mod page;
 pub mod project;
+pub mod snapshot;
 pub mod storage;
 pub mod vm;
 

@@ -67,7 +67,7 @@ pub enum OperationState {
 pub struct Progress {
     /// For people.
     pub message: String,
-    /// How much is done, of `total`, in any unit.
+    /// How much is done, of `total`, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done: Option<u64>,
     /// How much there is to do.

@@ -4,6 +4,8 @@ use super::Time;
 use super::guest::Guest;
 use super::network::NicConfig;
 use crate::ByteSize;
+use crate::agent::Provision;
+use crate::image::ImageFirmware;
 use crate::worker::config::{BootMethod, CPUS_DEFAULT, EngineChoice, MEMORY_DEFAULT, OnReset};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -19,7 +21,12 @@ pub struct VmConfig {
     /// Names and values of the user's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// What it boots.
+    /// The image that it comes from, by name or digest: it gives the machine its first disks and what it boots.
+    /// Chosen when the machine is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// What it boots. An image says so by itself.
+    #[serde(default, skip_serializing_if = "BootConfig::is_default")]
     pub boot: BootConfig,
     /// Number of vCPUs.
     #[serde(default = "default_cpus")]
@@ -34,7 +41,7 @@ pub struct VmConfig {
     /// What executes guest code.
     #[serde(default)]
     pub engine: EngineChoice,
-    /// Disks, in the order in which the guest sees them.
+    /// Disks, in the order in which the guest sees them; behind those of the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
     /// Network cards. When absent, one in the network `user`.
@@ -64,10 +71,21 @@ fn default_nics() -> Vec<NicConfig> {
 impl VmConfig {
     /// A machine with this kernel and defaults for all else.
     pub fn new(kernel: impl Into<String>) -> VmConfig {
+        VmConfig::booting(BootConfig { kernel: Some(kernel.into()), ..BootConfig::default() })
+    }
+
+    /// A machine that comes from this image, with defaults for all else.
+    pub fn of_image(image: impl Into<String>) -> VmConfig {
+        VmConfig { image: Some(image.into()), ..VmConfig::booting(BootConfig::default()) }
+    }
+
+    /// A machine that boots this, with defaults for all else.
+    pub fn booting(boot: BootConfig) -> VmConfig {
         VmConfig {
             description: String::new(),
             labels: BTreeMap::new(),
-            boot: BootConfig { kernel: kernel.into(), ..BootConfig::default() },
+            image: None,
+            boot,
             cpus: default_cpus(),
             memory: default_memory(),
             cpu_model: None,
@@ -81,13 +99,17 @@ impl VmConfig {
     }
 }
 
-/// What a machine boots.
+/// What a machine boots: a kernel, or its disks by firmware.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootConfig {
     /// Kernel: a bzImage or an ELF executable, as an absolute path of the host. Only for admins.
-    pub kernel: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Firmware of the host's packages, which boots one of the disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<ImageFirmware>,
     /// Initial RAM disk, as an absolute path of the host. Only for admins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<String>,
@@ -97,6 +119,13 @@ pub struct BootConfig {
     /// How to enter the kernel.
     #[serde(default)]
     pub method: BootMethod,
+}
+
+impl BootConfig {
+    /// Whether it says nothing.
+    pub fn is_default(&self) -> bool {
+        *self == BootConfig::default()
+    }
 }
 
 /// A disk of a machine: a volume, or a path of the host.
@@ -145,7 +174,7 @@ pub enum RestartPolicy {
 }
 
 /// A machine to be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmParams {
@@ -153,9 +182,56 @@ pub struct VmParams {
     pub name: String,
     /// What it shall be.
     pub config: VmConfig,
+    /// What only a machine that comes from an image can be given.
+    #[serde(default, skip_serializing_if = "InstanceParams::is_default")]
+    pub instance: InstanceParams,
     /// Whether to start it at once. The answer then is the operation that does.
     #[serde(default)]
     pub start: bool,
+}
+
+impl VmParams {
+    /// A machine of this name, which is not started.
+    pub fn new(name: impl Into<String>, config: VmConfig) -> VmParams {
+        VmParams { name: name.into(), config, instance: InstanceParams::default(), start: false }
+    }
+}
+
+/// How a machine is made of its image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct InstanceParams {
+    /// How it gets its disks.
+    pub clone: CloneKind,
+    /// Size of its first disk, if larger than the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ByteSize>,
+    /// What it is given at its first boot: users, files, commands.
+    #[serde(skip_serializing_if = "Provision::is_empty")]
+    pub provision: Provision,
+    /// Boot it, also where it could go on from a snapshot that an earlier machine of the image left.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
+}
+
+impl InstanceParams {
+    /// Whether nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == InstanceParams::default()
+    }
+}
+
+/// How a machine gets the disks of its image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CloneKind {
+    /// In a moment, whatever their size: sharing what it does not change.
+    #[default]
+    Linked,
+    /// With a copy of its own of everything.
+    Full,
 }
 
 /// A machine.
@@ -175,6 +251,9 @@ pub struct Vm {
     pub reason: Option<String>,
     /// What it shall be.
     pub config: VmConfig,
+    /// The image that it comes from, by its content: names may mean others later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
     /// Whether it runs with an older configuration than this, until it starts anew.
     pub restart_needed: bool,
     /// When it was created.
@@ -213,6 +292,8 @@ pub struct WorkerView {
 pub enum VmState {
     /// It does not run.
     Stopped,
+    /// It does not run; its memory is on the host's disk, and a start lets it go on.
+    Suspended,
     /// Its process is being started.
     Starting,
     /// Guest code runs.
@@ -228,7 +309,7 @@ pub enum VmState {
 impl VmState {
     /// Whether the machine has a process.
     pub fn is_active(self) -> bool {
-        !matches!(self, VmState::Stopped | VmState::Failed)
+        !matches!(self, VmState::Stopped | VmState::Suspended | VmState::Failed)
     }
 }
 
@@ -236,6 +317,7 @@ impl std::fmt::Display for VmState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             VmState::Stopped => "stopped",
+            VmState::Suspended => "suspended",
             VmState::Starting => "starting",
             VmState::Running => "running",
             VmState::Paused => "paused",
@@ -306,7 +388,7 @@ mod tests {
             r#"{"boot": {"kernel": "/k", "x": 1}}"#,
             r#"{"boot": {"kernel": "/k"}, "disks": [{"file": "x"}]}"#,
             r#"{"boot": {"kernel": "/k"}, "nics": [{"net": "x"}]}"#,
-            r#"{"cpus": 2}"#,
+            r#"{"image": "debian", "instance": {}}"#,
         ] {
             assert!(serde_json::from_str::<VmConfig>(text).is_err(), "{text}");
         }

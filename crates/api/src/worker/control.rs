@@ -68,6 +68,10 @@ pub enum Request {
         /// the last one made of it, or the one that it was restored from if that is in the same folder.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         parent: Option<String>,
+        /// Whether disks that the guest may write are part of it. Without them only a paused machine can be
+        /// saved, and whoever goes on from it has to give it disks with the same contents.
+        #[serde(default = "with_disks", skip_serializing_if = "is_with_disks")]
+        disks: bool,
     },
     /// Take the disc out of a CD-ROM drive, or put another one in.
     Disc {
@@ -114,6 +118,13 @@ pub enum Request {
         /// A rule that listens at the same place.
         rule: String,
     },
+}
+
+fn with_disks() -> bool {
+    true
+}
+fn is_with_disks(disks: &bool) -> bool {
+    *disks
 }
 
 impl<'de> Deserialize<'de> for RequestLine {

@@ -1,7 +1,7 @@
 //! `arnia daemon`.
 
 use super::Run;
-use crate::connect::default_paths;
+use crate::connect::{default_paths, image_folder};
 use crate::{Context, Error, programs};
 use daemon::{Config, Mode, Paths};
 use std::net::SocketAddr;
@@ -34,7 +34,8 @@ impl Run for Daemon {
             true => (Mode::System, Paths::system()),
             false => default_paths()?,
         };
-        let config = Config { mode, paths, worker: programs::worker()?, listen: self.listen };
+        let (agent, images) = (programs::agent().ok(), image_folder(&paths));
+        let config = Config { mode, paths, worker: programs::worker()?, agent, images, listen: self.listen };
         daemon::run(config).map_err(|e| {
             let message = e.to_string();
             match std::error::Error::source(&e) {

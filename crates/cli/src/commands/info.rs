@@ -3,7 +3,7 @@
 use super::{Run, bytes, duration, since};
 use crate::{Context, Error};
 use api::v1::host::Host;
-use api::v1::vm::Vm;
+use api::v1::vm::{Vm, VmConfig};
 use std::process::ExitCode;
 
 /// Shows a virtual machine, or, without a name, the host.
@@ -63,9 +63,7 @@ fn vm_lines(vm: &Vm) -> Vec<(&'static str, String)> {
         ("Description", config.description.clone()),
         ("CPUs", config.cpus.to_string()),
         ("Memory", config.memory.to_string()),
-        ("Kernel", config.boot.kernel.clone()),
-        ("Initrd", config.boot.initrd.clone().unwrap_or_default()),
-        ("Command line", config.boot.append.clone()),
+        ("Boots", boots(config)),
         ("Disks", disks.collect::<Vec<_>>().join("\n")),
         ("Network cards", nics.collect::<Vec<_>>().join("\n")),
         ("Autostart", if config.autostart.enabled { "yes".into() } else { "no".into() }),
@@ -86,6 +84,19 @@ fn vm_lines(vm: &Vm) -> Vec<(&'static str, String)> {
         lines.push(("Note", format!("changed since it was started: `arnia restart {}`", vm.name)));
     }
     lines
+}
+
+fn boots(config: &VmConfig) -> String {
+    let boot = &config.boot;
+    if let Some(image) = &config.image {
+        return format!("the image {image}");
+    }
+    if let Some(firmware) = boot.firmware {
+        return format!("its disks, by {firmware}");
+    }
+    let kernel = boot.kernel.clone().unwrap_or_default();
+    let initrd = boot.initrd.as_ref().map(|initrd| format!("\nwith {initrd}")).unwrap_or_default();
+    format!("{kernel}{initrd}\n{}", boot.append).trim_end().to_owned()
 }
 
 fn host_lines(host: &Host) -> Vec<(&'static str, String)> {

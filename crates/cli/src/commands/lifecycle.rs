@@ -1,9 +1,9 @@
-//! `arnia start`, `stop`, `restart`, `pause`, `resume`.
+//! `arnia start`, `stop`, `restart`, `pause`, `suspend`, `resume`.
 
 use super::Run;
-use crate::progress::Wait;
+use crate::progress::{Wait, watched};
 use crate::{Context, Error};
-use api::v1::vm::StopParams;
+use api::v1::vm::{StopParams, VmState};
 use std::process::ExitCode;
 
 /// Machines, by name.
@@ -129,7 +129,28 @@ impl Run for Pause {
     }
 }
 
-/// Lets paused virtual machines go on.
+/// Saves the memory of virtual machines on the host's disk and ends their processes. `arnia resume` or `arnia start`
+/// lets them go on; `arnia stop --force` gives up what was saved.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  arnia suspend web")]
+pub struct Suspend {
+    #[command(flatten)]
+    names: Names,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Run for Suspend {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        each(context, &self.names, async |client, name| {
+            let operation = client.vm_suspend(name).await?;
+            let done = format!("{name} is suspended; `arnia resume {name}` lets it go on");
+            self.wait.finish(context, client, operation, &format!("suspending {name}"), &done).await
+        })
+    }
+}
+
+/// Lets paused or suspended virtual machines go on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  arnia resume web")]
 pub struct Resume {
@@ -140,7 +161,11 @@ pub struct Resume {
 impl Run for Resume {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         each(context, &self.names, async |client, name| {
-            client.vm_resume(name).await?;
+            if client.vm(name).await?.state == VmState::Suspended {
+                watched(client, client.vm_start(name).await?, &format!("resuming {name}")).await?;
+            } else {
+                client.vm_resume(name).await?;
+            }
             context.output.say(&format!("{name} goes on"))
         })
     }

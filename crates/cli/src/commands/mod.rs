@@ -15,13 +15,16 @@ mod lab;
 mod lifecycle;
 mod logs;
 mod ls;
+mod machine;
 mod operation;
 mod port;
 mod project;
 mod rename;
 mod rm;
+mod run;
 mod set;
 mod shell;
+mod snapshot;
 mod token;
 mod top;
 mod user;
@@ -44,7 +47,7 @@ pub trait Run {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Create a virtual machine and start it
-    Run(create::RunVm),
+    Run(run::RunVm),
     /// Create a virtual machine
     Create(create::Create),
     /// List virtual machines
@@ -60,8 +63,15 @@ pub enum Command {
     Restart(lifecycle::Restart),
     /// Make virtual machines stand still
     Pause(lifecycle::Pause),
-    /// Let paused virtual machines go on
+    /// Let paused or suspended virtual machines go on
     Resume(lifecycle::Resume),
+    /// Save virtual machines to the host's disk and end them; `resume` lets them go on
+    Suspend(lifecycle::Suspend),
+    /// Snapshots: virtual machines at one moment
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// Make copies of a virtual machine
+    Clone(snapshot::Clone),
     /// Remove virtual machines
     Rm(rm::Rm),
     /// Give a virtual machine another name
@@ -136,6 +146,9 @@ impl Command {
             Command::Restart(command) => command,
             Command::Pause(command) => command,
             Command::Resume(command) => command,
+            Command::Suspend(command) => command,
+            Command::Snapshot(command) => command,
+            Command::Clone(command) => command,
             Command::Rm(command) => command,
             Command::Rename(command) => command,
             Command::Set(command) => command,

@@ -1,21 +1,18 @@
-//! Starting, stopping, pausing machines, and what follows when one ends.
+//! Stopping and pausing machines, and what follows when one ends.
 
+use super::work::Work;
 use super::{App, Machine};
-use crate::machine::{self, Ending, Folder, Process, process};
-use crate::{Error, util};
+use crate::Error;
+use crate::machine::{Ending, Folder, Process, process};
 use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
-use api::v1::vm::{RestartPolicy, STOP_TIMEOUT_DEFAULT, StopParams, VmState, WorkerView};
-use api::worker::control::{Request, Status};
+use api::v1::vm::{RestartPolicy, STOP_TIMEOUT_DEFAULT, StopParams, VmState};
+use api::worker::control::Request;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{Desired, VmRecord};
 
-/// How long a worker has to come up. It opens files, no more.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// How often a worker that comes up is asked whether it is there.
-const START_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a worker that was told to end has, before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// A machine that ends by faults more often than this in this time stays off.
@@ -36,123 +33,21 @@ impl App {
         self.config.paths.vm_data(id).join("worker.log")
     }
 
+    /// Where a machine's worker makes snapshots.
+    pub(super) fn saving_folder(&self, id: &str) -> Result<PathBuf, Error> {
+        let folder = self.config.paths.vm_data(id).join("saving");
+        crate::config::private_folder(&folder).map_err(|e| Error::internal(e.to_string(), ""))?;
+        Ok(folder)
+    }
+
     /// The console's socket of a machine that runs.
     pub(crate) fn console(&self, vm: &VmRecord) -> Result<PathBuf, Error> {
         self.running(vm)?;
         Ok(self.folder(&vm.id).file("console"))
     }
 
-    /// Starts a machine. One that runs already is left as it is.
-    pub(super) async fn start(self: &Arc<App>, id: &str) -> Result<(), Error> {
-        let machine = self.machine(id);
-        let _lifecycle = machine.lifecycle.lock().await;
-        let vm = self.read(|records| Ok(records.vm_by_id(id)?))?;
-        if machine.state().is_active() {
-            return Ok(());
-        }
-        self.launch(&machine, &vm).await
-    }
-
-    /// Starts the worker; the caller holds the lifecycle.
-    async fn launch(self: &Arc<App>, machine: &Arc<Machine>, vm: &VmRecord) -> Result<(), Error> {
-        self.enter(machine, VmState::Starting, None);
-        let result = self.try_launch(machine, vm).await;
-        if let Err(error) = &result {
-            let reason = error.to_string();
-            self.settle(machine, true, Some(&reason));
-        }
-        result
-    }
-
-    async fn try_launch(self: &Arc<App>, machine: &Arc<Machine>, vm: &VmRecord) -> Result<(), Error> {
-        let folder = self.folder(&vm.id);
-        let data = self.config.paths.vm_data(&vm.id);
-        let unusable = |e: std::io::Error| Error::internal("the machine's process cannot be started", e);
-        crate::config::private_folder(&data).map_err(|e| Error::internal(e.to_string(), ""))?;
-        let volumes = self.volume_paths(vm)?;
-        let config = machine::worker_config(vm, &folder, self.console_log(&vm.id), |disk| {
-            match (&disk.path, &disk.volume) {
-                (Some(path), _) => path.into(),
-                (None, volume) => {
-                    volumes.get(volume.as_deref().unwrap_or_default()).cloned().unwrap_or_default()
-                }
-            }
-        });
-        // Written down first: should the daemon be killed now, the next one knows what to look for.
-        self.write(|records| {
-            records.vm_set_state(&vm.id, Desired::Running, false, None)?;
-            Ok(records.vm_started(&vm.id, util::now(), vm.revision)?)
-        })?;
-        let log = self.worker_log(&vm.id);
-        let process = Process::start(&self.config.worker, &folder, &config, &log).map_err(|e| {
-            unusable(e).with_remedy(format!("is {:?} the program arnia-vmm?", self.config.worker))
-        })?;
-        let process = Arc::new(process);
-        machine.live().process = Some(process.clone());
-        let status = match self.wait_ready(&process, &folder).await {
-            Ok(status) => status,
-            Err(error) => {
-                machine.live().process = None;
-                return Err(error);
-            }
-        };
-        self.take_over(machine, process, &status);
-        Ok(())
-    }
-
-    /// Waits until a worker answers.
-    async fn wait_ready(&self, process: &Process, folder: &Folder) -> Result<Status, Error> {
-        let control = folder.control();
-        let ready = async {
-            loop {
-                match control.status().await {
-                    Ok(status) => return status,
-                    Err(_) => tokio::time::sleep(START_INTERVAL).await,
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = process.ended() => {
-                let id = folder.path().file_name().unwrap_or_default().to_string_lossy();
-                let words = process::last_words(&self.worker_log(&id));
-                let error = Error::new(ErrorCode::Invalid, "the machine cannot start");
-                Err(if words.is_empty() { error } else { error.with_cause(words) })
-            }
-            status = ready => Ok(status),
-            () = tokio::time::sleep(START_PATIENCE) => {
-                process.kill();
-                process.ended().await;
-                Err(Error::new(ErrorCode::Unavailable, "the machine's process does not answer")
-                    .with_remedy("try again when the host is less busy"))
-            }
-        }
-    }
-
-    /// From now on the machine runs, and its end is waited for.
-    pub(super) fn take_over(self: &Arc<App>, machine: &Arc<Machine>, process: Arc<Process>, status: &Status) {
-        {
-            let mut live = machine.live();
-            live.view = Some(WorkerView {
-                pid: process.pid(),
-                version: status.program.clone(),
-                engine: status.engine.clone(),
-                cpu_model: status.cpu_model.clone(),
-            });
-            live.process = Some(process.clone());
-        }
-        let paused = status.state == api::worker::control::VmState::Paused;
-        self.enter(machine, if paused { VmState::Paused } else { VmState::Running }, None);
-        self.guest_appears(machine, process.clone());
-        let (app, machine) = (self.clone(), machine.clone());
-        tokio::spawn(async move {
-            process.ended().await;
-            app.ended(&machine).await;
-        });
-    }
-
     /// A machine's worker has ended.
-    async fn ended(self: &Arc<App>, machine: &Arc<Machine>) {
+    pub(super) async fn ended(self: &Arc<App>, machine: &Arc<Machine>) {
         let ending = process::ending(&self.folder(&machine.id));
         self.conclude(machine, ending).await;
     }
@@ -192,7 +87,7 @@ impl App {
                 return;
             }
             match app.read(|records| Ok(records.vm_by_id(&machine.id)?)) {
-                Ok(vm) => drop(app.launch(&machine, &vm).await),
+                Ok(vm) => drop(app.launch(&machine, &vm, &Arc::new(Work::default())).await),
                 Err(_) => app.enter(&machine, VmState::Stopped, None),
             }
         });
@@ -211,7 +106,7 @@ impl App {
     }
 
     /// The machine is off and stays so.
-    fn settle(&self, machine: &Machine, failed: bool, reason: Option<&str>) {
+    pub(super) fn settle(&self, machine: &Machine, failed: bool, reason: Option<&str>) {
         let result =
             self.write(|records| Ok(records.vm_set_state(&machine.id, Desired::Stopped, failed, reason)?));
         if let Err(error) = result
@@ -219,7 +114,16 @@ impl App {
         {
             log::error!("the end of machine {} cannot be written down: {error}", machine.id);
         }
-        self.enter(machine, if failed { VmState::Failed } else { VmState::Stopped }, reason);
+        let is_suspended = || {
+            let vm = self.read(|records| Ok(records.vm_by_id(&machine.id)?));
+            vm.is_ok_and(|vm| super::snapshots::is_suspended(&vm))
+        };
+        let state = match failed {
+            true => VmState::Failed,
+            false if is_suspended() => VmState::Suspended,
+            false => VmState::Stopped,
+        };
+        self.enter(machine, state, reason);
     }
 
     /// Changes the state and tells it.
@@ -245,6 +149,11 @@ impl App {
         params: StopParams,
     ) -> Result<(), Error> {
         let before = machine.state();
+        if before == VmState::Suspended && params.force {
+            // What was saved is given up.
+            self.write(|records| Ok(records.vm_set_resume(&machine.id, None)?))?;
+            self.settle(machine, false, None);
+        }
         if !before.is_active() {
             return Ok(());
         }

@@ -1,16 +1,24 @@
 //! What the daemon can do, free of HTTP.
 
+mod clones;
 mod events;
 mod guest;
 pub(crate) mod host;
+mod images;
+mod instances;
+mod launch;
 mod lifecycle;
 mod operations;
 pub(crate) mod people;
 pub(crate) mod ports;
 pub(crate) mod projects;
 mod recovery;
+mod snapshots;
 mod storage;
+mod sweep;
 mod vms;
+mod warm;
+mod work;
 
 pub(crate) use operations::Request;
 pub(crate) use people::Caller;
@@ -33,6 +41,10 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) started: Time,
     store: Store,
+    images: image::Store,
+    /// Held alone by whoever makes or removes a machine from which others start, and together by those who make
+    /// machines that stand on one.
+    warming: tokio::sync::RwLock<warm::Failures>,
     machines: Mutex<HashMap<String, Arc<Machine>>>,
     operations: Mutex<HashMap<String, operations::Running>>,
     events: broadcast::Sender<Event>,
@@ -95,9 +107,14 @@ impl App {
         let refused =
             |e: store::Error| StartError::new(format!("the records {path:?} cannot be used")).with_source(e);
         let store = Store::open(&path).map_err(refused)?;
+        let images = image::Store::open(&config.images).map_err(|e| {
+            StartError::new(format!("the images {:?} cannot be used", config.images)).with_source(e)
+        })?;
         let app = App {
             started: util::now(),
             store,
+            images,
+            warming: tokio::sync::RwLock::default(),
             machines: Mutex::default(),
             operations: Mutex::default(),
             events: broadcast::channel(1024).0,

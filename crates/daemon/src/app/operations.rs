@@ -1,11 +1,15 @@
 //! Operations: written down before they are answered, carried on after a crash.
 
+use super::clones::Planned;
+use super::work::Work;
 use super::{App, Caller, lock};
 use crate::{Error, util};
 use api::v1::Time;
 use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
+use api::v1::image::{ImageBuild, ImagePull};
 use api::v1::operation::{Operation, OperationState, Target};
+use api::v1::snapshot::SnapshotParams;
 use api::v1::vm::StopParams;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -15,15 +19,26 @@ use tokio::sync::watch;
 /// An operation under way.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// Only waiting can be cancelled: a start is never left half done.
-    cancellable: bool,
+    cancellable: Cancellable,
+    /// Dropped when it has ended.
     cancel: watch::Sender<bool>,
+    work: Arc<Work>,
+}
+
+/// What becomes of an operation that is cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cancellable {
+    /// It goes on: a start is never left half done.
+    No,
+    /// It is given up where it stands, because it only waits.
+    AtOnce,
+    /// It is told, and cleans up.
+    ByItself,
 }
 
 /// What an operation does. Each can be begun again from the start, however far it had come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-#[expect(clippy::enum_variant_names, reason = "operations on other things will join them")]
 pub(crate) enum Request {
     /// Start a machine.
     VmStart {},
@@ -39,6 +54,37 @@ pub(crate) enum Request {
         /// When the run began that is to be ended.
         started: Option<Time>,
     },
+    /// Save a machine's memory and end its process.
+    VmSuspend {},
+    /// Make machines that are copies of a machine.
+    VmClone {
+        /// Those to be.
+        clones: Vec<Planned>,
+        /// The snapshot that they go on from.
+        snapshot: Option<String>,
+    },
+    /// Make a snapshot of a machine.
+    SnapshotCreate {
+        /// Its identity.
+        id: String,
+        /// What it shall be.
+        params: SnapshotParams,
+    },
+    /// Let a machine go on from a snapshot.
+    SnapshotRestore {
+        /// Its name.
+        snapshot: String,
+    },
+    /// Build an image.
+    ImageBuild {
+        /// How.
+        params: ImageBuild,
+    },
+    /// Fetch an image.
+    ImagePull {
+        /// From where.
+        params: ImagePull,
+    },
 }
 
 impl Request {
@@ -47,6 +93,22 @@ impl Request {
             Request::VmStart {} => "vm_start",
             Request::VmStop { .. } => "vm_stop",
             Request::VmRestart { .. } => "vm_restart",
+            Request::VmSuspend {} => "vm_suspend",
+            Request::VmClone { .. } => "vm_clone",
+            Request::SnapshotCreate { .. } => "snapshot_create",
+            Request::SnapshotRestore { .. } => "snapshot_restore",
+            Request::ImageBuild { .. } => "image_build",
+            Request::ImagePull { .. } => "image_pull",
+        }
+    }
+}
+
+impl Cancellable {
+    fn of(kind: &str) -> Cancellable {
+        match kind {
+            "vm_stop" => Cancellable::AtOnce,
+            "image_build" | "image_pull" | "snapshot_create" => Cancellable::ByItself,
+            _ => Cancellable::No,
         }
     }
 }
@@ -60,11 +122,24 @@ impl App {
         vm: &VmRecord,
         request: &Request,
     ) -> Result<OperationRecord, Error> {
+        let target = Target { kind: "vm".into(), id: vm.id.clone(), name: vm.name.clone() };
+        self.plan(records, caller, &vm.project, target, request)
+    }
+
+    /// Writes an operation down, within the caller's transaction. [`App::run_operation`] must follow.
+    pub(super) fn plan(
+        &self,
+        records: &Records<'_>,
+        caller: &Caller,
+        project: &str,
+        target: Target,
+        request: &Request,
+    ) -> Result<OperationRecord, Error> {
         let view = Operation {
             id: util::uuid(),
             kind: request.kind().into(),
-            project: vm.project.clone(),
-            target: Target { kind: "vm".into(), id: vm.id.clone(), name: vm.name.clone() },
+            project: project.into(),
+            target,
             state: OperationState::Running,
             progress: None,
             error: None,
@@ -82,15 +157,16 @@ impl App {
     pub(crate) fn run_operation(self: &Arc<App>, record: OperationRecord) -> Operation {
         let (cancel, mut cancelled) = watch::channel(false);
         let view = record.view.clone();
-        let cancellable = view.kind == "vm_stop";
-        lock(&self.operations).insert(view.id.clone(), Running { cancellable, cancel });
+        let work = Arc::new(Work::of(self, &view));
+        let cancellable = Cancellable::of(&view.kind);
+        lock(&self.operations).insert(view.id.clone(), Running { cancellable, cancel, work: work.clone() });
         self.tell(&view.project, EventKind::OperationChanged { operation: Box::new(view.clone()) });
         let app = self.clone();
         tokio::spawn(async move {
-            let work = app.carry_out(&record);
+            let carried_out = app.carry_out(&record, &work);
             let cancel = async { drop(cancelled.wait_for(|cancelled| *cancelled).await) };
             let result = tokio::select! {
-                result = work => Some(result),
+                result = carried_out => Some(result),
                 () = cancel => None,
             };
             let result = match result {
@@ -105,12 +181,12 @@ impl App {
         view
     }
 
-    async fn carry_out(self: &Arc<App>, record: &OperationRecord) -> Result<(), Error> {
+    async fn carry_out(self: &Arc<App>, record: &OperationRecord, work: &Arc<Work>) -> Result<(), Error> {
         let request = serde_json::from_value(record.request.clone())
             .map_err(|e| Error::internal("the operation is not known to this daemon", e))?;
         let id = &record.view.target.id;
         match request {
-            Request::VmStart {} => self.start(id).await,
+            Request::VmStart {} => self.start(id, work).await,
             Request::VmStop { params } => self.stop(id, params).await,
             Request::VmRestart { params, started } => {
                 let vm = self.read(|records| Ok(records.vm_by_id(id)?))?;
@@ -118,9 +194,23 @@ impl App {
                 if vm.started == started {
                     self.stop(id, params).await?;
                 }
-                self.start(id).await
+                self.start(id, work).await
             }
+            Request::VmSuspend {} => self.suspend(id, work).await,
+            Request::VmClone { clones, snapshot } => self.clone_vm(id, clones, snapshot, work).await,
+            Request::SnapshotCreate { id: snapshot, params } => {
+                self.snapshot_create(id, &snapshot, params, work).await
+            }
+            Request::SnapshotRestore { snapshot } => self.snapshot_restore(id, &snapshot, work).await,
+            Request::ImageBuild { params } => self.image_build(params, work).await,
+            Request::ImagePull { params } => self.image_pull(params, work).await,
         }
+    }
+
+    /// An operation as it is now, with what it does just now.
+    pub(crate) fn with_progress(&self, mut operation: Operation) -> Operation {
+        operation.progress = lock(&self.operations).get(&operation.id).and_then(|it| it.work.progress());
+        operation
     }
 
     /// Finds out what a machine does that somebody no longer waits for.
@@ -171,11 +261,15 @@ impl App {
     pub(crate) fn cancel_operation(&self, id: &str) -> Result<(), Error> {
         let operations = lock(&self.operations);
         match operations.get(id) {
-            Some(running) if !running.cancellable => {
-                Err(Error::new(ErrorCode::WrongState, "an operation of this kind cannot be cancelled"))
-            }
             Some(running) => {
-                running.cancel.send_replace(true);
+                match running.cancellable {
+                    Cancellable::No => {
+                        let message = "an operation of this kind cannot be cancelled";
+                        return Err(Error::new(ErrorCode::WrongState, message));
+                    }
+                    Cancellable::AtOnce => drop(running.cancel.send_replace(true)),
+                    Cancellable::ByItself => running.work.cancel(),
+                }
                 Ok(())
             }
             None => Err(Error::new(ErrorCode::WrongState, "the operation has ended already")),
@@ -196,6 +290,6 @@ impl App {
             }
         };
         let _ = tokio::time::timeout(patience, wait).await;
-        self.read(|records| Ok(records.operation(id)?.view))
+        Ok(self.with_progress(self.read(|records| Ok(records.operation(id)?.view))?))
     }
 }

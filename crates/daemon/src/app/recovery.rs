@@ -32,6 +32,8 @@ impl App {
                 found.push(Found { vm });
             } else if vm.failed {
                 self.machine(&vm.id).state.send_replace(VmState::Failed);
+            } else if super::snapshots::is_suspended(&vm) {
+                self.machine(&vm.id).state.send_replace(VmState::Suspended);
             }
         }
         found
@@ -49,8 +51,10 @@ impl App {
         for machine in looking {
             let _ = machine.await;
         }
+        self.end_left_templates().await;
         self.resume_operations();
         self.autostart().await;
+        self.sweep().await;
     }
 
     /// Takes over one machine.
@@ -60,7 +64,12 @@ impl App {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while process::lives(&folder) {
             if let Some((process, status)) = connect(&folder, &vm.id).await {
-                self.take_over(&machine, Arc::new(process), &status);
+                let paused = status.state == api::worker::control::VmState::Paused;
+                if vm.resume.is_some() && !paused {
+                    // It has gone on from there.
+                    let _ = self.write(|records| Ok(records.vm_set_resume(&vm.id, None)?));
+                }
+                self.take_over(&machine, Arc::new(process), &status, paused);
                 return;
             }
             if tokio::time::Instant::now() > deadline {
@@ -85,7 +94,7 @@ impl App {
         let mut vms: Vec<VmRecord> = vms.into_iter().filter(|vm| vm.config.autostart.enabled).collect();
         vms.sort_by(|a, b| (a.config.autostart.order, &a.name).cmp(&(b.config.autostart.order, &b.name)));
         for vm in vms {
-            if let Err(error) = self.start(&vm.id).await {
+            if let Err(error) = self.start(&vm.id, &Arc::default()).await {
                 log::error!("machine {} cannot start with the host: {error}", vm.name);
             }
         }

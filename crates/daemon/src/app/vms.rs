@@ -12,7 +12,7 @@ use api::v1::operation::Operation;
 use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState};
 use std::path::Path;
 use std::sync::Arc;
-use store::{Desired, Records, VmRecord};
+use store::{Records, VmRecord};
 
 /// Limits that the worker has, too; here they are refused when they are written and not when they are started.
 const CPUS_MAX: u32 = 255;
@@ -38,6 +38,7 @@ impl App {
         let state = machine.state();
         let worker = machine.live().view.clone();
         Vm {
+            image_digest: record.origin.map(|origin| origin.image.to_string()),
             restart_needed: state.is_active() && record.running_revision != Some(record.revision),
             state,
             reason: record.reason.filter(|_| !state.is_active()),
@@ -69,20 +70,12 @@ impl App {
         let mut config = params.config;
         check_config(caller, None, &config)?;
         complete(&mut config)?;
-        let record = VmRecord {
-            id: util::uuid(),
-            project: project.into(),
-            name: params.name,
-            config,
-            created: util::now(),
-            revision: 1,
-            desired: Desired::Stopped,
-            failed: false,
-            reason: None,
-            started: None,
-            running_revision: None,
-        };
-        let (record, operation, new) = self.write(|records| {
+        let id = util::uuid();
+        let origin = self.choose_image(&id, &config, params.instance)?;
+        let has_image = origin.is_some();
+        let record =
+            VmRecord { origin, ..VmRecord::new(id.clone(), project, params.name, config, util::now()) };
+        let result = self.write(|records| {
             if let (Some(key), Some(fingerprint)) = (key, &fingerprint)
                 && let Some((known, answer)) = records.creation(&caller.name, key)?
             {
@@ -103,7 +96,11 @@ impl App {
                 records.creation_insert(&caller.name, key, (fingerprint, &answer), now, now - KEYS_KEPT)?;
             }
             Ok((record, operation, true))
-        })?;
+        });
+        if has_image && !matches!(result, Ok((_, _, true))) {
+            self.release_image(&id);
+        }
+        let (record, operation, new) = result?;
         let operation = match operation {
             Some(operation) if new => Some(self.run_operation(operation)),
             known => known.map(|operation| operation.view),
@@ -129,6 +126,10 @@ impl App {
         expected: Option<i64>,
     ) -> Result<Vm, Error> {
         check_config(caller, Some(&vm.config), &config)?;
+        if config.image != vm.config.image {
+            return Err(Error::new(ErrorCode::Invalid, "the image of a machine stays what it was")
+                .with_remedy("create another machine"));
+        }
         complete(&mut config)?;
         let record = self.write(|records| {
             check_volumes(records, &vm.project, &config)?;
@@ -171,6 +172,9 @@ impl App {
             self.stop_locked(&machine, StopParams { force: true, timeout: None }).await?;
         }
         self.write(|records| Ok(records.vm_delete(&vm.id)?))?;
+        if vm.origin.is_some() {
+            self.release_image(&vm.id);
+        }
         super::lock(&self.machines).remove(&vm.id);
         for folder in [self.config.paths.vm_runtime(&vm.id), self.config.paths.vm_data(&vm.id)] {
             if let Err(error) = std::fs::remove_dir_all(&folder)
@@ -180,6 +184,8 @@ impl App {
             }
         }
         self.tell(&vm.project, EventKind::VmDeleted { vm: vm.id.clone(), name: vm.name.clone() });
+        let app = self.clone();
+        tokio::spawn(async move { app.sweep().await });
         Ok(())
     }
 
@@ -262,6 +268,20 @@ fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -
         return Err(Error::new(ErrorCode::Invalid, format!("{} of memory cannot be had", config.memory))
             .with_remedy("choose a multiple of 4K from 2M to 32T, like 1G"));
     }
+    let boot = &config.boot;
+    match (&config.image, &boot.kernel, boot.firmware) {
+        (None, None, None) => {
+            return Err(Error::new(ErrorCode::Invalid, "the machine has nothing to boot")
+                .with_remedy("name an image, a kernel, or a firmware"));
+        }
+        (Some(_), None, None) if boot.initrd.is_none() => {}
+        (None, Some(_), None) => {}
+        (None, None, Some(_)) if boot.initrd.is_none() && boot.append.is_empty() => {}
+        _ => {
+            return Err(Error::new(ErrorCode::Invalid, "the machine is to boot several things at once")
+                .with_remedy("name either an image, or a kernel with its initrd, or a firmware"));
+        }
+    }
     if config.disks.len() + config.nics.len() > DEVICES_MAX {
         return invalid(format!("a machine has at most {DEVICES_MAX} disks and network cards"));
     }
@@ -300,7 +320,7 @@ fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -
 /// The files of the host that a machine uses.
 fn paths(config: &VmConfig) -> impl Iterator<Item = &str> {
     let disks = config.disks.iter().filter_map(|disk| disk.path.as_deref());
-    [config.boot.kernel.as_str()].into_iter().chain(config.boot.initrd.as_deref()).chain(disks)
+    config.boot.kernel.as_deref().into_iter().chain(config.boot.initrd.as_deref()).chain(disks)
 }
 
 fn check_paths(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -> Result<(), Error> {
@@ -335,7 +355,7 @@ fn check_volumes(records: &Records<'_>, project: &str, config: &VmConfig) -> Res
 }
 
 /// Fills in what the daemon chooses and what then stays.
-fn complete(config: &mut VmConfig) -> Result<(), Error> {
+pub(super) fn complete(config: &mut VmConfig) -> Result<(), Error> {
     for nic in config.nics.iter_mut().filter(|nic| nic.mac.is_none()) {
         let mac = net::MacAddress::random();
         nic.mac = Some(mac.map_err(|e| Error::internal("a MAC address is not to be had", e))?.to_string());

@@ -18,7 +18,10 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use endpoints::{console, files, guest, host, networks, operations, people, ports, projects, storage, vms};
+use endpoints::{
+    console, files, guest, host, images, networks, operations, people, ports, projects, snapshots, storage,
+    vms,
+};
 use std::sync::Arc;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -71,6 +74,11 @@ fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(vms::vm_rename))
         .routes(routes!(vms::vm_log))
         .routes(routes!(vms::vm_metrics))
+        .routes(routes!(snapshots::vm_suspend))
+        .routes(routes!(snapshots::vm_clone))
+        .routes(routes!(snapshots::snapshot_create, snapshots::snapshot_list))
+        .routes(routes!(snapshots::snapshot_view, snapshots::snapshot_delete))
+        .routes(routes!(snapshots::snapshot_restore))
         .routes(routes!(console::vm_console))
         .routes(routes!(ports::port_list, ports::port_create))
         .routes(routes!(ports::port_delete))
@@ -81,6 +89,8 @@ fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(files::file_list))
         .routes(routes!(operations::operation_list))
         .routes(routes!(operations::operation_view, operations::operation_cancel))
+        .routes(routes!(images::image_create, images::image_list))
+        .routes(routes!(images::image_view, images::image_delete))
         .routes(routes!(storage::volume_create, storage::volume_list))
         .routes(routes!(storage::volume_view, storage::volume_delete))
         .routes(routes!(storage::pool_create, storage::pool_list))

@@ -53,7 +53,12 @@ impl Control {
 
     /// Asks for something.
     pub(crate) async fn ask(&self, request: Request) -> Result<Reply, Error> {
-        let answer = tokio::time::timeout(PATIENCE, self.exchange(request)).await;
+        self.ask_long(request, PATIENCE).await
+    }
+
+    /// Asks for something that may take this long.
+    pub(crate) async fn ask_long(&self, request: Request, patience: Duration) -> Result<Reply, Error> {
+        let answer = tokio::time::timeout(patience, self.exchange(request)).await;
         let line = answer
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
             .and_then(|answer| answer)

@@ -24,7 +24,7 @@ mod spec;
 
 pub(crate) use control::Control;
 pub(crate) use process::{Ending, Process};
-pub(crate) use spec::worker_config;
+pub(crate) use spec::{Start, restore_config, worker_config};
 
 use std::path::{Path, PathBuf};
 

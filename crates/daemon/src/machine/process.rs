@@ -1,8 +1,7 @@
 //! The process of a worker, its own child or one that an earlier daemon has left.
 
-use super::Folder;
+use super::{Folder, Start};
 use crate::util;
-use api::worker::config::VmConfig;
 use api::worker::exit::{self, Report};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -45,12 +44,7 @@ pub(crate) enum Ending {
 
 impl Process {
     /// Starts a worker in `folder`, which must have none.
-    pub(crate) fn start(
-        program: &Path,
-        folder: &Folder,
-        config: &VmConfig,
-        log: &Path,
-    ) -> io::Result<Process> {
+    pub(crate) fn start(program: &Path, folder: &Folder, config: &Start, log: &Path) -> io::Result<Process> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder.path())?;
         let lock = File::create(folder.file("lock"))?;
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -66,7 +60,7 @@ impl Process {
         let config_path = folder.file("worker.json");
         let mut config_file =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&config_path)?;
-        config_file.write_all(&serde_json::to_vec_pretty(config)?)?;
+        config_file.write_all(&config.to_json()?)?;
         let log = File::options().write(true).create(true).truncate(true).mode(0o600).open(log)?;
         let mut command = Command::new(program);
         // The lock goes with the descriptor: it is held until the worker's last copy is closed.

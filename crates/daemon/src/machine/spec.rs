@@ -1,17 +1,60 @@
 //! From what users write to what a worker is started with.
 
 use super::Folder;
+use api::image::ImageFirmware;
 use api::v1::vm::DiskConfig;
 use api::worker::config as worker;
+use image::Instance;
 use std::path::PathBuf;
-use store::VmRecord;
+use store::{Resume, VmRecord};
 
 /// The guest's context ID: each worker has its own socket, so that all guests can have the same.
 const VSOCK_CID: u64 = 3;
 
+/// What a worker is started with.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// It boots a machine.
+    Boot(Box<worker::VmConfig>),
+    /// It goes on from a snapshot.
+    Restore(Box<worker::RestoreConfig>),
+}
+
+impl Start {
+    /// As the worker reads it.
+    pub(super) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        match self {
+            Start::Boot(config) => serde_json::to_vec_pretty(config),
+            Start::Restore(config) => serde_json::to_vec_pretty(config),
+        }
+    }
+}
+
+/// The same machine as `config` says, but going on from a snapshot: it stands still at first.
+pub(crate) fn restore_config(config: worker::VmConfig, resume: &Resume) -> worker::RestoreConfig {
+    worker::RestoreConfig {
+        paused: true,
+        name: config.name,
+        uuid: config.uuid,
+        generation_id: config.generation_id.filter(|_| resume.other),
+        engine: config.engine,
+        disks: config.disks,
+        nets: config.nets,
+        vsock: config.vsock,
+        serial: config.serial,
+        control: config.control,
+        snapshots: config.snapshots,
+        report: config.report,
+        firmware_variables: config.firmware_variables,
+        on_reset: Some(config.on_reset),
+        ..worker::RestoreConfig::new(&resume.snapshot)
+    }
+}
+
 /// What the machine's worker is started with. `disk_path` says where a volume is.
 pub(crate) fn worker_config(
     vm: &VmRecord,
+    instance: Option<&Instance>,
     folder: &Folder,
     console_log: PathBuf,
     mut disk_path: impl FnMut(&DiskConfig) -> PathBuf,
@@ -33,26 +76,42 @@ pub(crate) fn worker_config(
             hostname: Some(vm.name.clone()),
         })
     });
+    let base = match instance {
+        Some(instance) => instance.vm_config(),
+        None => {
+            let firmware = config.boot.firmware.map(|firmware| match firmware {
+                ImageFirmware::Bios => worker::FirmwareImage::Bios,
+                ImageFirmware::Uefi => worker::FirmwareImage::Uefi,
+            });
+            let kernel = config.boot.kernel.clone().map(PathBuf::from);
+            let initrd = config.boot.initrd.clone().map(PathBuf::from);
+            worker::VmConfig { kernel, firmware, initrd, ..worker::VmConfig::new("") }
+        }
+    };
+    let uefi = base.firmware == Some(worker::FirmwareImage::Uefi);
     worker::VmConfig {
         name: Some(vm.name.clone()),
         uuid: Some(vm.id.clone()),
         boot: config.boot.method,
-        initrd: config.boot.initrd.clone().map(PathBuf::from),
-        append: config.boot.append.clone(),
+        append: [base.append.as_str(), &config.boot.append].join(" ").trim().to_owned(),
         cpus: config.cpus,
         cpu_model: config.cpu_model.clone(),
         memory: config.memory,
         engine: config.engine,
-        disks: disks.collect(),
+        disks: base.disks.into_iter().chain(disks).collect(),
         nets: nets.collect(),
         vsock: Some(worker::VsockConfig { cid: VSOCK_CID, socket: folder.file("vsock") }),
         serial: worker::CharDevice::Socket(worker::LineSocketConfig {
             path: folder.file("console"),
-            log: Some(console_log),
+            log: Some(console_log.clone()),
         }),
         control: Some(folder.file("control")),
         report: Some(folder.file("report")),
         on_reset: config.on_reset,
-        ..worker::VmConfig::new(&config.boot.kernel)
+        firmware_variables: uefi.then(|| console_log.with_file_name("uefi-variables")),
+        kernel: base.kernel,
+        initrd: base.initrd,
+        firmware: base.firmware,
+        ..worker::VmConfig::new("")
     }
 }

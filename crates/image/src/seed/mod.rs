@@ -5,11 +5,13 @@
 
 mod iso9660;
 
+use std::fs::File;
 use std::path::Path;
 
 use api::agent::Personality;
 use serde_json::{Value, json};
 
+use crate::error::AboutFile;
 use crate::{Error, Result, files};
 
 /// For whom a seed is.
@@ -37,6 +39,8 @@ pub struct StaticNetwork {
     pub nameservers: Vec<std::net::IpAddr>,
 }
 
+/// Seeds are a multiple of so many bytes long.
+const SIZE_STEP: u64 = 1 << 20;
 /// The longest personality that a guest takes from a seed, in bytes.
 const PERSONALITY_LEN_MAX: usize = 4 << 20;
 
@@ -125,6 +129,10 @@ pub fn write(
         }
     };
     files::write_whole(path, &image)?;
+    // All seeds of a usual size are of one size: a machine that goes on from the snapshot of another finds a
+    // disk that is as large as that one's.
+    let size = (image.len() as u64).next_multiple_of(SIZE_STEP);
+    File::options().write(true).open(path).and_then(|file| file.set_len(size)).about("write", path)?;
     // It may hold secrets.
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))

@@ -307,7 +307,9 @@ fn killed(case: &Case) -> Result<()> {
     sh.check("dd if=/dev/urandom of=/dev/vda bs=1M count=200 2>/dev/null; sync; echo kept > /tmp/x")?;
     vm.control().snapshot("one", None)?;
     let control = vm.control().clone();
-    let request = thread::spawn(move || control.ask(Request::Snapshot { name: "two".into(), parent: None }));
+    let request = thread::spawn(move || {
+        control.ask(Request::Snapshot { name: "two".into(), parent: None, disks: true })
+    });
     let partial = folder.join(".partial-two");
     let deadline = Instant::now() + Patience::Host.limit();
     // In the middle: some of the disk is there.

@@ -293,7 +293,10 @@ impl Cli {
     pub fn into_start(self) -> Result<Start, Error> {
         match &self.restore {
             Some(_) => self.into_restore().map(|config| Start::Restore(Box::new(config))),
-            None => self.into_config().map(|config| Start::Boot(Box::new(config))),
+            None => match self.config.as_deref().map(read_restore).transpose()?.flatten() {
+                Some(config) => Ok(Start::Restore(Box::new(config))),
+                None => self.into_config().map(|config| Start::Boot(Box::new(config))),
+            },
         }
     }
 
@@ -447,16 +450,30 @@ impl Cli {
 }
 
 fn read_config(path: &Path) -> Result<VmConfig, Error> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
+    serde_json::from_str(&read_text(path)?).map_err(|e| no_config(path, e))
+}
+
+/// What the file says if it is about a machine that goes on from a snapshot: then it is all that there is to say.
+fn read_restore(path: &Path) -> Result<Option<RestoreConfig>, Error> {
+    let value: serde_json::Value = serde_json::from_str(&read_text(path)?).map_err(|e| no_config(path, e))?;
+    if value.get("snapshot").is_none() {
+        return Ok(None);
+    }
+    serde_json::from_value(value).map(Some).map_err(|e| no_config(path, e))
+}
+
+fn read_text(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|e| {
         Error::bad_input(format!("the configuration {path:?} cannot be read"))
             .with_source(e)
             .with_advice("check --config")
-    })?;
-    serde_json::from_str(&text).map_err(|e| {
-        Error::bad_input(format!("{path:?} is not a configuration"))
-            .with_source(e)
-            .with_advice("see docs/reference/arnia-vmm.md for the fields")
     })
+}
+
+fn no_config(path: &Path, e: serde_json::Error) -> Error {
+    Error::bad_input(format!("{path:?} is not a configuration"))
+        .with_source(e)
+        .with_advice("see docs/reference/arnia-vmm.md for the fields")
 }
 
 #[cfg(test)]
@@ -468,6 +485,29 @@ mod tests {
         let args = ["arnia-vmm"].into_iter().chain(args.split_whitespace());
         let cli = Cli::try_parse_from(args).map_err(|e| e.to_string())?;
         cli.into_config().map_err(|e| e.report())
+    }
+
+    /// The daemon says all of a machine in a file, also of one that goes on from a snapshot.
+    #[test]
+    fn a_file_tells_which_machine_goes_on() {
+        let path = std::env::temp_dir().join(format!("arnia-vmm-config-{}", std::process::id()));
+        let start = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            let cli =
+                Cli::try_parse_from(["arnia-vmm".as_ref(), "--config".as_ref(), path.as_os_str()]).unwrap();
+            cli.into_start().map_err(|e| e.report())
+        };
+        let Ok(Start::Restore(config)) =
+            start(r#"{"snapshot": "s/a", "paused": true, "disks": [{"path": "d"}]}"#)
+        else {
+            panic!("it goes on")
+        };
+        assert!(config.paused && config.disks.len() == 1);
+        assert!(matches!(start(r#"{"kernel": "k"}"#), Ok(Start::Boot(_))));
+        for bad in [r#"{"snapshot": "s/a", "kernel": "k"}"#, "[", r#"{"snapshot": 1}"#] {
+            assert!(start(bad).is_err_and(|e| e.contains("not a configuration")), "{bad}");
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

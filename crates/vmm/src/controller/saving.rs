@@ -3,6 +3,7 @@
 use super::{Controller, Event, engine_failed, vcpu_gone};
 use crate::Error;
 use crate::control::ReplyTo;
+use crate::snapshot::disks::Tracked;
 use crate::snapshot::restore::Restored;
 use crate::snapshot::saver::{Finished, Plan, Saver, SaverEvent, Stopped, new_id};
 use crate::spec::VmSpec;
@@ -14,6 +15,7 @@ use api::worker::snapshot::{
 };
 use memory::PageSet;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use x86::CpuState;
@@ -112,8 +114,14 @@ impl Controller {
     }
 
     /// Begins a snapshot.
-    pub(super) fn snapshot(&mut self, name: String, parent: Option<String>, reply: ReplyTo) {
-        match self.begin_snapshot(&name, parent) {
+    pub(super) fn snapshot(
+        &mut self,
+        name: String,
+        parent: Option<String>,
+        with_disks: bool,
+        reply: ReplyTo,
+    ) {
+        match self.begin_snapshot(&name, parent, with_disks) {
             Ok((saver, stop)) => {
                 log::info!("making the snapshot {name:?}");
                 self.saving.current = Some(Current {
@@ -130,7 +138,16 @@ impl Controller {
         }
     }
 
-    fn begin_snapshot(&mut self, name: &str, parent: Option<String>) -> Result<(Saver, Duration), Refusal> {
+    fn begin_snapshot(
+        &mut self,
+        name: &str,
+        parent: Option<String>,
+        with_disks: bool,
+    ) -> Result<(Saver, Duration), Refusal> {
+        if !with_disks && self.state != VmState::Paused {
+            let message = "a machine that runs is saved with its disks; pause it, or leave out `disks`";
+            return Err((ControlErrorKind::WrongState, message.into()));
+        }
         if !matches!(self.state, VmState::Running | VmState::Paused) || self.guest_events.is_latched() {
             return Err((ControlErrorKind::WrongState, "the machine is about to end or to be reset".into()));
         }
@@ -172,8 +189,9 @@ impl Controller {
                 format!("the snapshot cannot be begun in {:?}: {e}", folder.path()),
             ),
         })?;
-        let disks: Vec<_> = disks.iter().map(|disk| disk.is_writable().then(|| disk.clone())).collect();
-        let manifest = self.manifest(parent.is_some()).map_err(|e| failed(&e))?;
+        let is_saved = |disk: &&Arc<Tracked>| with_disks && disk.is_writable();
+        let disks: Vec<_> = disks.iter().map(|disk| Some(disk).filter(is_saved).cloned()).collect();
+        let manifest = self.manifest(parent.is_some(), with_disks).map_err(|e| failed(&e))?;
 
         // From here on it is known what changes.
         let begun = Instant::now();
@@ -215,14 +233,14 @@ impl Controller {
     }
 
     /// All of the manifest that is known before the work begins.
-    fn manifest(&self, is_incremental: bool) -> Result<Manifest, Error> {
+    fn manifest(&self, is_incremental: bool, with_disks: bool) -> Result<Manifest, Error> {
         let file = |name: &str, size| FileEntry { file: name.into(), size, blake3: String::new() };
         let spec = &self.saving.spec;
         let base = self.saving.base.as_ref().filter(|_| is_incremental);
         let disks = self.machine.snapshots().map(|(_, disks)| &disks[..]).unwrap_or_default();
         let paths = spec.config.disks.iter().map(|disk| &disk.path);
         let disks = disks.iter().zip(paths).enumerate().map(|(index, (disk, path))| {
-            if disk.is_writable() {
+            if with_disks && disk.is_writable() {
                 SavedDisk::Copy(file(&format!("disk{index}.img"), disk.size()))
             } else {
                 SavedDisk::Outside(OutsideDisk { path: path.clone(), size: disk.size() })

@@ -9,6 +9,7 @@ mod signing;
 mod watch;
 
 use super::Run;
+use crate::connect::{default_paths, image_folder};
 use crate::{Context, Error, ErrorKind};
 use clap::Subcommand;
 use image::Store;
@@ -53,7 +54,10 @@ trait Act {
 
 impl Run for Image {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        let folder = self.store.clone().unwrap_or_else(Store::default_folder);
+        let folder = match &self.store {
+            Some(folder) => folder.clone(),
+            None => image_folder(&default_paths()?.1),
+        };
         let store = Store::open(folder).map_err(explain)?;
         let command: &dyn Act = match &self.command {
             Command::Build(command) => command,

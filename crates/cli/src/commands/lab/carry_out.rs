@@ -17,9 +17,9 @@ pub(super) async fn carry_out(
         match step {
             Step::CreateVolume { volume } => drop(client.volume_create(volume).await?),
             Step::CreateVm { vm, config, start } => {
-                let params = VmParams { name: vm.clone(), config: (**config).clone(), start: *start };
+                let params = VmParams { start: *start, ..VmParams::new(vm, (**config).clone()) };
                 if let Created::Starting(operation) =
-                    client.vm_create(&params, &crate::commands::create::key()).await?
+                    client.vm_create(&params, &crate::commands::machine::key()).await?
                 {
                     shown(&format!("starting {vm}"), client.wait(*operation)).await?;
                 }

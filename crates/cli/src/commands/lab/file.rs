@@ -1,6 +1,6 @@
 //! The file, and what there is.
 
-use crate::commands::create::absolute;
+use crate::commands::machine::absolute;
 use crate::{Error, ErrorKind};
 use api::ByteSize;
 use api::v1::storage::Volume;
@@ -89,7 +89,7 @@ impl Lab {
             let config = &mut vm.config;
             let boot = &mut config.boot;
             let paths = boot.initrd.iter_mut().chain(config.disks.iter_mut().filter_map(|d| d.path.as_mut()));
-            for path in paths.chain([&mut boot.kernel]).filter(|path| !path.is_empty()) {
+            for path in paths.chain(&mut boot.kernel).filter(|path| !path.is_empty()) {
                 *path = absolute(&folder.join(PathBuf::from(&*path)))?;
             }
         }

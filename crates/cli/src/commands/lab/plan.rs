@@ -195,6 +195,7 @@ vms:
             state,
             reason: None,
             config,
+            image_digest: None,
             restart_needed: false,
             created: 0,
             started: None,

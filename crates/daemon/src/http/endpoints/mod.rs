@@ -4,11 +4,13 @@ pub(super) mod console;
 pub(super) mod files;
 pub(super) mod guest;
 pub(super) mod host;
+pub(super) mod images;
 pub(super) mod networks;
 pub(super) mod operations;
 pub(super) mod people;
 pub(super) mod ports;
 pub(super) mod projects;
+pub(super) mod snapshots;
 pub(super) mod storage;
 pub(super) mod vms;
 

@@ -30,6 +30,7 @@ pub(crate) async fn operation_list(
 ) -> Result<Json<Page<Operation>>, Error> {
     let part = Part::new(params.into())?;
     let found = app.read(|records| Ok(records.operations(&scope.project, &part.after, part.limit + 1)?))?;
+    let found = found.into_iter().map(|operation| app.with_progress(operation)).collect();
     Ok(page(found, part.limit, |operation| operation.id.clone()))
 }
 
@@ -71,7 +72,7 @@ pub(crate) async fn operation_view(
         return Err(Error::new(ErrorCode::BadRequest, format!("waiting is limited to {WAIT_MAX} seconds")));
     }
     if seconds == 0 {
-        return Ok(Json(operation));
+        return Ok(Json(app.with_progress(operation)));
     }
     Ok(Json(app.wait_operation(&id, Duration::from_secs(seconds.into())).await?))
 }

@@ -1,0 +1,42 @@
+//! Images of the host.
+
+use serde::{Deserialize, Serialize};
+
+/// An image to be: one of the two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImageParams {
+    /// Build it by a recipe.
+    Build(ImageBuild),
+    /// Fetch it from elsewhere.
+    Pull(ImagePull),
+}
+
+/// An image to be built.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ImageBuild {
+    /// A recipe that the program brings along, like `debian`, or the text of one. A text cannot name files beside
+    /// itself.
+    pub recipe: String,
+    /// Make everything anew.
+    #[serde(default)]
+    pub no_cache: bool,
+}
+
+/// An image to be fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ImagePull {
+    /// Where it is: `https://HOST/PATH/TAG.json` or `oci://HOST/PATH:TAG`.
+    pub place: String,
+    /// Its name here; that of the place when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Take it also if no key that the daemon's user trusts has signed it.
+    #[serde(default)]
+    pub allow_unsigned: bool,
+}

@@ -1,0 +1,131 @@
+//! Images of this host: what machines come from.
+
+use super::work::{Watch, Work};
+use super::{App, Caller, Request};
+use crate::Error;
+use api::image::{Digest, ImageName, ImageView};
+use api::v1::error::ErrorCode;
+use api::v1::image::{ImageBuild, ImageParams, ImagePull};
+use api::v1::operation::{Operation, Target};
+use image::build::{BuildOptions, Programs, build};
+use image::recipe::RecipeSource;
+use image::sign::TrustedKey;
+use image::transfer::{Place, PullOptions, pull};
+use image::{PruneOptions, Store};
+use std::sync::Arc;
+
+/// vCPUs of the machine in which a recipe's commands run.
+const BUILD_CPUS: u32 = 2;
+
+impl App {
+    /// The image that somebody means.
+    pub(crate) fn image_digest(&self, name: &str) -> Result<Digest, Error> {
+        self.images.resolve(name).map_err(|error| match error.kind() {
+            image::ErrorKind::NotFound => Error::from(error).with_remedy(format!(
+                "build it with `arnia image build RECIPE` or fetch it with `arnia image pull PLACE`; \
+                 `arnia image ls` shows those that there are{}",
+                if RecipeSource::is_built_in(name) {
+                    format!("; `arnia image build {name}` makes this one")
+                } else {
+                    String::new()
+                }
+            )),
+            _ => error.into(),
+        })
+    }
+
+    pub(crate) fn image(&self, name: &str) -> Result<ImageView, Error> {
+        Ok(self.images.view(self.image_digest(name)?)?)
+    }
+
+    pub(crate) fn image_list(&self) -> Result<Vec<ImageView>, Error> {
+        Ok(self.images.list()?)
+    }
+
+    /// Makes an image, as an operation.
+    pub(crate) fn image_create(
+        self: &Arc<App>,
+        caller: &Caller,
+        project: &str,
+        params: ImageParams,
+    ) -> Result<Operation, Error> {
+        // What cannot be is refused now and not when it has begun.
+        let (name, request) = match params {
+            ImageParams::Build(build) => {
+                (recipe(&build.recipe)?.recipe.name.to_string(), Request::ImageBuild { params: build })
+            }
+            ImageParams::Pull(pull) => {
+                Place::parse(&pull.place)?;
+                let name = pull.name.as_deref().map(image_name).transpose()?;
+                let name = name.map_or_else(|| pull.place.clone(), |name| name.to_string());
+                (name, Request::ImagePull { params: pull })
+            }
+        };
+        let target = Target { kind: "image".into(), id: name.clone(), name };
+        let record = self.write(|records| self.plan(records, caller, project, target, &request))?;
+        Ok(self.run_operation(record))
+    }
+
+    /// Takes a name away, and the image if nothing else needs it.
+    pub(crate) async fn image_delete(self: &Arc<App>, name: &str) -> Result<(), Error> {
+        self.image_digest(name)?;
+        self.images.remove_name(&image_name(name)?)?;
+        self.sweep().await;
+        match self.images.prune(PruneOptions::default()) {
+            // Whatever is being built or pulled just now: the next removal takes it away.
+            Err(error) if error.kind() == image::ErrorKind::Busy => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
+    }
+
+    pub(super) async fn image_build(&self, params: ImageBuild, work: &Arc<Work>) -> Result<(), Error> {
+        let agent = self.config.agent.clone().ok_or_else(|| {
+            Error::new(
+                ErrorCode::Unsupported,
+                "the program arnia-agent, which goes into images, is not to be found",
+            )
+            .with_remedy(
+                "put it beside arnia, or name it in the variable ARNIA_AGENT, and start the daemon anew",
+            )
+        })?;
+        let programs = Programs { worker: self.config.worker.clone(), agent };
+        let options = BuildOptions { no_cache: params.no_cache, cpus: BUILD_CPUS };
+        self.with_images(work, move |store, watch| {
+            build(store, &recipe(&params.recipe)?, &programs, &options, watch).map(drop)
+        })
+        .await
+    }
+
+    pub(super) async fn image_pull(&self, params: ImagePull, work: &Arc<Work>) -> Result<(), Error> {
+        let name = params.name.as_deref().map(image_name).transpose()?;
+        self.with_images(work, move |store, watch| {
+            let keys = match params.allow_unsigned {
+                true => Vec::new(),
+                false => TrustedKey::all(&TrustedKey::default_folder())?,
+            };
+            let options = PullOptions { name, keys, login: None };
+            pull(store, &Place::parse(&params.place)?, &options, watch).map(drop)
+        })
+        .await
+    }
+
+    /// Does something with the store that takes its time.
+    pub(super) async fn with_images<T: Send + 'static>(
+        &self,
+        work: &Arc<Work>,
+        act: impl FnOnce(&Store, &mut Watch) -> image::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (store, mut watch) = (self.images.clone(), Watch(work.clone()));
+        let done = tokio::task::spawn_blocking(move || act(&store, &mut watch)).await;
+        Ok(done.map_err(|e| Error::internal("the work on an image was lost", e))??)
+    }
+}
+
+fn image_name(text: &str) -> Result<ImageName, Error> {
+    text.parse().map_err(|message: String| Error::new(ErrorCode::Invalid, message))
+}
+
+/// The recipe that is meant: one that the program brings along, or its text. Never a file of the host.
+fn recipe(text: &str) -> image::Result<RecipeSource> {
+    RecipeSource::from_text(text)
+}

@@ -1,0 +1,210 @@
+//! Machines that come from images: what each has of its own.
+
+use super::App;
+use super::warm::Warm;
+use super::work::Work;
+use crate::Error;
+use agent_client::{Agent, Command};
+use api::agent::{Identity, Personality, Provision};
+use api::image::PersonalitySource;
+use api::v1::error::ErrorCode;
+use api::v1::vm::VmConfig;
+use image::{Instance, InstanceParams};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use store::{Origin, Resume, VmRecord};
+
+/// How long the agent of a guest that goes on has to answer: it runs already.
+const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+
+impl App {
+    /// Where the disks of a machine lie that comes from an image.
+    pub(super) fn instance_folder(&self, id: &str) -> PathBuf {
+        self.config.paths.vm_data(id).join("instance")
+    }
+
+    /// Finds the image of a machine to be, and keeps it for the machine `id`.
+    pub(super) fn choose_image(
+        &self,
+        id: &str,
+        config: &VmConfig,
+        params: api::v1::vm::InstanceParams,
+    ) -> Result<Option<Origin>, Error> {
+        let invalid = |message: String| Error::new(ErrorCode::Invalid, message);
+        let Some(name) = &config.image else {
+            return match params.is_default() {
+                true => Ok(None),
+                false => Err(invalid("only a machine that comes from an image is an instance".into())),
+            };
+        };
+        let image = self.image_digest(name)?;
+        let manifest = self.images.manifest(image)?;
+        if let Some(least) = manifest.minimum.memory.filter(|least| config.memory < *least) {
+            return Err(invalid(format!("{} is too little memory for the image {name}", config.memory))
+                .with_remedy(format!("choose {least} or more")));
+        }
+        let disk = manifest.disks.first().map(|disk| disk.blob.size);
+        if let Some(size) = params.disk
+            && (disk.is_none_or(|disk| size.0 < disk) || !size.0.is_multiple_of(512))
+        {
+            let disk = disk.map_or("no disk".to_owned(), |disk| format!("a disk of {}", api::ByteSize(disk)));
+            return Err(invalid(format!("a disk of {size} cannot be made: the image {name} has {disk}"))
+                .with_remedy("choose a larger one, or leave it out"));
+        }
+        if manifest.personality == PersonalitySource::None && !params.provision.is_empty() {
+            return Err(invalid(format!("nothing in the image {name} can set up users, files and commands"))
+                .with_remedy("use an image with the guest agent or cloud-init"));
+        }
+        let check = Personality { provision: params.provision.clone(), ..Personality::default() };
+        check.check().map_err(|error| invalid(error.to_string()))?;
+        self.images.pin(&pin(id), image)?;
+        Ok(Some(Origin { image, params }))
+    }
+
+    /// Lets the image of a machine go that is not there, or no more.
+    pub(super) fn release_image(&self, id: &str) {
+        if let Err(error) = self.images.unpin(&pin(id)) {
+            log::warn!("the image of machine {id} stays pinned: {error}");
+        }
+    }
+
+    /// The instance of a machine, which is made when it is started for the first time; and what the machine goes
+    /// on from.
+    pub(super) async fn instance(
+        self: &Arc<App>,
+        vm: &VmRecord,
+        work: &Arc<Work>,
+    ) -> Result<(Option<Instance>, Option<Resume>), Error> {
+        let Some(origin) = &vm.origin else { return Ok((None, vm.resume.clone())) };
+        let folder = self.instance_folder(&vm.id);
+        if folder.join(image::INSTANCE_FILE).exists() {
+            return Ok((Some(Instance::load(&folder)?), vm.resume.clone()));
+        }
+        self.warm_up(vm, origin, work).await;
+        // While this is held, no machine to start from disappears.
+        let _no_sweep = self.warming.read().await;
+        let warm = self.find_warm(vm, origin);
+        let params = InstanceParams {
+            name: vm.name.clone(),
+            uuid: Some(vm.id.clone()),
+            mac: vm.config.nics.first().and_then(|nic| nic.mac.clone()),
+            clone: origin.params.clone,
+            over: warm.as_ref().map(Warm::disks).transpose()?.unwrap_or_default(),
+            disk: origin.params.disk,
+            provision: origin.params.provision.clone(),
+            ..InstanceParams::default()
+        };
+        let image = origin.image;
+        let make = move |store: &image::Store, watch: &mut super::work::Watch| {
+            // Whatever lies there was not finished.
+            let _ = std::fs::remove_dir_all(&folder);
+            Instance::create(store, image, &folder, &params, watch)
+        };
+        let instance = self.with_images(work, make).await?;
+        let resume = warm.map(|warm| Resume { snapshot: warm.snapshot(), other: true });
+        self.write(|records| Ok(records.vm_set_resume(&vm.id, resume.as_ref())?))?;
+        Ok((Some(instance), resume))
+    }
+
+    /// Makes a guest that goes on from the snapshot of another machine the machine that it shall be. What has to be
+    /// at once is, what takes its time follows beside; unless the machine shall have users, files or commands.
+    pub(super) async fn become_itself(self: &Arc<App>, vm: &VmRecord, instance: &Instance, snapshot: &Path) {
+        let agent = Agent::of_worker(self.folder(&vm.id).file("vsock"));
+        let provision = vm.origin.as_ref().map(|origin| origin.params.provision.clone()).unwrap_or_default();
+        let new_macs = vm.config.nics.iter().map(|nic| nic.mac.clone().unwrap_or_default()).collect();
+        let macs = cards(snapshot, new_macs);
+        let personality = match instance.personality(&provision, None) {
+            Ok(personality) => personality,
+            Err(error) => return log::warn!("machine {} has no identity of its own: {error}", vm.name),
+        };
+        let name = vm.name.clone();
+        let first = {
+            let (agent, personality, name) = (agent.clone(), personality.clone(), name.clone());
+            tokio::task::spawn_blocking(move || tell("who it is", &name, take_first(&agent, personality)))
+        };
+        let _ = first.await;
+        let wait = !provision.is_empty();
+        let rest = tokio::task::spawn_blocking(move || {
+            tell("its keys", &name, take_rest(&agent, personality));
+            tell("its addresses", &name, agent.run(&Command::shell(settle(&macs))).map(drop));
+        });
+        if wait {
+            let _ = rest.await;
+        }
+    }
+}
+
+impl App {
+    /// Sets the clock of a guest that goes on as the machine that it was, if it has an agent.
+    pub(super) fn tell_time(&self, vm: &VmRecord, instance: &Instance) {
+        let has_agent = |manifest: api::image::Manifest| manifest.personality == PersonalitySource::Agent;
+        if !self.images.manifest(instance.image).is_ok_and(has_agent) {
+            return;
+        }
+        let (agent, name) = (Agent::of_worker(self.folder(&vm.id).file("vsock")), vm.name.clone());
+        tokio::task::spawn_blocking(move || {
+            tell("the time", &name, take_first(&agent, Personality::default()));
+        });
+    }
+}
+
+/// Who keeps the image of a machine.
+fn pin(id: &str) -> String {
+    Instance::pin_of(id)
+}
+
+fn tell(what: &str, name: &str, result: Result<(), agent_client::Error>) {
+    if let Err(error) = result {
+        log::warn!("machine {name} was not told {what}: {error}");
+    }
+}
+
+/// Name, machine-id, randomness, time.
+fn take_first(agent: &Agent, personality: Personality) -> Result<(), agent_client::Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let identity = Identity {
+        ssh_host_keys: false,
+        clock_ns: u64::try_from(now.as_nanos()).ok(),
+        ..personality.identity
+    };
+    agent.wait_until_ready(AGENT_PATIENCE)?;
+    let first = Personality { instance_id: String::new(), identity, provision: Provision::default() };
+    agent.take_personality(&first).map(drop)
+}
+
+/// Keys, users, files, commands; and that it is this instance now.
+fn take_rest(agent: &Agent, personality: Personality) -> Result<(), agent_client::Error> {
+    let identity = Identity { ssh_host_keys: true, ..Identity::default() };
+    agent.take_personality(&Personality { identity, ..personality }).map(drop)
+}
+
+/// Addresses of the cards of the machine that was saved, with those that they shall have.
+fn cards(snapshot: &Path, new: Vec<String>) -> Vec<(String, String)> {
+    let manifest = std::fs::read(snapshot.join(api::worker::snapshot::MANIFEST_FILE)).unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    let macs = manifest["manifest"]["macs"].as_array().cloned().unwrap_or_default();
+    let old = macs.iter().map(|mac| mac.as_str().unwrap_or_default().to_owned());
+    old.zip(new).filter(|(old, new)| is_mac(old) && is_mac(new)).collect()
+}
+
+fn is_mac(text: &str) -> bool {
+    text.parse::<net::MacAddress>().is_ok()
+}
+
+/// What a guest does that goes on as another machine: its cards get their addresses, and the services that were
+/// held back until it is somebody start.
+fn settle(macs: &[(String, String)]) -> String {
+    let mut script = String::new();
+    for (old, new) in macs {
+        script.push_str(&format!(
+            "for card in /sys/class/net/*; do
+                if [ \"$(cat $card/address)\" = {old} ]; then
+                    ip link set dev ${{card##*/}} address {new}
+                    networkctl reconfigure ${{card##*/}} 2>/dev/null || true
+                fi
+            done\n"
+        ));
+    }
+    script + super::warm::RELEASE
+}

@@ -1,0 +1,190 @@
+//! Starting machines: booting them, or letting them go on from a snapshot.
+
+use super::work::Work;
+use super::{App, Machine};
+use crate::machine::{self, Folder, Process, process};
+use crate::{Error, util};
+use api::v1::error::ErrorCode;
+use api::v1::vm::{VmState, WorkerView};
+use api::worker::control::{Request, Status};
+use image::Instance;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Desired, Resume, VmRecord};
+
+/// How long a worker has to come up. It opens files, no more.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a worker that comes up is asked whether it is there.
+const START_INTERVAL: Duration = Duration::from_millis(2);
+
+impl App {
+    /// Starts a machine. One that runs already is left as it is.
+    pub(super) async fn start(self: &Arc<App>, id: &str, work: &Arc<Work>) -> Result<(), Error> {
+        let machine = self.machine(id);
+        let _lifecycle = machine.lifecycle.lock().await;
+        let vm = self.read(|records| Ok(records.vm_by_id(id)?))?;
+        if machine.state().is_active() {
+            return Ok(());
+        }
+        self.launch(&machine, &vm, work).await
+    }
+
+    /// Starts the worker; the caller holds the lifecycle.
+    pub(super) async fn launch(
+        self: &Arc<App>,
+        machine: &Arc<Machine>,
+        vm: &VmRecord,
+        work: &Arc<Work>,
+    ) -> Result<(), Error> {
+        self.enter(machine, VmState::Starting, None);
+        let mut result = self.try_launch(machine, vm, work).await;
+        if let (Err(error), Ok(now)) = (&result, self.read(|records| Ok(records.vm_by_id(&vm.id)?)))
+            && now.resume.as_ref().is_some_and(|resume| resume.other)
+        {
+            // What it was to go on from is only a way to save time: its disks boot as well.
+            log::warn!("machine {} boots, because it cannot go on from its snapshot: {error}", vm.name);
+            result = match self.write(|records| Ok(records.vm_set_resume(&vm.id, None)?)) {
+                Ok(()) => self.try_launch(machine, &VmRecord { resume: None, ..now }, work).await,
+                Err(error) => Err(error),
+            };
+        }
+        if let Err(error) = &result {
+            let reason = error.to_string();
+            self.settle(machine, true, Some(&reason));
+        }
+        result
+    }
+
+    async fn try_launch(
+        self: &Arc<App>,
+        machine: &Arc<Machine>,
+        vm: &VmRecord,
+        work: &Arc<Work>,
+    ) -> Result<(), Error> {
+        let folder = self.folder(&vm.id);
+        let data = self.config.paths.vm_data(&vm.id);
+        let unusable = |e: std::io::Error| Error::internal("the machine's process cannot be started", e);
+        crate::config::private_folder(&data).map_err(|e| Error::internal(e.to_string(), ""))?;
+        let (instance, resume) = self.instance(vm, work).await?;
+        let config = self.start_config(vm, instance.as_ref(), resume.as_ref())?;
+        // Written down first: should the daemon be killed now, the next one knows what to look for.
+        self.write(|records| {
+            records.vm_set_state(&vm.id, Desired::Running, false, None)?;
+            Ok(records.vm_started(&vm.id, util::now(), vm.revision)?)
+        })?;
+        let log = self.worker_log(&vm.id);
+        let process = Process::start(&self.config.worker, &folder, &config, &log).map_err(|e| {
+            unusable(e).with_remedy(format!("is {:?} the program arnia-vmm?", self.config.worker))
+        })?;
+        let process = Arc::new(process);
+        machine.live().process = Some(process.clone());
+        let ready = async {
+            let status = self.wait_ready(&process, &folder, &log).await?;
+            if resume.is_some() {
+                // It stands still. From its first step on it must not go on from there again.
+                self.write(|records| Ok(records.vm_set_resume(&vm.id, None)?))?;
+                folder.control().ask(Request::Resume {}).await?;
+            }
+            Ok(status)
+        };
+        let status: Status = match ready.await {
+            Ok(status) => status,
+            Err(error) => {
+                process.kill();
+                process.ended().await;
+                machine.live().process = None;
+                return Err(error);
+            }
+        };
+        self.take_over(machine, process, &status, false);
+        match (resume, instance) {
+            (Some(Resume { other: true, snapshot }), Some(instance)) => {
+                self.become_itself(vm, &instance, &snapshot).await;
+            }
+            (Some(Resume { other: false, .. }), Some(instance)) => self.tell_time(vm, &instance),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the machine's worker is started with.
+    fn start_config(
+        &self,
+        vm: &VmRecord,
+        instance: Option<&Instance>,
+        resume: Option<&Resume>,
+    ) -> Result<machine::Start, Error> {
+        let (folder, volumes) = (self.folder(&vm.id), self.volume_paths(vm)?);
+        let config = machine::worker_config(vm, instance, &folder, self.console_log(&vm.id), |disk| {
+            match (&disk.path, &disk.volume) {
+                (Some(path), _) => path.into(),
+                (None, volume) => {
+                    volumes.get(volume.as_deref().unwrap_or_default()).cloned().unwrap_or_default()
+                }
+            }
+        });
+        let config = api::worker::config::VmConfig { snapshots: Some(self.saving_folder(&vm.id)?), ..config };
+        Ok(match resume {
+            None => machine::Start::Boot(Box::new(config)),
+            Some(resume) => machine::Start::Restore(Box::new(machine::restore_config(config, resume))),
+        })
+    }
+
+    /// Waits until a worker answers.
+    pub(super) async fn wait_ready(
+        &self,
+        process: &Process,
+        folder: &Folder,
+        log: &std::path::Path,
+    ) -> Result<Status, Error> {
+        let control = folder.control();
+        let ready = async {
+            loop {
+                match control.status().await {
+                    Ok(status) => return status,
+                    Err(_) => tokio::time::sleep(START_INTERVAL).await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = process.ended() => {
+                let words = process::last_words(log);
+                let error = Error::new(ErrorCode::Invalid, "the machine cannot start");
+                Err(if words.is_empty() { error } else { error.with_cause(words) })
+            }
+            status = ready => Ok(status),
+            () = tokio::time::sleep(START_PATIENCE) => {
+                Err(Error::new(ErrorCode::Unavailable, "the machine's process does not answer")
+                    .with_remedy("try again when the host is less busy"))
+            }
+        }
+    }
+
+    /// From now on the machine runs, and its end is waited for.
+    pub(super) fn take_over(
+        self: &Arc<App>,
+        machine: &Arc<Machine>,
+        process: Arc<Process>,
+        status: &Status,
+        paused: bool,
+    ) {
+        {
+            let mut live = machine.live();
+            live.view = Some(WorkerView {
+                pid: process.pid(),
+                version: status.program.clone(),
+                engine: status.engine.clone(),
+                cpu_model: status.cpu_model.clone(),
+            });
+            live.process = Some(process.clone());
+        }
+        self.enter(machine, if paused { VmState::Paused } else { VmState::Running }, None);
+        self.guest_appears(machine, process.clone());
+        let (app, machine) = (self.clone(), machine.clone());
+        tokio::spawn(async move {
+            process.ended().await;
+            app.ended(&machine).await;
+        });
+    }
+}

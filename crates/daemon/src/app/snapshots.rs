@@ -1,0 +1,277 @@
+//! Snapshots of machines, going back to them, and suspending.
+//!
+//! A worker makes a snapshot in a folder of its machine (`saving`); when it is whole, it is moved to the folder of all
+//! snapshots, where disks of any machine may stand on it. `sweep` takes it away when nobody needs it.
+
+use super::work::Work;
+use super::{App, Machine};
+use crate::{Error, util};
+use api::v1::error::ErrorCode;
+use api::v1::name;
+use api::v1::snapshot::{Snapshot, SnapshotParams};
+use api::v1::vm::{StopParams, VmState};
+use api::worker::control::{Reply, Request, SnapshotDone, SnapshotPhase};
+use image::{Instance, InstanceDisk};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Desired, Resume, SnapshotRecord, VmRecord};
+
+/// How long a snapshot may take: the guest goes on meanwhile.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// How often the worker is asked how far it is.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+impl App {
+    /// The snapshots of a machine, the oldest first.
+    pub(crate) fn snapshots(&self, vm: &VmRecord) -> Result<Vec<Snapshot>, Error> {
+        let found = self.read(|records| Ok(records.snapshots(&vm.id)?))?;
+        Ok(found.into_iter().map(|record| view(vm, record)).collect())
+    }
+
+    pub(crate) fn snapshot(&self, vm: &VmRecord, name: &str) -> Result<Snapshot, Error> {
+        Ok(view(vm, self.snapshot_record(vm, name)?))
+    }
+
+    pub(super) fn snapshot_record(&self, vm: &VmRecord, name: &str) -> Result<SnapshotRecord, Error> {
+        self.read(|records| Ok(records.snapshot(&vm.id, name)?)).map_err(|error| match error.code() {
+            ErrorCode::NotFound => error.with_remedy(format!("see `arnia snapshot ls {}`", vm.name)),
+            _ => error,
+        })
+    }
+
+    pub(super) fn snapshot_folder(&self, id: &str) -> PathBuf {
+        self.config.paths.snapshots().join(id)
+    }
+
+    /// What is refused before an operation makes a snapshot.
+    pub(crate) fn check_snapshot(&self, vm: &VmRecord, params: &SnapshotParams) -> Result<(), Error> {
+        name::check("snapshot", &params.name)?;
+        super::people::check_description(&params.description)?;
+        if self.read(|records| Ok(records.snapshot(&vm.id, &params.name).is_ok()))? {
+            let message = format!("{} has a snapshot {:?} already", vm.name, params.name);
+            return Err(Error::new(ErrorCode::AlreadyExists, message).with_remedy("choose another name"));
+        }
+        self.running(vm).map(drop)
+    }
+
+    /// Makes a snapshot with a name.
+    pub(super) async fn snapshot_create(
+        self: &Arc<App>,
+        vm: &str,
+        id: &str,
+        params: SnapshotParams,
+        work: &Arc<Work>,
+    ) -> Result<(), Error> {
+        let machine = self.machine(vm);
+        let _lifecycle = machine.lifecycle.lock().await;
+        let vm = self.read(|records| Ok(records.vm_by_id(vm)?))?;
+        // While this is held, it is not taken for one that nobody needs.
+        let _no_sweep = self.warming.read().await;
+        let bytes = match self.snapshot_folder(id).exists() {
+            // An earlier daemon has made it, and was killed before it wrote that down.
+            true => 0,
+            false => self.save(&machine, &vm, id, true, work).await?.bytes,
+        };
+        let record = SnapshotRecord {
+            id: id.into(),
+            vm: vm.id.clone(),
+            name: params.name,
+            description: params.description,
+            config: vm.config,
+            bytes,
+            created: util::now(),
+        };
+        self.write(|records| Ok(records.snapshot_insert(&record)?))
+    }
+
+    /// Removes a snapshot. What stands on it keeps it on the host's disk.
+    pub(crate) async fn snapshot_delete(self: &Arc<App>, vm: &VmRecord, name: &str) -> Result<(), Error> {
+        let record = self.snapshot_record(vm, name)?;
+        self.write(|records| Ok(records.snapshot_delete(&record.id)?))?;
+        self.sweep().await;
+        Ok(())
+    }
+
+    /// Has a machine saved, and moves what comes of it to the other snapshots. The caller holds the machine's
+    /// lifecycle, and keeps the sweeper away until something refers to the snapshot.
+    pub(super) async fn save(
+        &self,
+        machine: &Machine,
+        vm: &VmRecord,
+        id: &str,
+        disks: bool,
+        work: &Work,
+    ) -> Result<SnapshotDone, Error> {
+        self.running(vm)?;
+        let saved = self.saving_folder(&vm.id)?.join(id);
+        // Left by a daemon that was killed.
+        let _ = std::fs::remove_dir_all(&saved);
+        work.begin("saving memory and disks", None);
+        let control = self.folder(&machine.id).control();
+        let request = control.ask_long(Request::Snapshot { name: id.into(), parent: None, disks }, PATIENCE);
+        tokio::pin!(request);
+        let mut told = None;
+        let reply = loop {
+            tokio::select! {
+                reply = &mut request => break reply?,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            if work.is_cancelled() {
+                let _ = control.ask(Request::CancelSnapshot {}).await;
+            }
+            if let Some(progress) = control.status().await.ok().and_then(|status| status.snapshot) {
+                if told != Some(progress.phase) {
+                    told = Some(progress.phase);
+                    let what = match progress.phase {
+                        SnapshotPhase::Disks => "copying disks",
+                        SnapshotPhase::Memory => "copying memory",
+                        SnapshotPhase::Sync => "making it safe on disk",
+                    };
+                    work.begin(what, Some(progress.total_bytes));
+                }
+                work.reach(progress.done_bytes);
+            }
+        };
+        let Reply::Snapshot(done) = reply else {
+            return Err(Error::new(ErrorCode::Internal, "the machine's process answered something else"));
+        };
+        std::fs::rename(&saved, self.snapshot_folder(id))
+            .map_err(|e| Error::internal("the snapshot cannot be put in its place", e))?;
+        Ok(done)
+    }
+
+    /// Lets a machine go on from one of its snapshots. What it is now is lost.
+    pub(super) async fn snapshot_restore(
+        self: &Arc<App>,
+        id: &str,
+        snapshot: &str,
+        work: &Arc<Work>,
+    ) -> Result<(), Error> {
+        let machine = self.machine(id);
+        let _lifecycle = machine.lifecycle.lock().await;
+        let vm = self.read(|records| Ok(records.vm_by_id(id)?))?;
+        let record = self.snapshot_record(&vm, snapshot)?;
+        let folder = self.snapshot_folder(&record.id);
+        self.check_restorable(&vm, snapshot)?;
+        self.stop_locked(&machine, StopParams { force: true, timeout: None }).await?;
+        work.begin("putting the disks back", None);
+        let place = self.instance_folder(&vm.id);
+        if place.join(image::INSTANCE_FILE).exists() {
+            let _no_sweep = self.warming.read().await;
+            let instance = Instance::load(&place)?;
+            let bases = saved_disks(&folder, &instance);
+            instance.put_over(&place, &bases)?;
+        }
+        self.restore_volumes(&vm, &record, &folder)?;
+        let vm = self.write(|records| {
+            let config = &record.config;
+            let vm = match vm.config == *config {
+                true => vm.clone(),
+                false => records.vm_update(&vm.id, vm.revision, &vm.name, config)?,
+            };
+            let resume = Resume { snapshot: folder.clone(), other: false };
+            records.vm_set_resume(&vm.id, Some(&resume))?;
+            Ok(VmRecord { resume: Some(resume), ..vm })
+        })?;
+        self.launch(&machine, &vm, work).await
+    }
+
+    /// Refuses a machine whose disks cannot be put back.
+    pub(crate) fn check_restorable(&self, vm: &VmRecord, snapshot: &str) -> Result<(), Error> {
+        let record = self.snapshot_record(vm, snapshot)?;
+        let disks = &record.config.disks;
+        if disks != &vm.config.disks {
+            return Err(Error::new(ErrorCode::WrongState, "the machine has other disks than at that time")
+                .with_remedy(format!(
+                    "make another machine of it: `arnia clone {}@{} NEW`",
+                    vm.name, record.name
+                )));
+        }
+        match disks.iter().find(|disk| disk.path.is_some() && !disk.read_only) {
+            Some(disk) => Err(Error::new(
+                ErrorCode::Unsupported,
+                format!(
+                    "the disk {} is a file of the host, which is not put back",
+                    disk.path.as_deref().unwrap_or("")
+                ),
+            )
+            .with_remedy("use volumes for machines that shall go back to snapshots")),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives volumes the contents that they had.
+    fn restore_volumes(&self, vm: &VmRecord, record: &SnapshotRecord, folder: &Path) -> Result<(), Error> {
+        let paths = self.volume_paths(vm)?;
+        let first = record_disks(self, vm);
+        for (index, disk) in record.config.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only) {
+            let Some(path) = disk.volume.as_ref().and_then(|volume| paths.get(volume)) else { continue };
+            let draft = path.with_extension("restoring");
+            let _ = std::fs::remove_file(&draft);
+            let saved = folder.join(format!("disk{}.img", first + index));
+            image::copy_sparse(&saved, &draft, &mut image::Silent)?;
+            std::fs::rename(&draft, path)
+                .map_err(|e| Error::internal(format!("the volume {path:?} cannot be put back"), e))?;
+        }
+        Ok(())
+    }
+
+    /// Saves a machine's memory on the host's disk and ends its process; its next start goes on from there.
+    pub(super) async fn suspend(self: &Arc<App>, id: &str, work: &Arc<Work>) -> Result<(), Error> {
+        let machine = self.machine(id);
+        let _lifecycle = machine.lifecycle.lock().await;
+        let vm = self.read(|records| Ok(records.vm_by_id(id)?))?;
+        if machine.state() == VmState::Suspended {
+            return Ok(());
+        }
+        self.running(&vm)?;
+        let control = self.folder(&vm.id).control();
+        let was_running = machine.state() == VmState::Running;
+        if was_running {
+            control.ask(Request::Pause {}).await?;
+        }
+        let _no_sweep = self.warming.read().await;
+        let snapshot = util::uuid();
+        if let Err(error) = self.save(&machine, &vm, &snapshot, false, work).await {
+            if was_running {
+                control.ask(Request::Resume {}).await?;
+            }
+            return Err(error);
+        }
+        let resume = Resume { snapshot: self.snapshot_folder(&snapshot), other: false };
+        self.write(|records| {
+            records.vm_set_resume(&vm.id, Some(&resume))?;
+            Ok(records.vm_set_state(&vm.id, Desired::Stopped, false, None)?)
+        })?;
+        self.stop_locked(&machine, StopParams { force: true, timeout: None }).await
+    }
+}
+
+/// Whether a machine that does not run has its memory saved.
+pub(super) fn is_suspended(vm: &VmRecord) -> bool {
+    vm.resume.as_ref().is_some_and(|resume| !resume.other)
+}
+
+/// Disks that come before those of the configuration.
+fn record_disks(app: &App, vm: &VmRecord) -> usize {
+    let instance = Instance::load(&app.instance_folder(&vm.id));
+    instance.map_or(0, |instance| instance.disks.len() + usize::from(instance.seed.is_some()))
+}
+
+/// The disks of an instance as they are in a snapshot of it: a worker saves raw ones.
+pub(super) fn saved_disks(folder: &Path, instance: &Instance) -> Vec<InstanceDisk> {
+    let disk = |index| InstanceDisk { path: folder.join(format!("disk{index}.img")), stands_on: Vec::new() };
+    (0..instance.disks.len()).map(disk).collect()
+}
+
+fn view(vm: &VmRecord, record: SnapshotRecord) -> Snapshot {
+    Snapshot {
+        id: record.id,
+        name: record.name,
+        vm: vm.name.clone(),
+        description: record.description,
+        bytes: record.bytes,
+        created: record.created,
+    }
+}
