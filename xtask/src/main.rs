@@ -11,6 +11,7 @@ mod task_build;
 mod task_check;
 mod task_ci;
 mod task_demo;
+mod task_docs;
 mod task_fuzz;
 mod task_guests;
 mod task_openapi;
@@ -46,6 +47,8 @@ enum Task {
     Demo(task_demo::Args),
     /// Measure, against Debian's QEMU without hardware help, and save the results
     Bench(task_bench::Args),
+    /// Write the reference of the command line (docs/reference/cli)
+    Docs(task_docs::Args),
     /// Write the description of the REST API, openapi/v1.json
     Openapi(task_openapi::Args),
     /// Build the guest kernel, initramfs and Debian disk that tests and demo boot
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Ci(args) => task_ci::run(&args),
         Task::Demo(args) => task_demo::run(&args),
         Task::Bench(args) => task_bench::run(&args),
+        Task::Docs(args) => task_docs::run(&args),
         Task::Openapi(args) => task_openapi::run(&args),
         Task::Guests(args) => task_guests::run(&args),
     };

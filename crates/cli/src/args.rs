@@ -25,6 +25,16 @@ pub struct Cli {
     /// The daemon's socket [default: that of this user's daemon, which is started if none runs]
     #[arg(long, global = true, env = "ARNIA_SOCKET", value_name = "PATH", hide_env = true)]
     pub socket: Option<PathBuf>,
+    /// The context: a daemon of another host, or `local` [default: that of `arnia context use`]
+    #[arg(
+        long,
+        global = true,
+        env = "ARNIA_CONTEXT",
+        value_name = "NAME",
+        hide_env = true,
+        conflicts_with = "socket"
+    )]
+    pub context: Option<String>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -39,6 +49,8 @@ pub struct Context {
     pub project: String,
     /// The daemon's socket, if one is named.
     pub socket: Option<PathBuf>,
+    /// The context, if one is named.
+    pub context: Option<String>,
 }
 
 impl Context {
@@ -48,6 +60,7 @@ impl Context {
             output: Output::new(cli.output),
             project: cli.project.clone().unwrap_or_else(|| api::v1::DEFAULT_PROJECT.into()),
             socket: cli.socket.clone(),
+            context: cli.context.clone(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Reaching the daemon, and starting one when none runs.
 
+use crate::contexts::Contexts;
 use crate::{Context, Error, ErrorKind, programs};
-use api::v1::error::ErrorCode;
+use api::v1::error::{ApiError, ErrorCode};
 use client::Client;
 use daemon::{Mode, Paths};
 use std::fs::File;
@@ -13,6 +14,16 @@ use std::time::{Duration, Instant};
 /// How long a daemon has to come up.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_millis(20);
+
+impl From<ApiError> for Error {
+    fn from(error: ApiError) -> Error {
+        let report = Error::bad_input(error.to_string());
+        match error.remedy {
+            Some(remedy) => report.with_remedy(remedy),
+            None => report,
+        }
+    }
+}
 
 impl From<client::Error> for Error {
     fn from(error: client::Error) -> Error {
@@ -43,25 +54,37 @@ impl Context {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime =
-            runtime.map_err(|e| Error::failed("the program cannot wait for anything").with_source(e))?;
-        let socket = match &self.socket {
-            Some(socket) => socket.clone(),
-            None => {
-                let (_, paths) = default_paths()?;
-                let socket = paths.socket();
-                if std::os::unix::net::UnixStream::connect(&socket).is_err() {
-                    start(&socket)?;
-                }
-                socket
-            }
-        };
-        let result = runtime.block_on(work(Client::new(&socket, &self.project)));
-        // A read of the keyboard that nobody waits for any more must not hold up the end.
-        runtime.shutdown_background();
-        result
+        let client = self.client()?;
+        block_on(work(client))
     }
+
+    /// A client of the daemon that is meant.
+    fn client(&self) -> Result<Client, Error> {
+        if let Some(socket) = &self.socket {
+            return Ok(Client::new(socket, &self.project));
+        }
+        let contexts = Contexts::read()?;
+        if let Some(remote) = contexts.choose(self.context.as_deref())? {
+            return remote.client(&self.project);
+        }
+        let (_, paths) = default_paths()?;
+        let socket = paths.socket();
+        if std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            start(&socket)?;
+        }
+        Ok(Client::new(&socket, &self.project))
+    }
+}
+
+/// Does what has to be waited for.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|e| Error::failed("the program cannot wait for anything").with_source(e))?;
+    let result = runtime.block_on(work);
+    // A read of the keyboard that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 /// The folders of the daemon that a user without wishes has: root the system's, others their own, and below

@@ -14,11 +14,14 @@
 mod args;
 pub mod commands;
 pub mod connect;
+mod contexts;
 mod error;
 mod log;
 pub mod output;
 pub mod programs;
 mod progress;
+#[cfg(test)]
+mod reference;
 mod terminal;
 
 pub use args::{Cli, Context};

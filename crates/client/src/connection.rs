@@ -1,6 +1,7 @@
 //! How a daemon is reached.
 
 use crate::Error;
+use crate::tls::Tls;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -17,6 +18,8 @@ pub type Stream = Box<dyn Duplex>;
 pub(crate) enum Target {
     /// On this host, at this socket.
     Unix(PathBuf),
+    /// On another host, by TLS.
+    Tls(Tls),
 }
 
 impl Target {
@@ -31,6 +34,10 @@ impl Target {
                 Ok(stream) => Ok(Box::new(stream)),
                 Err(error) => Err(Error::unreachable(self, error)),
             },
+            Target::Tls(tls) => match tls.connect().await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => Err(Error::unreachable(self, error)),
+            },
         }
     }
 
@@ -38,6 +45,7 @@ impl Target {
     pub(crate) fn host(&self) -> &str {
         match self {
             Target::Unix(_) => "localhost",
+            Target::Tls(tls) => &tls.address,
         }
     }
 }
@@ -46,6 +54,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Target::Unix(path) => write!(f, "{}", path.display()),
+            Target::Tls(tls) => f.write_str(&tls.address),
         }
     }
 }

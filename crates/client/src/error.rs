@@ -33,8 +33,16 @@ impl Error {
     pub(crate) fn unreachable(target: &Target, cause: std::io::Error) -> Error {
         let message = format!("no daemon answers at {target}");
         let error = ApiError::new(ErrorCode::Unavailable, message)
-            .with_cause(cause)
-            .with_remedy("start one with `arnia daemon`");
+            .with_cause(&cause)
+            .with_remedy(match target {
+                Target::Unix(_) => "start one with `arnia daemon`",
+                // rustls wraps its own errors into those of connections.
+                Target::Tls(_) if cause.get_ref().is_some_and(|e| e.to_string().contains("certificate")) => {
+                    "the daemon shows another certificate than the one that you have trusted: if that is right, remove \
+                     the context and add it again"
+                }
+                Target::Tls(_) => "it has to run there with `arnia daemon --listen`, and be reachable",
+            });
         Error { error, origin: Origin::Nobody }
     }
 
@@ -44,6 +52,11 @@ impl Error {
             .with_cause(cause)
             .with_remedy("see what came of it, and try again");
         Error { error, origin: Origin::Nobody }
+    }
+
+    /// What a daemon elsewhere is reached by cannot be used.
+    pub(crate) fn bad_remote(message: String, cause: &dyn std::error::Error) -> Error {
+        Error { error: ApiError::new(ErrorCode::Invalid, message).with_cause(cause), origin: Origin::Daemon }
     }
 
     /// The answer did not come whole.

@@ -7,11 +7,13 @@ mod error;
 mod files;
 mod guest;
 mod ports;
+mod tls;
 mod websocket;
 
 pub use connection::{Duplex, Stream};
 pub use error::Error;
 pub use files::Download;
+pub use tls::{Remote, fingerprint_of};
 pub use tokio_tungstenite::tungstenite::Message;
 pub use websocket::{Console, Exec, ExecEvent, ExecInput, ExecOutput};
 
@@ -60,6 +62,15 @@ impl Client {
     /// Will talk to the daemon that listens at `socket`.
     pub fn new(socket: &Path, project: &str) -> Client {
         Client { target: Target::unix(socket), project: project.to_owned(), token: None }
+    }
+
+    /// Will talk to a daemon of another host.
+    ///
+    /// # Errors
+    /// When the certificate or the address cannot be used.
+    pub fn remote(remote: &Remote, project: &str) -> Result<Client, Error> {
+        let target = Target::Tls(tls::Tls::new(remote)?);
+        Ok(Client { target, project: project.to_owned(), token: None })
     }
 
     /// The same as the user of this token.

@@ -13,7 +13,7 @@ use api::worker::config as worker;
 use api::worker::control::{
     Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status,
 };
-use client::{Client, Created};
+use client::{Client, Created, Remote};
 use daemon::{Config, Mode, Paths};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -42,8 +42,10 @@ fn part() {
 
 fn config(folder: &Path) -> Config {
     let paths = Paths { data: folder.join("data"), runtime: folder.join("run") };
+    let listen = std::fs::read_to_string(folder.join("listen")).ok();
+    let listen = listen.map(|address| address.parse().expect("an address"));
     let images = paths.images();
-    Config { mode: Mode::User, paths, worker: folder.join("worker"), agent: None, images, listen: None }
+    Config { mode: Mode::User, paths, worker: folder.join("worker"), agent: None, images, listen }
 }
 
 /// A worker without a guest. Its power button works, unless its command line says `deaf`.
@@ -375,6 +377,85 @@ fn a_killed_daemon_loses_no_machine_and_no_acknowledged_operation() {
     assert_eq!(vms.len(), rounds() + 1);
 }
 
+fn token_params(user: &str, certificate: Option<String>) -> TokenParams {
+    TokenParams { user: user.into(), description: String::new(), lifetime: None, certificate }
+}
+
+/// By TLS: who is known by a token, by a certificate, and not at all; and a daemon that is not the one trusted.
+#[test]
+fn callers_from_elsewhere_are_known_by_token_or_certificate() {
+    let mut daemon = Daemon::new("tls");
+    // A port that is free now; nobody else takes it within this test's moments.
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
+    std::fs::write(daemon.folder.join("listen"), format!("127.0.0.1:{port}")).expect("a file");
+    daemon.kill();
+    daemon.start();
+    let owner = daemon.client("default");
+    let params = UserParams {
+        name: "ann".into(),
+        description: String::new(),
+        grants: vec![Grant { project: None, role: Role::Viewer }],
+    };
+    block_on(owner.user_create(&params)).expect("a user");
+    let secret =
+        block_on(owner.token_create(&token_params("ann", None))).expect("a token").secret.expect("a secret");
+    let made = rcgen::generate_simple_self_signed(vec!["ann".to_owned()]).expect("a certificate");
+    let other = rcgen::generate_simple_self_signed(vec!["ann".to_owned()]).expect("a certificate");
+    let file = |name: &str, text: String| {
+        std::fs::write(daemon.folder.join(name), text).expect("a file");
+        daemon.folder.join(name)
+    };
+    let identity = (file("ann.pem", made.cert.pem()), file("ann.key", made.signing_key.serialize_pem()));
+    let stranger =
+        (file("other.pem", other.cert.pem()), file("other.key", other.signing_key.serialize_pem()));
+    let by_certificate = token_params("ann", Some(made.cert.pem()));
+    assert_eq!(block_on(owner.token_create(&by_certificate)).expect("a token").secret, None);
+    assert_eq!(code(block_on(owner.token_create(&by_certificate))), ErrorCode::AlreadyExists);
+    assert_eq!(
+        code(block_on(owner.token_create(&token_params("ann", Some("x".into()))))),
+        ErrorCode::Invalid
+    );
+
+    let address = format!("127.0.0.1:{port}");
+    let fingerprint = block_on(client::fingerprint_of(&address)).expect("it answers");
+    let remote = |identity: Option<&(PathBuf, PathBuf)>| {
+        let remote = Remote {
+            address: address.clone(),
+            fingerprint: fingerprint.clone(),
+            identity: identity.cloned(),
+        };
+        Client::remote(&remote, "default").expect("a client")
+    };
+    let known = [remote(None).with_token(secret), remote(Some(&identity))];
+    for client in &known {
+        assert_eq!(block_on(client.identity()).expect("it is known").user, "ann");
+        assert_eq!(
+            code(block_on(client.vm_create(&daemon.params("x", "", false), "k"))),
+            ErrorCode::Forbidden
+        );
+    }
+    assert_eq!(code(block_on(remote(None).identity())), ErrorCode::Unauthenticated);
+    assert_eq!(code(block_on(remote(Some(&stranger)).identity())), ErrorCode::Unauthenticated);
+    let wrong = Remote {
+        address: address.clone(),
+        fingerprint: format!("sha256:{}", "0".repeat(64)),
+        identity: None,
+    };
+    let error =
+        block_on(Client::remote(&wrong, "default").expect("a client").identity()).expect_err("not trusted");
+    assert!(
+        error.is_unreachable()
+            && error.api().remedy.as_ref().is_some_and(|it| it.contains("another certificate")),
+        "{error:?}"
+    );
+    // A token that is removed ends what the certificate may.
+    for token in block_on(owner.tokens()).expect("tokens") {
+        block_on(owner.token_delete(&token.id)).expect("it goes");
+    }
+    assert_eq!(code(block_on(remote(Some(&identity)).identity())), ErrorCode::Unauthenticated);
+}
+
 /// Every operation of the document: what comes of it without a valid token, with one of a user without roles, and
 /// with one of a viewer of another project. An endpoint that is not asked here does not exist.
 #[test]
@@ -391,8 +472,9 @@ fn no_endpoint_serves_those_who_may_not() {
     let token = |name: &str, grants: Vec<Grant>| {
         let params = UserParams { name: name.into(), description: String::new(), grants };
         block_on(owner.user_create(&params)).expect("a user");
-        let params = TokenParams { user: name.into(), description: String::new(), lifetime: None };
-        daemon.client("default").with_token(block_on(owner.token_create(&params)).expect("a token").secret)
+        let params = token_params(name, None);
+        let secret = block_on(owner.token_create(&params)).expect("a token").secret.expect("a secret");
+        daemon.client("default").with_token(secret)
     };
     let invalid = daemon.client("default").with_token("arnia_0000000000000000_00");
     let nobody = token("nobody", Vec::new());

@@ -134,6 +134,19 @@ impl Records<'_> {
         found.ok_or_else(|| Error::not_found("token", id))
     }
 
+    /// The token whose secret or certificate has this digest.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn token_by_hash(&self, hash: &[u8]) -> Result<TokenRecord, Error> {
+        let found = self
+            .db
+            .prepare_cached("SELECT * FROM tokens WHERE hash = ?1")?
+            .query_row([hash], token)
+            .optional()?;
+        found.ok_or_else(|| Error::not_found("token", "of this certificate"))
+    }
+
     /// All tokens.
     ///
     /// # Errors

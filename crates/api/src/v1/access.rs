@@ -103,6 +103,10 @@ pub struct TokenParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 3153600000_i64))]
     pub lifetime: Option<i64>,
+    /// A certificate in PEM: whoever has its key is the user, and there is no secret. Absent: a secret is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 65536))]
+    pub certificate: Option<String>,
 }
 
 /// A token with its secret, which is shown this once.
@@ -111,8 +115,9 @@ pub struct TokenParams {
 pub struct NewToken {
     /// The token.
     pub token: Token,
-    /// To be sent as `Authorization: Bearer SECRET`. It cannot be had again.
-    pub secret: String,
+    /// To be sent as `Authorization: Bearer SECRET`. It cannot be had again. Absent for a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
 }
 
 /// Who is calling.

@@ -3,6 +3,7 @@
 mod audit;
 mod completions;
 mod console;
+mod context;
 mod cp;
 mod create;
 mod daemon;
@@ -16,6 +17,7 @@ mod lifecycle;
 mod logs;
 mod ls;
 mod machine;
+mod man;
 mod operation;
 mod port;
 mod project;
@@ -122,10 +124,15 @@ pub enum Command {
     /// Tokens: by which users and programs log in
     #[command(subcommand)]
     Token(token::Token),
+    /// Contexts: daemons of other hosts
+    #[command(subcommand)]
+    Context(context::Context),
     /// Run the daemon
     Daemon(daemon::Daemon),
     /// Write the completions for a shell
     Completions(completions::Completions),
+    /// Write the manual pages
+    Man(man::Man),
     /// Tell the version
     Version(version::Version),
 }
@@ -171,8 +178,10 @@ impl Command {
             Command::Project(command) => command,
             Command::User(command) => command,
             Command::Token(command) => command,
+            Command::Context(command) => command,
             Command::Daemon(command) => command,
             Command::Completions(command) => command,
+            Command::Man(command) => command,
             Command::Version(command) => command,
         };
         command.run(context)

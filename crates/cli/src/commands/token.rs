@@ -11,13 +11,18 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Subcommand)]
 pub enum Token {
     /// Make a token and show its secret, this once
-    #[command(after_help = "Example:\n  arnia token create anna --days 30")]
+    #[command(
+        after_help = "Examples:\n  arnia token create anna --days 30\n  arnia token create anna --certificate anna.pem"
+    )]
     Create {
         /// The user that it stands for
         user: String,
         /// Days until it ends [default: never]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         days: Option<u16>,
+        /// No secret: whoever has the key of this certificate (PEM) is the user, by TLS
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<std::path::PathBuf>,
         /// For people
         #[arg(long, value_name = "TEXT", default_value = "")]
         description: String,
@@ -38,13 +43,22 @@ impl Run for Token {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         context.with_daemon(async |client| {
             match self {
-                Token::Create { user, days, description } => {
+                Token::Create { user, days, certificate, description } => {
                     let (user, description) = (user.clone(), description.clone());
                     let lifetime = days.map(|days| i64::from(days) * 86400);
-                    let new = client.token_create(&TokenParams { user, description, lifetime }).await?;
-                    context
-                        .output
-                        .item(&new, &[("Token", new.token.id.clone()), ("Secret", new.secret.clone())])?;
+                    let new = {
+                        let certificate = certificate.as_ref().map(|path| {
+                            std::fs::read_to_string(path).map_err(|e| {
+                                Error::bad_input(format!("the certificate {path:?} cannot be read"))
+                                    .with_source(e)
+                            })
+                        });
+                        let certificate = certificate.transpose()?;
+                        client.token_create(&TokenParams { user, description, lifetime, certificate }).await?
+                    };
+                    let mut lines = vec![("Token", new.token.id.clone())];
+                    lines.extend(new.secret.clone().map(|secret| ("Secret", secret)));
+                    context.output.item(&new, &lines)?;
                 }
                 Token::Ls {} => context.output.list(&client.tokens().await?)?,
                 Token::Rm { ids } => {

@@ -69,6 +69,18 @@ impl App {
         (valid && alive).then_some(Caller { name: user.name, grants: user.grants })
     }
 
+    /// The caller with this certificate (DER), whose key the caller has shown to have.
+    pub(crate) fn caller_by_certificate(&self, certificate: &[u8]) -> Option<Caller> {
+        let found = self.read(|records| {
+            let token = records.token_by_hash(&certificate_hash(certificate))?;
+            let user = records.user(&token.token.user)?;
+            Ok((token.token, user))
+        });
+        let (token, user) = found.ok()?;
+        let alive = token.expires.is_none_or(|end| util::now() < end);
+        alive.then_some(Caller { name: user.name, grants: user.grants })
+    }
+
     pub(crate) fn token_create(&self, params: TokenParams) -> Result<NewToken, Error> {
         check_description(&params.description)?;
         let now = util::now();
@@ -83,10 +95,26 @@ impl App {
             None => None,
         };
         let id = util::hex(&util::random::<8>());
-        let secret = format!("{TOKEN_PREFIX}{id}_{}", util::hex(&util::random::<32>()));
+        let (secret, hash) = match &params.certificate {
+            Some(pem) => (None, certificate_digest(pem)?),
+            None => {
+                let secret = format!("{TOKEN_PREFIX}{id}_{}", util::hex(&util::random::<32>()));
+                let hash = util::digest(secret.as_bytes());
+                (Some(secret), hash)
+            }
+        };
         let token = Token { id, user: params.user, description: params.description, created: now, expires };
-        let record = TokenRecord { token: token.clone(), hash: util::digest(secret.as_bytes()) };
-        self.write(|records| Ok(records.token_insert(&record)?))?;
+        let record = TokenRecord { token: token.clone(), hash };
+        self.write(|records| {
+            if records.token_by_hash(&record.hash).is_ok() {
+                return Err(Error::new(
+                    ErrorCode::AlreadyExists,
+                    "the certificate stands for somebody already",
+                )
+                .with_remedy("remove that token first: see `arnia token ls`"));
+            }
+            Ok(records.token_insert(&record)?)
+        })?;
         Ok(NewToken { token, secret })
     }
 
@@ -126,6 +154,21 @@ impl App {
             Ok(records.user_update(&user)?)
         })
     }
+}
+
+/// What is kept of a certificate (DER). A certificate is no secret: the prefix, which no secret of a token has, sees to
+/// it that it cannot be sent as one.
+fn certificate_hash(certificate: &[u8]) -> Vec<u8> {
+    util::digest(&[b"certificate:", certificate].concat())
+}
+
+/// What is kept of the first certificate in a text.
+fn certificate_digest(pem: &str) -> Result<Vec<u8>, Error> {
+    use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
+    let certificate = CertificateDer::from_pem_slice(pem.as_bytes());
+    let certificate = certificate
+        .map_err(|e| Error::new(ErrorCode::Invalid, "this is no certificate in PEM").with_cause(e))?;
+    Ok(certificate_hash(&certificate))
 }
 
 fn check_grants(records: &store::Records<'_>, grants: &[Grant]) -> Result<(), Error> {

@@ -100,10 +100,12 @@ pub(crate) const TABLE: &[(&str, Access)] = &[
 const AUDITED_GETS: &[&str] = &["vm_console", "vm_exec", "file_read"];
 
 /// How a connection came in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Peer {
     /// Over the Unix socket, from a process of the daemon's owner.
     Owner,
+    /// From elsewhere, with this certificate (DER), whose key the client has.
+    Certificate(Vec<u8>),
     /// From elsewhere: a token is needed.
     Stranger,
 }
@@ -169,6 +171,12 @@ impl Gate {
                 })
             }
             (None, Some(Peer::Owner)) => Ok(Caller::owner()),
+            (None, Some(Peer::Certificate(certificate))) => {
+                self.app.caller_by_certificate(certificate).ok_or_else(|| {
+                    Error::new(ErrorCode::Unauthenticated, "nobody is known by this certificate")
+                        .with_remedy("have it added: `arnia token create USER --certificate FILE`")
+                })
+            }
             (None, _) => Err(unknown()),
         }
     }

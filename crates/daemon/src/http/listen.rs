@@ -18,9 +18,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
+use tokio_rustls::rustls::crypto::{
+    WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::{self, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 /// More connections than this wait.
 const CONNECTIONS_MAX: usize = 512;
@@ -75,10 +80,61 @@ fn acceptor(config: &Config) -> Result<TlsAcceptor, StartError> {
         log::info!("the certificate's fingerprint is sha256:{}", util::hex(&util::digest(first)));
     }
     let tls = ServerConfig::builder()
-        .with_no_client_auth()
+        .with_client_cert_verifier(Arc::new(AnyCertificate::new()))
         .with_single_cert(chain, key)
         .map_err(|e| bad("certificate", e.into()))?;
     Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+/// Takes any certificate of a client: who it stands for, the records say. That the client has its key is checked.
+#[derive(Debug)]
+struct AnyCertificate(WebPkiSupportedAlgorithms);
+
+impl AnyCertificate {
+    fn new() -> AnyCertificate {
+        AnyCertificate(ring::default_provider().signature_verification_algorithms)
+    }
+}
+
+impl ClientCertVerifier for AnyCertificate {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
@@ -128,7 +184,10 @@ async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, router: Router,
                 tokio::spawn(async move {
                     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_PATIENCE, acceptor.accept(stream)).await
                     {
-                        serve_connection(stream, router, Peer::Stranger).await;
+                        let certificate =
+                            stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                        let peer = certificate.map_or(Peer::Stranger, |it| Peer::Certificate(it.to_vec()));
+                        serve_connection(stream, router, peer).await;
                     }
                     drop(place);
                 });
