@@ -51,6 +51,21 @@ pub(crate) const QEMU_TOOLS: &[Need] = &[
     Need { probe: "qemu-img", package: "qemu-utils" },
     Need { probe: "/usr/sbin/mkfs.btrfs", package: "btrfs-progs" },
 ];
+
+/// What the tests make discs of, and boot from them.
+pub(crate) const DISCS: &[Need] = &[
+    Need { probe: "xorriso", package: "xorriso" },
+    Need { probe: "grub-mkrescue", package: "grub-common" },
+    Need { probe: "mformat", package: "mtools" },
+    Need { probe: "/usr/lib/ISOLINUX/isolinux.bin", package: "isolinux" },
+    Need { probe: "/usr/lib/syslinux/modules/bios/ldlinux.c32", package: "syslinux-common" },
+    Need { probe: "/usr/lib/memtest86+/memtest86+x64.iso", package: "memtest86+" },
+    Need {
+        probe: "/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64/linux",
+        package: "debian-installer-12-netboot-amd64",
+    },
+];
+
 /// What makes programs smaller.
 pub(crate) const BINUTILS: &[Need] = &[Need { probe: "strip", package: "binutils" }];
 

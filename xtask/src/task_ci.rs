@@ -16,7 +16,8 @@ pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     let mut steps = Steps::default();
     // Without the tools nothing below can work, so this one failure ends it.
-    if !steps.step("host packages", || apt::ensure(&[apt::BUILD, apt::GUESTS, apt::QEMU, apt::FIRMWARE])) {
+    let needs = [apt::BUILD, apt::GUESTS, apt::QEMU, apt::QEMU_TOOLS, apt::FIRMWARE, apt::DISCS];
+    if !steps.step("host packages", || apt::ensure(&needs)) {
         return Ok(steps.finish());
     }
     task_check::check(&mut steps, &workspace);

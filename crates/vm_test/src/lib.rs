@@ -52,5 +52,5 @@ pub use http::{HttpServer, sha256_hex};
 pub use patience::Patience;
 pub use program::{Engine, Program, worker_path};
 pub use shell::{Output, Shell};
-pub use suite::{Case, Suite};
+pub use suite::{Case, Suite, Unavailable};
 pub use vm::{Exit, KillOnDrop, Vm, free_port};

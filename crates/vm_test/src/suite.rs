@@ -33,6 +33,18 @@ pub struct Suite {
 
 type Test = fn(&Case) -> Result<()>;
 
+/// This host lacks what a test needs: the test returns it, and counts as skipped for this reason.
+#[derive(Debug)]
+pub struct Unavailable(pub String);
+
+impl std::fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
 impl Suite {
     /// An empty suite over the programs of [`Program::list_from_env`].
     ///
@@ -155,8 +167,13 @@ fn run(program: Program, cpus: u32, folder: PathBuf, test: Test) -> Result<Compl
         return Ok(Completion::ignored_with(reason));
     }
     let case = Case { artifacts, program, cpus, folder };
-    case.run(test).map_err(failed)?;
-    Ok(Completion::Completed)
+    match case.run(test) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) => match error.downcast_ref::<Unavailable>() {
+            Some(unavailable) => Ok(Completion::ignored_with(&unavailable.0)),
+            None => Err(failed(error)),
+        },
+    }
 }
 
 fn failed(error: anyhow::Error) -> Failed {

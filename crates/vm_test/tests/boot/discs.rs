@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
-use vm_test::{Case, Control, Firmware, Guest, Patience, Suite};
+use vm_test::{Case, Control, Firmware, Guest, Patience, Suite, Unavailable};
 
 /// Where Debian's packages have their pieces.
 const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
@@ -129,7 +129,7 @@ fn run(command: &mut Command) -> Result<()> {
 fn needs(files: &[&str], packages: &str) -> Result<()> {
     match files.iter().find(|file| !Path::new(file).exists()) {
         None => Ok(()),
-        Some(file) => bail!("{file} is not there: apt-get install {packages}"),
+        Some(file) => bail!(Unavailable(format!("{file} is not there: apt-get install {packages}"))),
     }
 }
 
