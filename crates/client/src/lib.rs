@@ -7,6 +7,7 @@ mod error;
 mod files;
 mod guest;
 mod ports;
+mod screen;
 mod tls;
 mod websocket;
 

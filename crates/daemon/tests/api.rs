@@ -8,10 +8,11 @@ use api::v1::error::ErrorCode;
 use api::v1::network::Port;
 use api::v1::operation::OperationState;
 use api::v1::project::ProjectParams;
+use api::v1::screen::Keys;
 use api::v1::vm::{RestartPolicy, StopParams, VmConfig, VmParams, VmState};
 use api::worker::config as worker;
 use api::worker::control::{
-    Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status,
+    Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, ScreenText, Screenshot, Status,
 };
 use client::{Client, Created, Remote};
 use daemon::{Config, Mode, Paths};
@@ -110,6 +111,10 @@ fn play_worker(path: &Path) {
                 // As the host would choose it.
                 ports: vec![PortStatus { card, rule: rule.replace("127.0.0.1:0:", "127.0.0.1:40000:") }],
             },
+            Request::Screenshot {} => {
+                Reply::Screenshot(Screenshot { width: 1, height: 1, png: "iVBORw0KGgo=".into() })
+            }
+            Request::ScreenText {} => Reply::ScreenText(ScreenText { lines: Some(vec!["boot:".into()]) }),
             _ => Reply::Done,
         };
         let line = ReplyLine { id: None, result: ReplyResult::Ok(reply) };
@@ -284,6 +289,25 @@ fn ports_are_opened_and_closed_while_a_machine_runs() {
     block_on(client.vm_create(&daemon.params("off", "", false), "k2")).expect("a machine");
     block_on(client.port_create("off", &port("8080:80", 0))).expect("a port");
     assert_eq!(block_on(client.vm("off")).expect("a machine").config.nics[0].ports, ["8080:80"]);
+}
+
+#[test]
+fn screens_are_seen_and_keys_pressed_while_a_machine_runs() {
+    let daemon = Daemon::new("screen");
+    let client = daemon.client("default");
+    run(&client, &daemon.params("web", "", true), "k");
+    assert_eq!(block_on(client.screenshot("web")).expect("a picture"), b"\x89PNG\r\n\x1a\n");
+    assert_eq!(block_on(client.screen_text("web")).expect("a text"), "boot:\n");
+    let keys = |keys: &[&str], text: &str| Keys {
+        keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        text: text.into(),
+    };
+    block_on(client.keys("web", &keys(&["enter"], "x"))).expect("they are pressed");
+    assert_eq!(code(block_on(client.keys("web", &keys(&[], "")))), ErrorCode::Invalid);
+    assert_eq!(code(block_on(client.keys("web", &keys(&[], &"x".repeat(2000))))), ErrorCode::Invalid);
+    block_on(client.vm_create(&daemon.params("off", "", false), "k2")).expect("a machine");
+    assert_eq!(code(block_on(client.screenshot("off"))), ErrorCode::WrongState);
+    assert_eq!(code(block_on(client.keys("off", &keys(&["enter"], "")))), ErrorCode::WrongState);
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod network;
 pub mod operation;
 pub mod page;
 pub mod project;
+pub mod screen;
 pub mod snapshot;
 pub mod storage;
 pub mod vm;

@@ -24,6 +24,7 @@ mod project;
 mod rename;
 mod rm;
 mod run;
+mod screen;
 mod set;
 mod shell;
 mod snapshot;
@@ -86,6 +87,10 @@ pub enum Command {
     Shell(shell::Shell),
     /// Copy files and folders into a virtual machine, or out of it
     Cp(cp::Cp),
+    /// Take a picture of a virtual machine's screen
+    Screenshot(screen::Screenshot),
+    /// Press keys of a virtual machine's keyboard
+    Key(screen::Key),
     /// Ports of this host that lead into virtual machines
     #[command(subcommand)]
     Port(port::Port),
@@ -162,6 +167,8 @@ impl Command {
             Command::Exec(command) => command,
             Command::Shell(command) => command,
             Command::Cp(command) => command,
+            Command::Screenshot(command) => command,
+            Command::Key(command) => command,
             Command::Port(command) => command,
             Command::Console(command) => command,
             Command::Logs(command) => command,

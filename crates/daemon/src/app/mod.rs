@@ -13,6 +13,7 @@ pub(crate) mod people;
 pub(crate) mod ports;
 pub(crate) mod projects;
 mod recovery;
+mod screen;
 mod snapshots;
 mod storage;
 mod sweep;

@@ -59,6 +59,9 @@ pub(crate) const TABLE: &[(&str, Access)] = &[
     ("port_delete", Project(Operator)),
     ("vm_guest", Project(Viewer)),
     ("vm_exec", Project(Operator)),
+    ("vm_screenshot", Project(Operator)),
+    ("vm_screen_text", Project(Operator)),
+    ("vm_keys", Project(Operator)),
     ("file_read", Project(Operator)),
     ("file_write", Project(Operator)),
     ("file_view", Project(Operator)),
@@ -97,7 +100,7 @@ pub(crate) const TABLE: &[(&str, Access)] = &[
 
 /// Operations that are written down although they are a GET: a WebSocket begins with one, and what was taken out of
 /// a guest may matter.
-const AUDITED_GETS: &[&str] = &["vm_console", "vm_exec", "file_read"];
+const AUDITED_GETS: &[&str] = &["vm_console", "vm_exec", "file_read", "vm_screenshot", "vm_screen_text"];
 
 /// How a connection came in.
 #[derive(Clone, Debug)]

@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 
 /// A worker answers at once; one that does not is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest answer that is taken.
-const ANSWER_LEN_MAX: u64 = 1 << 20;
+/// Longest answer that is taken: room for a picture of the largest screen, which is rarely a tenth of that.
+const ANSWER_LEN_MAX: u64 = 32 << 20;
 
 /// Asks a worker. Each request has its own connection, so that none has to wait for another.
 #[derive(Clone, Debug)]

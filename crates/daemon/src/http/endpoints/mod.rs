@@ -10,6 +10,7 @@ pub(super) mod operations;
 pub(super) mod people;
 pub(super) mod ports;
 pub(super) mod projects;
+pub(super) mod screen;
 pub(super) mod snapshots;
 pub(super) mod storage;
 pub(super) mod vms;
