@@ -253,6 +253,7 @@ fn merge(
     machine.control = config.control;
     machine.snapshots = config.snapshots;
     machine.report = config.report;
+    machine.disk_folder = config.disk_folder;
     machine.on_reset = config.on_reset.unwrap_or(machine.on_reset);
     machine.sandbox = config.sandbox;
     Ok((machine, disks, has_console))
