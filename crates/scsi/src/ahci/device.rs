@@ -260,7 +260,7 @@ impl Shared {
         if state.registers.ports[port].generation == generation {
             match outcome {
                 Some(outcome) => self.complete(&mut state, port, slot, outcome),
-                // The command is not in memory: the controller waits for ever, as for a device that does.
+                // The command is not in memory: there is nothing to carry out, and nobody to answer.
                 None => state.registers.ports[port].issued &= !(1 << slot),
             }
             self.sync(&state);

@@ -244,8 +244,11 @@ fn move_data(
                 }
                 Way::In { stored } => {
                     let whole = stored.saturating_sub(moved).min(here);
-                    buffers.push(at, whole as u32).map_err(drop)?;
-                    disk.read(offset + moved, &mut buffers).map_err(drop)?;
+                    // Behind its end the disk refuses even to read nothing.
+                    if whole > 0 {
+                        buffers.push(at, whole as u32).map_err(drop)?;
+                        disk.read(offset + moved, &mut buffers).map_err(drop)?;
+                    }
                     if whole < here {
                         let zeroes = vec![0; (here - whole) as usize];
                         ram.guest().write_slice(&zeroes, GuestAddress(at + whole)).map_err(drop)?;

@@ -65,18 +65,27 @@ impl Rig {
 
     /// Issues a command with one piece of data and waits for it; returns the task file.
     fn run(&self, port: u64, fis: &[u8], packet: &[u8], len: u32) -> u32 {
+        self.run_in_pieces(port, fis, packet, &[len])
+    }
+
+    /// The same with data in pieces of these lengths, one behind the other.
+    fn run_in_pieces(&self, port: u64, fis: &[u8], packet: &[u8], lens: &[u32]) -> u32 {
         let mut header = [0; 16];
-        header[..4].copy_from_slice(&(5u32 | 1 << 16).to_le_bytes());
+        header[..4].copy_from_slice(&(5u32 | (lens.len() as u32) << 16).to_le_bytes());
         header[8..12].copy_from_slice(&(TABLE as u32).to_le_bytes());
         self.put(LIST, &header);
         self.put(TABLE, &[0; 64]);
         self.put(TABLE, fis);
         self.put(TABLE + 0x40, &[0; 16]);
         self.put(TABLE + 0x40, packet);
-        let mut entry = [0; 16];
-        entry[..8].copy_from_slice(&DATA.to_le_bytes());
-        entry[12..].copy_from_slice(&(len - 1).to_le_bytes());
-        self.put(TABLE + 0x80, &entry);
+        let mut at = DATA;
+        for (index, len) in (0..).zip(lens) {
+            let mut entry = [0; 16];
+            entry[..8].copy_from_slice(&at.to_le_bytes());
+            entry[12..].copy_from_slice(&(len - 1).to_le_bytes());
+            self.put(TABLE + 0x80 + 16 * index, &entry);
+            at += u64::from(*len);
+        }
         self.set(port, P_IS, u32::MAX);
         self.set(port, P_CI, 1);
         while self.get(port, P_IS) & (INT_REGISTER | INT_ERROR) == 0 {
@@ -134,6 +143,11 @@ fn a_drive_is_read_to_its_last_block_and_changes_discs() {
     assert_eq!(rig.packet(&[0x28, 0, 0, 0, 0, 1, 0, 0, 2], 4096), u32::from(STATUS_READY));
     let read = rig.bytes(DATA, 4096);
     assert_eq!((read[0], read[2559], read[2560], read[4095]), (20, 46, 0, 0));
+    // In pieces, some of which lie behind the end of what is stored.
+    rig.put(DATA, &[0xff; 4096]);
+    let read_two = [&[FIS_FROM_HOST, 0x80, PACKET, 1][..], &[0x28, 0, 0, 0, 0, 1, 0, 0, 2]];
+    let task = rig.run_in_pieces(1, read_two[0], read_two[1], &[2048, 1024, 512, 512]);
+    assert_eq!((task, rig.bytes(DATA, 4096)), (u32::from(STATUS_READY), read));
     rig.ahci.change_disc(1, None, false).unwrap();
     assert_ne!(rig.packet(&[0], 2) & 1, 0);
     rig.start_again(1);
