@@ -52,7 +52,8 @@ pub(super) fn from_archive(session: &Session<'_>, path: &Path, progress: &mut dy
     // Under names of our own: those in the archive are only compared.
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut descriptor = None;
-    for entry in archive.entries().map_err(broken)? {
+    // As they are: extensions for long names would be read into memory, however long.
+    for entry in archive.entries().map_err(broken)?.raw(true) {
         let mut entry = entry.map_err(broken)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         if entry.header().entry_type() != tar::EntryType::Regular {

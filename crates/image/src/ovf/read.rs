@@ -293,6 +293,14 @@ mod tests {
     }
 
     #[test]
+    fn deep_and_wide_descriptors_are_survived() {
+        let deep = "<Envelope>".repeat(90_000) + &"</Envelope>".repeat(90_000);
+        Appliance::parse(deep.as_bytes()).unwrap_err();
+        let wide = format!("<Envelope>{}</Envelope>", "<a/>".repeat(200_000));
+        Appliance::parse(wide.as_bytes()).unwrap_err();
+    }
+
+    #[test]
     fn damaged_descriptors_are_survived() {
         for at in 0..FOREIGN.len() {
             crate::fuzzing::foreign_files(&FOREIGN.as_bytes()[..at]);

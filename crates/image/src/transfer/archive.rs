@@ -90,7 +90,8 @@ pub fn import(
         Error::bad_input("this is no archive of an image, or it is damaged").with_source(error)
     };
     let odd = |what: &str| Error::bad_input(format!("the archive has {what}; that is no image of ours"));
-    let entries = tar.entries().map_err(broken)?;
+    // As they are: extensions for long names would be read into memory, however long.
+    let entries = tar.entries().map_err(broken)?.raw(true);
     let mut manifest: Option<(Vec<u8>, Manifest)> = None;
     let mut signatures = Vec::new();
     let mut checked = false;
