@@ -15,8 +15,8 @@ const BASE: Register = Register::R15;
 /// Room for the longest instruction and the jump that the host appends.
 const ROOM: usize = 32;
 
-/// Makes a sequence of 10 to 30 of the given opcodes.
-pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
+/// A random state with a window of data, which R15 leads to, and no code yet.
+fn without_code(random: &mut Random) -> Case {
     let mut case = Case {
         bits: Bits::B64,
         until: Until::End,
@@ -28,6 +28,12 @@ pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
     };
     forms::fill_window(random, &mut case.window);
     case.state.gpr[15] = DATA + DATA_LEN as u64 / 2;
+    case
+}
+
+/// Makes a sequence of 10 to 30 of the given opcodes.
+pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
+    let mut case = without_code(random);
     let wanted = 10 + random.below(21);
     let mut len = 0;
     let mut made = 0;
@@ -46,17 +52,7 @@ pub(crate) const ALIGNMENT_OPCODES: usize = 12;
 
 /// Makes a sequence of accesses, most of them aligned, between which POPF sets and clears RFLAGS.AC.
 pub(crate) fn alignment_case(random: &mut Random) -> Result<Case, IcedError> {
-    let mut case = Case {
-        bits: Bits::B64,
-        until: Until::End,
-        state: inputs::state(random),
-        code: [0; CODE_LEN_MAX],
-        code_len: 0,
-        window_at: (DATA_LEN / 2 - WINDOW_LEN / 2) as u32,
-        window: [0; WINDOW_LEN],
-    };
-    forms::fill_window(random, &mut case.window);
-    case.state.gpr[15] = DATA + DATA_LEN as u64 / 2;
+    let mut case = without_code(random);
     // Where the stack may be written while accesses are checked.
     case.state.gpr[4] = DATA + 0x1800;
     let mut a = CodeAssembler::new(64)?;

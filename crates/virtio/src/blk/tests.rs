@@ -436,13 +436,8 @@ fn a_disk_may_work_in_the_background_and_in_any_order() {
     }
 }
 
-#[test]
-fn stopping_waits_for_what_is_in_flight() {
-    let (blk, shared) = lazy();
-    let mut driver = Driver::new(Box::new(blk));
-    driver.start(64, u64::MAX);
-    offer_reads(&driver.ram, &mut driver.rings[0], 3);
-    driver.notify(0);
+/// Pauses the device once three requests are in flight, and lets these be answered.
+fn pause_with_three_in_flight(driver: &Driver, shared: &LazyShared) {
     while shared.in_flight_max.load(Ordering::Relaxed) < 3 {
         std::thread::yield_now();
     }
@@ -450,6 +445,16 @@ fn stopping_waits_for_what_is_in_flight() {
     let pausing = std::thread::spawn(move || function.pause());
     shared.allow(3);
     pausing.join().unwrap();
+}
+
+#[test]
+fn stopping_waits_for_what_is_in_flight() {
+    let (blk, shared) = lazy();
+    let mut driver = Driver::new(Box::new(blk));
+    driver.start(64, u64::MAX);
+    offer_reads(&driver.ram, &mut driver.rings[0], 3);
+    driver.notify(0);
+    pause_with_three_in_flight(&driver, &shared);
     assert_eq!(std::iter::from_fn(|| driver.rings[0].take_used()).count(), 3);
     driver.function.resume();
     shared.allow(1);
@@ -467,13 +472,7 @@ fn a_disk_saved_at_work_answers_all_and_nothing_twice() {
     driver.start(64, u64::MAX);
     let mut heads = offer_reads(&driver.ram, &mut driver.rings[0], 3);
     driver.notify(0);
-    while shared.in_flight_max.load(Ordering::Relaxed) < 3 {
-        std::thread::yield_now();
-    }
-    let function = driver.function.clone();
-    let pausing = std::thread::spawn(move || function.pause());
-    shared.allow(3);
-    pausing.join().unwrap();
+    pause_with_three_in_flight(&driver, &shared);
     // The guest has not looked yet, and asks for more of a device that stands still.
     heads.extend(offer_reads(&driver.ram, &mut driver.rings[0], 4));
     driver.notify(0);
