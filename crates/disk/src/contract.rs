@@ -1,4 +1,5 @@
 use crate::io_queue::{BlockingQueue, IoQueue};
+use crate::pool::PoolQueue;
 use crate::{Buffers, Error, ErrorKind, Operation};
 use std::sync::Arc;
 
@@ -104,6 +105,13 @@ pub trait Disk: Send + Sync + 'static {
     /// [`ErrorKind::OutOfRange`], or as the host fails.
     fn read(&self, offset: u64, into: &mut Buffers<'_>) -> Result<(), Error>;
 
+    /// [`Disk::read`] if that is possible without waiting for storage; else `None`, and the content of `into` is
+    /// not to be relied on. This default never is.
+    fn read_now(&self, offset: u64, into: &mut Buffers<'_>) -> Option<Result<(), Error>> {
+        let _ = (offset, into);
+        None
+    }
+
     /// Writes `from` at `offset`.
     ///
     /// # Errors
@@ -155,10 +163,19 @@ pub trait Disk: Send + Sync + 'static {
         Err(Error::new(ErrorKind::Unsupported, Operation::Resize))
     }
 
-    /// Creates a queue for up to `depth` requests at a time, to be used by one thread. This default
-    /// does the work inside `submit`; formats that can work asynchronously replace it.
+    /// Makes beforehand what `number` queues will need of the host. Called before the process gives up rights;
+    /// without it, or where the host refuses, queues work in another way. This default needs nothing.
+    fn prepare_queues(&self, number: usize) {
+        let _ = number;
+    }
+
+    /// Creates a queue for up to `depth` requests at a time, to be used by one thread. This default has
+    /// threads for what would wait.
     fn io_queue(self: Arc<Self>, depth: usize) -> Box<dyn IoQueue> {
-        Box::new(BlockingQueue::new(self, depth))
+        match PoolQueue::new(self.clone(), depth) {
+            Ok(queue) => Box::new(queue),
+            Err(_) => Box::new(BlockingQueue::new(self, depth)),
+        }
     }
 }
 

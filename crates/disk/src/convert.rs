@@ -336,6 +336,7 @@ struct Qcow2Builder {
 impl Qcow2Builder {
     fn new(path: &Path, options: &qcow2::CreateOptions, compress: bool) -> Result<Qcow2Builder, Error> {
         let image = Qcow2::create(path, options, None)?;
+        image.leave_out_syncs();
         let packed_end = compress.then(Mutex::default);
         Ok(Qcow2Builder { image, packed_end, cluster_size: options.cluster_size })
     }

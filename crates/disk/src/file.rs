@@ -21,6 +21,9 @@ pub(crate) struct HostFile {
     has_punch_hole: AtomicBool,
     has_zero_range: AtomicBool,
     has_dsync_flag: AtomicBool,
+    has_nowait_flag: AtomicBool,
+    /// Cleared while the file is of no use to anybody yet.
+    syncs: AtomicBool,
 }
 
 impl HostFile {
@@ -86,6 +89,8 @@ impl HostFile {
             has_punch_hole: AtomicBool::new(true),
             has_zero_range: AtomicBool::new(true),
             has_dsync_flag: AtomicBool::new(true),
+            has_nowait_flag: AtomicBool::new(true),
+            syncs: AtomicBool::new(true),
         }
     }
 
@@ -165,6 +170,30 @@ impl HostFile {
         result
     }
 
+    /// [`HostFile::read_list`] if all of it lies in the host's page cache; else `None`. Where the host cannot
+    /// tell, it waits.
+    pub(crate) fn read_list_now(&self, at: u64, into: &mut Buffers<'_>) -> Option<io::Result<()>> {
+        assert!(into.is_fillable(), "a list to be filled");
+        let list = into.iovecs();
+        if list.len() > IOVECS_MAX || list.is_empty() || !self.has_nowait_flag.load(Ordering::Relaxed) {
+            return Some(self.read_list(at, into));
+        }
+        let (fd, flags) = (self.file.as_raw_fd(), libc::RWF_NOWAIT);
+        // SAFETY: the list describes memory that is alive and may be written (checked above).
+        let moved = unsafe { libc::preadv2(fd, list.as_ptr(), list.len() as _, at as _, flags) };
+        if moved > 0 {
+            into.report_filled(0, moved as usize);
+        }
+        if usize::try_from(moved) == Ok(into.len()) {
+            return Some(Ok(()));
+        }
+        if moved < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {
+            self.has_nowait_flag.store(false, Ordering::Relaxed);
+            return Some(self.read_list(at, into));
+        }
+        None
+    }
+
     /// Fills `bytes` from `at` on.
     pub(crate) fn read(&self, at: u64, bytes: &mut [u8], operation: Operation) -> Result<(), Error> {
         let len = bytes.len() as u64;
@@ -226,8 +255,16 @@ impl HostFile {
             .map_err(|error| self.failed(operation, error))
     }
 
+    /// Leaves out [`HostFile::sync`]: for a file in the making, which a crash leaves nameless anyway.
+    pub(crate) fn leave_out_syncs(&self) {
+        self.syncs.store(false, Ordering::Relaxed);
+    }
+
     /// Makes what was written safe from a crash of the host.
     pub(crate) fn sync(&self, operation: Operation) -> Result<(), Error> {
+        if !self.syncs.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         rustix::fs::fdatasync(&self.file).map_err(|error| self.failed(operation, error.into()))
     }
 
@@ -310,10 +347,12 @@ fn bad(path: &Path, detail: &str) -> Error {
     Error::new(ErrorKind::BadFormat, Operation::Open).with_path(path).with_detail(detail)
 }
 
+/// The most stretches of one call (UIO_MAXIOV).
+const IOVECS_MAX: usize = 1024;
+
 /// Repeats a vectored system call until all of `buffers` is moved. `call` gets the stretches that are
-/// left (1024 at most, UIO_MAXIOV) and how many bytes are done.
+/// left and how many bytes are done.
 fn move_all(buffers: &Buffers<'_>, mut call: impl FnMut(&[libc::iovec], usize) -> isize) -> io::Result<()> {
-    const IOVECS_MAX: usize = 1024;
     let mut done = 0;
     // What is left after a call that did not move all; nearly always the first one does.
     let mut rest = Vec::new();

@@ -57,7 +57,7 @@ pub fn create_overlay_over(
 
 /// How an image names another: by its name alone if both lie in one folder, so that they can be moved
 /// together; else by the whole path.
-fn name_for(image: &Path, backing: &Path) -> Result<String, Error> {
+pub(crate) fn name_for(image: &Path, backing: &Path) -> Result<String, Error> {
     let failed = |error| Error::from_io(Operation::Open, error).with_path(backing);
     let real = backing.canonicalize().map_err(failed)?;
     let folder = |path: &Path| match path.parent() {
@@ -202,17 +202,43 @@ pub fn rebase(
     };
     let below =
         Image::open(new_path, &OpenOptions { format: new_format, ..OpenOptions::new(Access::ReadOnly) })?;
+    if unsafely {
+        check_not_itself(path, new_path, &below)?;
+        let backing = Backing { name: name_for(path, new_path)?, format: Some(below.format.name().into()) };
+        return image.set_backing(Some(backing), Some(below.disk));
+    }
+    rebase_open(&image, path, new_path, &below, progress)
+}
+
+/// Makes an open image at `path` stand on `below` at `new_path`. Guests may use the disk meanwhile.
+pub(crate) fn rebase_open(
+    image: &Qcow2,
+    path: &Path,
+    new_path: &Path,
+    below: &Image,
+    progress: &Progress,
+) -> Result<(), Error> {
+    check_not_itself(path, new_path, below)?;
+    copy_differences(image, &*below.disk, progress)?;
+    let backing = Backing { name: name_for(path, new_path)?, format: Some(below.format.name().into()) };
+    image.set_backing(Some(backing), Some(below.disk.clone()))
+}
+
+fn check_not_itself(path: &Path, new_path: &Path, below: &Image) -> Result<(), Error> {
     let is_itself = |other: &Path| same_file(path, other);
     if is_itself(new_path) || below.chain.iter().any(|other| is_itself(other)) {
-        return Err(Error::new(ErrorKind::Unsupported, operation)
+        return Err(Error::new(ErrorKind::Unsupported, Operation::Rebase)
             .with_path(path)
             .with_detail("it would stand on itself"));
     }
-    if !unsafely {
-        copy_differences(&image, &*below.disk, progress)?;
-    }
-    let backing = Backing { name: name_for(path, new_path)?, format: Some(below.format.name().into()) };
-    image.set_backing(Some(backing), Some(below.disk))
+    Ok(())
+}
+
+/// Makes a file that somebody else has written safe from a crash of the host.
+pub(crate) fn sync_file(path: &Path, operation: Operation) -> Result<(), Error> {
+    std::fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| Error::from_io(operation, error).with_path(path))
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -301,7 +327,7 @@ pub fn compact(path: &Path, options: &OpenOptions, progress: &Progress) -> Resul
     let mode = std::fs::metadata(path).map_err(failed)?.permissions();
     std::fs::set_permissions(&draft.path, mode).map_err(failed)?;
     // A crash must find one or the other whole.
-    std::fs::File::open(&draft.path).and_then(|file| file.sync_all()).map_err(failed)?;
+    sync_file(&draft.path, operation)?;
     draft.publish()
 }
 

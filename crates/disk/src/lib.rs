@@ -12,7 +12,8 @@
 //! ```
 //!
 //! **Threads.** A `Disk` is shared by all queues of a device and callable from any thread. An `IoQueue`
-//! belongs to one thread. The default queue ([`BlockingQueue`]) does the work inside `submit`.
+//! belongs to one thread. What can be done without waiting is done inside `submit`; for the rest a raw file has
+//! an io_uring where the kernel permits it, and any other disk threads ([`PoolQueue`]).
 //!
 //! **Who validates.** The guest's numbers come through unchecked: every operation checks its range
 //! against the disk's present size ([`ErrorKind::OutOfRange`]) and whether it may write
@@ -23,8 +24,8 @@
 //!
 //! | format | type | reads | writes | asynchronous |
 //! |---|---|---|---|---|
-//! | raw file or block device | [`Raw`] | yes | yes | no |
-//! | qcow2, versions 2 and 3 | [`qcow2::Qcow2`] | yes | yes | no |
+//! | raw file or block device | [`Raw`] | yes | yes | io_uring or threads |
+//! | qcow2, versions 2 and 3 | [`qcow2::Qcow2`] | yes | yes | threads |
 //! | VMDK (sparse, stream-optimised, flat) | – | yes | made anew | no |
 //! | VDI | – | yes | made anew | no |
 //! | VHD (fixed, dynamic, differencing) | – | yes | made anew (dynamic) | no |
@@ -42,11 +43,14 @@ pub mod fuzzing;
 mod io_queue;
 mod job;
 mod layers;
+mod live;
 mod lock;
 mod mapped;
 mod open;
+mod pool;
 pub mod qcow2;
 mod raw;
+mod ring;
 mod scratch;
 mod vdi;
 mod vhd;
@@ -60,7 +64,9 @@ pub use error::{Error, ErrorKind, Operation};
 pub use io_queue::{BlockingQueue, Completion, IoQueue, Request, RequestKind};
 pub use job::Progress;
 pub use layers::{check, commit, compact, create_overlay, create_overlay_over, flatten, rebase};
+pub use live::{Live, LiveDisk, LiveInfo};
 pub use open::{BackingPolicy, Format, Image, ImageInfo, OpenOptions};
+pub use pool::PoolQueue;
 pub use raw::{Access, Raw};
 pub use scratch::Scratch;
 

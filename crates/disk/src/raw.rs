@@ -1,14 +1,17 @@
 //! The raw format: the file's bytes are the disk's bytes.
 
 use crate::file::HostFile;
+use crate::io_queue::{BlockingQueue, IoQueue};
+use crate::pool::PoolQueue;
+use crate::ring::{Ring, RingQueue};
 use crate::{
     Buffers, Content, Disk, DiskInfo, Durability, Error, ErrorKind, Extent, Operation, Progress, SECTOR_SIZE,
     Unmap,
 };
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How to open a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Raw {
     logical_block_size: u32,
     physical_block_size: u32,
     guard_header: bool,
+    /// For queues to come.
+    rings: Mutex<Vec<Ring>>,
 }
 
 impl Raw {
@@ -65,6 +70,7 @@ impl Raw {
             logical_block_size,
             physical_block_size: physical.max(logical_block_size),
             guard_header: false,
+            rings: Mutex::default(),
         })
     }
 
@@ -103,6 +109,30 @@ impl Raw {
             at += len;
         }
         self.flush()
+    }
+
+    /// Takes back a ring whose queue is gone.
+    pub(crate) fn keep_ring(&self, ring: Ring) {
+        self.rings().push(ring);
+    }
+
+    fn rings(&self) -> MutexGuard<'_, Vec<Ring>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The error for what the host said.
+    pub(crate) fn host_failed(&self, operation: Operation, source: io::Error) -> Error {
+        self.file.failed(operation, source)
+    }
+
+    fn read_failed(&self, offset: u64, len: u64, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Io, Operation::Read)
+                .with_path(self.path())
+                .with_range(offset, len)
+                .with_detail("the file has become shorter than it was when it was opened"),
+            _ => self.failed(Operation::Read, offset, len, error),
+        }
     }
 
     fn failed(&self, operation: Operation, offset: u64, len: u64, source: io::Error) -> Error {
@@ -150,13 +180,16 @@ impl Disk for Raw {
     fn read(&self, offset: u64, into: &mut Buffers<'_>) -> Result<(), Error> {
         let len = into.len() as u64;
         self.check(Operation::Read, offset, len)?;
-        self.file.read_list(offset, into).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Io, Operation::Read)
-                .with_path(self.path())
-                .with_range(offset, len)
-                .with_detail("the file has become shorter than it was when it was opened"),
-            _ => self.failed(Operation::Read, offset, len, error),
-        })
+        self.file.read_list(offset, into).map_err(|error| self.read_failed(offset, len, error))
+    }
+
+    fn read_now(&self, offset: u64, into: &mut Buffers<'_>) -> Option<Result<(), Error>> {
+        let len = into.len() as u64;
+        if let Err(error) = self.check(Operation::Read, offset, len) {
+            return Some(Err(error));
+        }
+        let result = self.file.read_list_now(offset, into)?;
+        Some(result.map_err(|error| self.read_failed(offset, len, error)))
     }
 
     fn write(&self, offset: u64, from: &Buffers<'_>, durability: Durability) -> Result<(), Error> {
@@ -202,6 +235,22 @@ impl Disk for Raw {
         let (stored, len) = self.file.stored(offset, len);
         let content = if stored { Content::Data } else { Content::Zeroes };
         Ok(Extent { len, content, depth: 0, present: true, file_offset: Some(offset) })
+    }
+
+    fn prepare_queues(&self, number: usize) {
+        let rings = (0..number).map_while(|_| Ring::new(self.file.file()).ok());
+        self.rings().extend(rings);
+    }
+
+    fn io_queue(self: Arc<Self>, depth: usize) -> Box<dyn IoQueue> {
+        let ring = self.rings().pop();
+        if let Some(ring) = ring {
+            return Box::new(RingQueue::new(self, ring, depth));
+        }
+        match PoolQueue::new(self.clone(), depth) {
+            Ok(queue) => Box::new(queue),
+            Err(_) => Box::new(BlockingQueue::new(self, depth)),
+        }
     }
 
     fn resize(&self, size: u64) -> Result<(), Error> {

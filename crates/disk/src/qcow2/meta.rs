@@ -79,6 +79,10 @@ pub(super) struct Meta {
     pub(super) tables: Places,
     /// Clusters of the disk that are being moved to another place.
     pub(super) busy: HashSet<u64>,
+    /// Whether the image is being moved into the one below; only then `writing` is kept.
+    pub(super) is_moving_down: bool,
+    /// Clusters of the disk that are being written where they are: first and end of each write.
+    pub(super) writing: Vec<(u64, u64)>,
 }
 
 impl Meta {
@@ -111,6 +115,8 @@ impl Meta {
             unlinked: Vec::new(),
             tables: Places::default(),
             busy: HashSet::new(),
+            is_moving_down: false,
+            writing: Vec::new(),
             header,
         };
         meta.find_tables(file)?;

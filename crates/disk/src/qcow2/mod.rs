@@ -23,7 +23,8 @@ pub use header::{Backing, Compression, Snapshot};
 
 use crate::file::HostFile;
 use crate::{
-    Buffers, Content, Disk, DiskInfo, Durability, Error, ErrorKind, Extent, Operation, SECTOR_SIZE, Unmap,
+    Buffers, Content, Disk, DiskInfo, Durability, Error, ErrorKind, Extent, Operation, Progress, SECTOR_SIZE,
+    Unmap,
 };
 use header::{Header, HeaderFault};
 use meta::{Mapping, Meta};
@@ -36,6 +37,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockRead
 
 /// More clusters than this are not moved by one step of a write.
 const STEP_CLUSTERS: u64 = 1024;
+/// Bytes of an image that are moved down at a time; writes to them wait so long.
+const MOVED_PIECE: u64 = 4 << 20;
 /// So many clusters may wait to become free before a flush is due.
 const UNLINKED_MAX: usize = 1 << 16;
 
@@ -148,6 +151,11 @@ impl Qcow2 {
     /// The file.
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// Nothing is made safe from a crash of the host: for an image in the making.
+    pub(crate) fn leave_out_syncs(&self) {
+        self.file.leave_out_syncs();
     }
 
     /// What the image is.
@@ -287,10 +295,26 @@ impl Qcow2 {
         }
         let (mapping, run) = self.run(&mut meta, offset, len, operation)?;
         if let (Mapping::Stored(at, true), false) = (mapping, source.is_nothing()) {
-            drop(meta);
             let within = offset & ((1 << bits) - 1);
-            self.put(at + within, source, done, run as usize, offset, operation)?;
-            return Ok(run);
+            if !meta.is_moving_down {
+                drop(meta);
+                self.put(at + within, source, done, run as usize, offset, operation)?;
+                return Ok(run);
+            }
+            // Not into clusters that are being moved, and those that this writes to wait with moving.
+            let last = (offset + run - 1) >> bits;
+            let end = (first + 1..=last).find(|cluster| meta.busy.contains(cluster)).unwrap_or(last + 1);
+            let run = run.min((end << bits) - offset);
+            meta.writing.push((first, end));
+            drop(meta);
+            let result = self.put(at + within, source, done, run as usize, offset, operation);
+            let mut meta = self.lock();
+            if let Some(index) = meta.writing.iter().position(|range| *range == (first, end)) {
+                meta.writing.swap_remove(index);
+            }
+            drop(meta);
+            self.settled.notify_all();
+            return result.map(|()| run);
         }
         // Clusters that get another place, as far as one L2 table reaches.
         let table_end = ((first >> (bits - 3)) + 1) << (bits - 3);
@@ -491,6 +515,114 @@ impl Qcow2 {
             }
         }
         Ok(())
+    }
+
+    /// Moves all that the image itself stores into `below`, which it stands on, so that the backing file shows
+    /// everywhere. Guests may use the disk meanwhile; what they write stays in the image if it came too late.
+    ///
+    /// Piece by piece: other writes to it wait, it is copied, made safe below, and then its entries go. So
+    /// whenever the process ends, each cluster is in one of the two.
+    pub(crate) fn move_down(&self, below: &dyn Disk, progress: &Progress) -> Result<(), Error> {
+        self.lock().is_moving_down = true;
+        // Whoever writes without having heard of it has done so by then.
+        drop(self.moving.write().unwrap_or_else(PoisonError::into_inner));
+        let result = self.move_down_pieces(below, progress);
+        self.lock().is_moving_down = false;
+        result
+    }
+
+    fn move_down_pieces(&self, below: &dyn Disk, progress: &Progress) -> Result<(), Error> {
+        let operation = Operation::Commit;
+        let bits = self.cluster_bits();
+        let size = self.info().size;
+        let end = size.div_ceil(1 << bits);
+        progress.begin(size);
+        let mut cluster = 0;
+        let mut bytes = Vec::new();
+        while cluster < end {
+            progress.check(operation)?;
+            self.make_room()?;
+            let moving = self.begin_moving();
+            let mut meta = self.lock();
+            let per_table = 1 << (bits - 3);
+            let table_end = end.min((cluster / per_table + 1) * per_table);
+            if meta.l1[(cluster / per_table) as usize] & spec::OFFSET == 0 {
+                drop(meta);
+                progress.advance(((table_end - cluster) << bits).min(size - (cluster << bits)));
+                cluster = table_end;
+                continue;
+            }
+            while meta.busy.contains(&cluster) {
+                meta = self.settled.wait(meta).unwrap_or_else(PoisonError::into_inner);
+            }
+            let piece_end = table_end.min(cluster + (MOVED_PIECE >> bits).max(1));
+            let mut piece = Vec::new();
+            for number in cluster..piece_end {
+                let mapping = meta.mapping(&self.file, number, operation)?;
+                if meta.busy.contains(&number) {
+                    break;
+                }
+                piece.push(mapping);
+            }
+            let number = piece.len() as u64;
+            if piece.iter().any(|mapping| *mapping != Mapping::Absent) {
+                meta.busy.extend(cluster..cluster + number);
+                let overlaps = |range: &(u64, u64)| range.0 < cluster + number && cluster < range.1;
+                while meta.writing.iter().any(overlaps) {
+                    meta = self.settled.wait(meta).unwrap_or_else(PoisonError::into_inner);
+                }
+                drop(meta);
+                let copied = piece.iter().zip(cluster..).try_for_each(|(mapping, number)| {
+                    self.copy_down(below, *mapping, number << bits, &mut bytes)
+                });
+                let copied = copied.and_then(|()| below.flush());
+                let mut meta = self.lock();
+                let result = copied.and_then(|()| {
+                    meta.own_l2(&self.file, cluster, operation)?;
+                    for number in cluster..cluster + number {
+                        // As it is now: a guest may have discarded it meanwhile, which waits for nobody.
+                        let now = meta.mapping(&self.file, number, operation)?;
+                        if now != Mapping::Absent {
+                            meta.set_mapping(&self.file, number, Mapping::Absent, operation)?;
+                            unlink(&mut meta, now);
+                        }
+                    }
+                    Ok(())
+                });
+                for number in cluster..cluster + number {
+                    meta.busy.remove(&number);
+                }
+                drop(meta);
+                self.settled.notify_all();
+                result?;
+            } else {
+                drop(meta);
+            }
+            drop(moving);
+            progress.advance((number << bits).min(size - (cluster << bits)));
+            cluster += number;
+        }
+        self.flush_all()
+    }
+
+    /// Copies a cluster to the image below, as far as it is a part of the disk.
+    fn copy_down(
+        &self,
+        below: &dyn Disk,
+        mapping: Mapping,
+        offset: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let len = (1u64 << self.cluster_bits()).min(self.info().size - offset);
+        match mapping {
+            Mapping::Absent => Ok(()),
+            Mapping::Zero(_) => below.write_zeroes(offset, len, Unmap::Allowed, Durability::AtFlush),
+            Mapping::Stored(..) | Mapping::Packed(..) => {
+                bytes.resize(len as usize, 0);
+                self.read_run(mapping, offset, &mut Buffers::from_mut(bytes))?;
+                below.write(offset, &Buffers::from_slice(bytes), Durability::AtFlush)
+            }
+        }
     }
 
     /// Forgets all that the image itself stores, so that the backing file shows everywhere.
@@ -703,6 +835,30 @@ impl Disk for Qcow2 {
             done += run;
         }
         Ok(())
+    }
+
+    fn read_now(&self, offset: u64, into: &mut Buffers<'_>) -> Option<Result<(), Error>> {
+        let len = into.len() as u64;
+        self.check(Operation::Read, offset, len).ok()?;
+        let _moving = self.moving.try_read().ok()?;
+        let (mapping, run) = self.run(&mut self.lock(), offset, len.max(1), Operation::Read).ok()?;
+        if run < len {
+            return None;
+        }
+        match mapping {
+            Mapping::Stored(at, _) => {
+                let within = offset & ((1 << self.cluster_bits()) - 1);
+                // An end of the file before the end of a cluster is for `read` to judge.
+                self.file.read_list_now(at + within, into)?.ok().map(Ok)
+            }
+            Mapping::Zero(_) => Some(self.read_run(mapping, offset, into)),
+            Mapping::Absent => match self.backing() {
+                None => Some(self.read_run(mapping, offset, into)),
+                Some(backing) if offset + len <= backing.info().size => backing.read_now(offset, into),
+                Some(_) => None,
+            },
+            Mapping::Packed(..) => None,
+        }
     }
 
     fn write(&self, offset: u64, from: &Buffers<'_>, durability: Durability) -> Result<(), Error> {

@@ -172,10 +172,10 @@ fn what_is_no_disk_is_refused_by_kind() {
 }
 
 #[test]
-fn the_default_queue_finishes_requests_in_order() {
+fn a_blocking_queue_finishes_requests_in_order() {
     let scratch = Scratch::new(&[3; 4096]);
     let disk: Arc<dyn Disk> = Arc::new(scratch.open());
-    let mut queue: Box<dyn IoQueue> = disk.io_queue(4);
+    let mut queue = BlockingQueue::new(disk, 4);
     let ram = Arc::new(Ram::new(1 << 16).unwrap());
     let buffers = |len| {
         let mut buffers = Buffers::guest(ram.clone());
