@@ -44,6 +44,25 @@ pub(crate) fn punch(file: &File, size: u64) -> Result<(), Error> {
     })
 }
 
+/// Gives some pages of a region back: after that they read as zero, or as the file behind them.
+pub(crate) fn discard(region: &Region, start: u64, len: u64, backing: &Backing) -> io::Result<()> {
+    match backing {
+        Backing::Shared(file) => {
+            let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            Ok(fallocate(&**file, how, region.offset + start, len)?)
+        }
+        Backing::Private(_) => {
+            // SAFETY: the pages lie within the region's mapping, which is accessed by raw pointers only; what they
+            // hold may change at any time.
+            let advised = unsafe {
+                let at = region.hva.add(start as usize).cast();
+                rustix::mm::madvise(at, len as usize, rustix::mm::Advice::LinuxDontNeed)
+            };
+            Ok(advised?)
+        }
+    }
+}
+
 pub(crate) fn check_segments(size: u64, segments: &[FileSegment]) -> Result<(), Error> {
     let bad = |what: String| Error::new(ErrorKind::BadSize, what);
     let mut sorted: Vec<_> = segments.iter().collect();

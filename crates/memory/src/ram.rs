@@ -5,6 +5,7 @@ use crate::video::VideoMemory;
 use crate::watch::{CodeWatcher, RegionWatch, WatchShared, WriteWatch};
 use crate::{Error, ErrorKind, GuestMemory, PageSet};
 use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
@@ -244,6 +245,28 @@ impl Ram {
         }
         *backing = fresh;
         Ok(())
+    }
+
+    /// Gives pages back to the host whose content the guest does not need: those that lie wholly in the `len`
+    /// bytes from `gpa` on and are RAM. They then read as zero, or as the file that they were made from. Neither
+    /// dirty log nor watcher hears of it. Returns the number of bytes.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn discard(&self, gpa: u64, len: u64) -> io::Result<u64> {
+        let backing = self.backing();
+        let (from, to) =
+            (gpa.checked_next_multiple_of(PAGE_SIZE), gpa.saturating_add(len) & !(PAGE_SIZE - 1));
+        let mut done = 0;
+        for region in self.ram_regions() {
+            let start = from.unwrap_or(u64::MAX).max(region.range.start);
+            let end = to.min(region.range.end());
+            if start < end {
+                map::discard(region, start - region.range.start, end - start, &backing)?;
+                done += end - start;
+            }
+        }
+        Ok(done)
     }
 
     /// The ranges that are RAM, in ascending order.

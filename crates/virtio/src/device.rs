@@ -100,6 +100,8 @@ pub enum DeviceSaved {
     Console(crate::console::ConsoleSaved),
     /// An entropy source.
     Rng,
+    /// A balloon.
+    Balloon(crate::balloon::BalloonSaved),
     /// A socket device.
     Vsock(crate::vsock::VsockSaved),
 }

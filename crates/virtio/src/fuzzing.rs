@@ -2,6 +2,7 @@
 //! device did what no guest may bring it to: a panic of its own, endless work, an answer that cannot be.
 
 use crate::Kick;
+use crate::balloon::Balloon;
 use crate::blk::spec::{T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES};
 use crate::blk::{Blk, BlkConfig};
 use crate::console::Console;
@@ -315,7 +316,7 @@ fn play(
 pub fn blk(data: &[u8]) {
     let mut input = Input(data);
     let disk = MemDisk::new(vec![0x5a; 64 << 10], input.u8().is_multiple_of(8));
-    let config = BlkConfig { queues: 2, queue_size: 64, serial: "fuzz".into() };
+    let config = BlkConfig { queues: 2, queue_size: 64, serial: "fuzz".into(), ..BlkConfig::default() };
     let mut device = Blk::new(disk, config);
     device.config_write(32, &[input.u8() % 2]);
     let craft: Craft = |input, at| {
@@ -390,6 +391,25 @@ pub fn net(data: &[u8]) {
         for frame in end.take() {
             assert!((14..=frame_size_max).contains(&frame.len()));
         }
+    });
+}
+
+/// A guest with a balloon.
+pub fn balloon(data: &[u8]) {
+    let mut device = Balloon::new();
+    let control = device.control();
+    let craft: Craft = |input, at| {
+        let bytes = input.bytes(64);
+        let len = input.u16() as u32;
+        match input.u8() % 4 {
+            // Reports name pages themselves.
+            3 => (3, Vec::new(), vec![Buffer::In(at & !0xfff, len * 16)]),
+            queue => (queue as usize, bytes.to_vec(), vec![Buffer::Out(at, len % 5000)]),
+        }
+    };
+    play(&mut device, Input(data), craft, |input| {
+        control.set_target(input.u32() as u64 * 4096);
+        control.status();
     });
 }
 
@@ -529,6 +549,11 @@ mod tests {
     #[test]
     fn net_survives() {
         run(net, 1000, 1500);
+    }
+
+    #[test]
+    fn balloon_survives() {
+        run(balloon, 2000, 1500);
     }
 
     #[test]

@@ -25,9 +25,11 @@
 //! | block | [`blk`] | one or more, a thread each |
 //! | network card | [`net`] | receive, transmit |
 //! | console | [`console`] | receive, transmit |
+//! | balloon | [`balloon`] | inflate, deflate, statistics, reports |
 //! | entropy | [`rng`] | one |
 //! | socket | [`vsock`] | receive, transmit, event |
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 mod device;
@@ -35,6 +37,7 @@ mod error;
 #[cfg(any(test, feature = "test"))]
 pub mod fuzzing;
 mod kick;
+pub mod limit;
 pub mod net;
 pub mod queue;
 pub mod rng;

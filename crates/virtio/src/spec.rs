@@ -8,6 +8,7 @@ pub mod device_type {
     pub const BLOCK: u16 = 2;
     pub const CONSOLE: u16 = 3;
     pub const ENTROPY: u16 = 4;
+    pub const BALLOON: u16 = 5;
     pub const VSOCK: u16 = 19;
 }
 

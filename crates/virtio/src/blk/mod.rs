@@ -16,6 +16,7 @@ pub use request::{DISCARD_SECTORS_MAX, Request, SEGMENTS_MAX, Segment, ZEROES_SE
 pub use work::BlkWork;
 
 use crate::device::{Activation, DeviceSaved, VirtioDevice, read_structure};
+use crate::limit::Limiter;
 use crate::queue::Queue;
 use crate::worker::Work;
 use ::device::state::RestoreError;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How a block device is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct BlkConfig {
     /// What the driver sees as the disk's serial number; the first 20 bytes count.
     pub serial: String,
@@ -35,11 +36,14 @@ pub struct BlkConfig {
     pub queues: u16,
     /// Descriptors per queue, a power of two between 4 and 1024.
     pub queue_size: u16,
+    /// What keeps its rate, if anything does: reads and writes together.
+    pub limiter: Arc<Limiter>,
 }
 
 impl Default for BlkConfig {
     fn default() -> BlkConfig {
-        BlkConfig { serial: String::new(), queues: 1, queue_size: 256 }
+        let limiter = Arc::new(Limiter::new(Default::default()));
+        BlkConfig { serial: String::new(), queues: 1, queue_size: 256, limiter }
     }
 }
 
@@ -169,7 +173,10 @@ impl VirtioDevice for Blk {
         id[..len].copy_from_slice(&serial[..len]);
         let queues = (0..self.config.queues as usize).filter_map(|index| activation.take_queue(index));
         queues
-            .map(|queue| -> Box<dyn Work> { Box::new(BlkWork::new(queue, &self.disk, policy.clone(), id)) })
+            .map(|queue| -> Box<dyn Work> {
+                let limiter = self.config.limiter.clone();
+                Box::new(BlkWork::new(queue, &self.disk, policy.clone(), id, limiter))
+            })
             .collect()
     }
 

@@ -492,3 +492,32 @@ fn a_disk_saved_at_work_answers_all_and_nothing_twice() {
         assert_eq!(data, pattern(64 << 10)[n as usize * 512..][..512], "sector {n}");
     }
 }
+
+#[test]
+fn requests_wait_at_a_limit_until_it_is_lifted() {
+    use crate::limit::{Limits, Rate};
+    let slow = Some(Rate { per_second: 1, burst: 0 });
+    for limits in [Limits { bytes: slow, operations: None }, Limits { bytes: None, operations: slow }] {
+        let disk = MemDisk::new(pattern(64 << 10), false);
+        let config = BlkConfig::default();
+        let limiter = config.limiter.clone();
+        limiter.set(limits);
+        let mut blk = Blk::new(disk.clone(), config);
+        let mut guest = Guest { bench: Bench::new(&mut blk, 64, 0), disk };
+        guest.header(T_IN, 0);
+        for _ in 0..10 {
+            guest.bench.rings[0].add(&[
+                Buffer::Out(HEADER, 16),
+                Buffer::In(DATA, 512),
+                Buffer::In(STATUS, 1),
+            ]);
+        }
+        guest.bench.settle();
+        let done = std::iter::from_fn(|| guest.bench.rings[0].take_used()).count();
+        // One a second at most: nobody is so slow that all of them go through.
+        assert!((1..10).contains(&done), "{done} of 10 went through");
+        limiter.set(Limits::default());
+        guest.bench.settle();
+        assert_eq!(std::iter::from_fn(|| guest.bench.rings[0].take_used()).count(), 10 - done);
+    }
+}

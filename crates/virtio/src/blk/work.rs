@@ -3,6 +3,7 @@
 use super::CachePolicy;
 use super::request::{Request, SEGMENTS_MAX, parse};
 use super::spec::{HEADER_LEN, ID_LEN, S_IOERR, S_OK, S_UNSUPP};
+use crate::limit::Limiter;
 use crate::queue::{Chain, Queue, RingError, Span};
 use crate::worker::{Progress, Wait, Work};
 use disk::{Buffers, Completion, Disk, IoQueue, Request as DiskRequest, RequestKind};
@@ -27,6 +28,7 @@ pub struct BlkWork {
     free: Vec<usize>,
     /// Buffer lists to be used again.
     spare: Vec<Buffers<'static>>,
+    limiter: Arc<Limiter>,
     /// When the first answer was given that the driver has not been interrupted for.
     unsignalled_since: Option<Instant>,
 }
@@ -43,7 +45,13 @@ struct Slot {
 }
 
 impl BlkWork {
-    pub(super) fn new(queue: Queue, disk: &Arc<dyn Disk>, policy: CachePolicy, id: [u8; ID_LEN]) -> BlkWork {
+    pub(super) fn new(
+        queue: Queue,
+        disk: &Arc<dyn Disk>,
+        policy: CachePolicy,
+        id: [u8; ID_LEN],
+        limiter: Arc<Limiter>,
+    ) -> BlkWork {
         let depth = queue.size() as usize + SEGMENTS_MAX as usize;
         BlkWork {
             queue,
@@ -54,6 +62,7 @@ impl BlkWork {
             slots: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),
+            limiter,
             unsignalled_since: None,
         }
     }
@@ -64,6 +73,18 @@ impl BlkWork {
 
     fn has_room(&self) -> bool {
         self.io.room() >= SEGMENTS_MAX as usize
+    }
+
+    /// Whether the next request may begin.
+    fn may_begin(&self) -> bool {
+        self.has_room() && self.limiter.delay().is_none()
+    }
+
+    /// What the request in `self.chain` costs: its data, in whichever direction it goes.
+    fn charge(&self) {
+        let out = u64::from(self.chain.readable_len().saturating_sub(HEADER_LEN));
+        let into = u64::from(self.chain.writable_len().saturating_sub(1));
+        self.limiter.charge(1, out + into);
     }
 
     /// Begins the request in `self.chain`.
@@ -225,9 +246,10 @@ impl Work for BlkWork {
         let mut did = self.reap();
         let mut batch = self.queue.size();
         self.queue.disarm();
-        while batch > 0 && self.has_room() && self.queue.pop(&mut self.chain) {
+        while batch > 0 && self.may_begin() && self.queue.pop(&mut self.chain) {
             batch -= 1;
             did = true;
+            self.charge();
             self.begin();
             self.reap();
             self.signal_if_late();
@@ -239,18 +261,21 @@ impl Work for BlkWork {
     }
 
     fn is_pending(&self) -> bool {
-        self.has_room() && self.queue.has_available()
+        self.queue.has_available() && self.may_begin()
     }
 
     fn arm(&mut self) -> bool {
-        // Without room it is the disk that is waited for.
-        self.has_room() && self.queue.arm()
+        // Without room it is the disk that is waited for, and under a limit the time.
+        self.may_begin() && self.queue.arm()
     }
 
     fn wait<'a>(&'a self, wait: &mut Wait<'a>) {
         wait.kick(self.queue.kick());
         if let Some(fd) = self.io.completion_fd() {
             wait.readable(fd);
+        }
+        if let (true, Some(delay)) = (self.has_room(), self.limiter.delay()) {
+            wait.at_most(delay);
         }
     }
 

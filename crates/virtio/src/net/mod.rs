@@ -14,6 +14,7 @@ mod work;
 pub use work::NetWork;
 
 use crate::device::{Activation, DeviceSaved, Interrupt, VirtioDevice, read_structure};
+use crate::limit::Limiter;
 use crate::queue::Queue;
 use crate::worker::Work;
 use ::device::state::RestoreError;
@@ -34,6 +35,8 @@ pub struct Net {
     /// Here while at rest; the worker has it while at work.
     backend: Option<Box<dyn Backend>>,
     link: Link,
+    /// For frames from the guest, and to it.
+    limiters: [Arc<Limiter>; 2],
 }
 
 /// A network card's cable: pulls it out and plugs it in while the machine runs.
@@ -88,7 +91,13 @@ impl Net {
         let mtu = backend.frame_size_max().saturating_sub(ETHERNET_HEADER_LEN);
         // 68 is the least that the specification allows (§5.1.4.1).
         let mtu = mtu.clamp(68, u16::MAX as usize) as u16;
-        Net { mac, mtu, backend: Some(backend), link: Link::new() }
+        let limiters = [(); 2].map(|()| Arc::new(Limiter::new(Default::default())));
+        Net { mac, mtu, backend: Some(backend), link: Link::new(), limiters }
+    }
+
+    /// What keeps the rate of frames from the guest, and of frames to it.
+    pub fn limiters(&self) -> [Arc<Limiter>; 2] {
+        self.limiters.clone()
     }
 
     /// The cable.
@@ -145,7 +154,8 @@ impl VirtioDevice for Net {
         let (receive, transmit) = (activation.take_queue(0), activation.take_queue(1));
         match self.backend.take() {
             Some(backend) => {
-                vec![Box::new(NetWork::new(receive, transmit, backend, agreed, self.link.clone()))]
+                let (link, limiters) = (self.link.clone(), self.limiters.clone());
+                vec![Box::new(NetWork::new(receive, transmit, backend, agreed, link, limiters))]
             }
             None => Vec::new(),
         }

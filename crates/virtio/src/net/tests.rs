@@ -282,3 +282,30 @@ fn a_card_saved_at_work_goes_on_with_the_buffers_that_are_left() {
         assert_eq!(driver.wait_used(0), (*head, 12 + 100 + i as u32));
     }
 }
+
+#[test]
+fn frames_wait_at_a_limit_in_each_direction_until_it_is_lifted() {
+    use crate::limit::{Limits, Rate};
+    // A frame of this length takes more than a minute.
+    let slow = Limits { bytes: Some(Rate { per_second: 10, burst: 0 }), operations: None };
+    let (wire, end) = Wire::new(1514);
+    let mut net = Net::new(MAC, Box::new(wire));
+    let [sending, receiving] = net.limiters();
+    let mut bench = Bench::new(&mut net, 16, 0);
+    sending.set(slow);
+    receiving.set(slow);
+    for _ in 0..5 {
+        end.send(&frame(1000));
+        bench.rings[0].add(&[Buffer::In(AT + 0x1_0000, 1526)]);
+        bench.rings[1].add(&[Buffer::Out(AT, 1012)]);
+    }
+    bench.settle();
+    assert_eq!((end.take().len(), end.waiting()), (1, 4));
+    sending.set(Limits::default());
+    bench.settle();
+    assert_eq!((end.take().len(), end.waiting()), (4, 4));
+    receiving.set(Limits::default());
+    bench.settle();
+    assert_eq!(end.waiting(), 0);
+    assert_eq!(std::iter::from_fn(|| bench.rings[0].take_used()).count(), 5);
+}

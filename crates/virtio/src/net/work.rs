@@ -3,13 +3,18 @@
 use super::Link;
 use super::offload::{self, LONG_FRAME_MAX, Wishes};
 use super::spec::{HEADER_LEN, HEADER_NUM_BUFFERS};
+use crate::limit::Limiter;
 use crate::queue::{Chain, Queue, RingError};
 use crate::worker::{Progress, Wait, Work};
 use ::net::Backend;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The shortest frame that is passed on: an Ethernet header.
 const FRAME_LEN_MIN: usize = super::ETHERNET_HEADER_LEN;
+
+/// While frames to the guest are held back, the backend is looked after at least this often.
+const HELD_MAX: Duration = Duration::from_millis(10);
 
 /// The worker of a network card.
 pub struct NetWork {
@@ -18,6 +23,8 @@ pub struct NetWork {
     backend: Box<dyn Backend>,
     agreed: Agreed,
     link: Link,
+    /// For frames from the guest, and to it.
+    limiters: [Arc<Limiter>; 2],
     /// A header and the frame that goes to the guest next.
     incoming: Vec<u8>,
     /// The frame in `incoming` has no room in the guest yet.
@@ -62,6 +69,7 @@ impl NetWork {
         backend: Box<dyn Backend>,
         agreed: Agreed,
         link: Link,
+        limiters: [Arc<Limiter>; 2],
     ) -> NetWork {
         let frame_size_max = backend.frame_size_max();
         let outgoing_max = if agreed.cut { frame_size_max.max(LONG_FRAME_MAX) } else { frame_size_max };
@@ -71,6 +79,7 @@ impl NetWork {
             backend,
             agreed,
             link,
+            limiters,
             incoming: vec![0; HEADER_LEN + frame_size_max],
             waiting: None,
             outgoing: vec![0; outgoing_max],
@@ -92,10 +101,12 @@ impl NetWork {
         let Some(queue) = &mut self.transmit else { return Progress::Idle };
         let mut batch = queue.size();
         queue.disarm();
-        while batch > 0 && queue.pop(&mut self.chain) {
+        let limiter = &self.limiters[0];
+        while batch > 0 && limiter.delay().is_none() && queue.pop(&mut self.chain) {
             batch -= 1;
             // Frames of impossible length are lost, as on a wire.
             let len = (self.chain.readable_len() as usize).saturating_sub(HEADER_LEN);
+            limiter.charge(1, len as u64);
             if (FRAME_LEN_MIN..=self.outgoing.len()).contains(&len) && self.link.is_up() {
                 let frame = &mut self.outgoing[..len];
                 let mut header = [0; HEADER_LEN];
@@ -121,7 +132,7 @@ impl NetWork {
         }
         queue.signal();
         match batch {
-            0 if queue.has_available() => Progress::More,
+            0 if queue.has_available() && limiter.delay().is_none() => Progress::More,
             _ => Progress::done(batch < queue.size()),
         }
     }
@@ -136,6 +147,8 @@ impl NetWork {
         while batch > 0 {
             let len = match self.waiting.take() {
                 Some(waiting) => waiting.len,
+                // Under a limit frames stay where they are.
+                None if self.limiters[1].delay().is_some() => break,
                 None => match self.backend.receive(&mut self.incoming[HEADER_LEN..]) {
                     Some(len) => len.min(self.incoming.len() - HEADER_LEN),
                     None => break,
@@ -146,7 +159,10 @@ impl NetWork {
                 continue;
             }
             match self.deliver(len) {
-                Ok(()) => did = true,
+                Ok(()) => {
+                    self.limiters[1].charge(1, len as u64);
+                    did = true;
+                }
                 Err(seen) => {
                     self.waiting = Some(Waiting { len, seen });
                     break;
@@ -226,11 +242,14 @@ impl Work for NetWork {
     }
 
     fn is_pending(&self) -> bool {
-        self.transmit.as_ref().is_some_and(Queue::has_available) || self.can_deliver()
+        let may_send = || self.limiters[0].delay().is_none();
+        (self.transmit.as_ref().is_some_and(Queue::has_available) && may_send()) || self.can_deliver()
     }
 
     fn arm(&mut self) -> bool {
-        let transmit = self.transmit.as_mut().is_some_and(Queue::arm);
+        // Under a limit it is the time that is waited for.
+        let may_send = self.limiters[0].delay().is_none();
+        let transmit = may_send && self.transmit.as_mut().is_some_and(Queue::arm);
         let receive = match (&mut self.receive, self.waiting) {
             (Some(queue), Some(waiting)) => queue.arm_beyond(waiting.seen),
             // The guest need not say when it makes room while nothing waits for it.
@@ -249,8 +268,12 @@ impl Work for NetWork {
         }
         // While a frame waits the backend's others stay where they are, so its descriptor would not let
         // us sleep.
-        if self.waiting.is_none() {
+        let receive_delay = self.limiters[1].delay();
+        if self.waiting.is_none() && receive_delay.is_none() {
             wait.readable(self.backend.poll_fd());
+        }
+        for delay in [self.limiters[0].delay(), receive_delay].into_iter().flatten() {
+            wait.at_most(delay.min(HELD_MAX));
         }
         if let Some(deadline) = self.deadline {
             wait.at_most(deadline.saturating_duration_since(Instant::now()));

@@ -4,7 +4,7 @@ use crate::Kick;
 use crate::device::Interrupt;
 use crate::queue::RingError;
 use device::{IrqSink, Msi, MsiSink};
-use disk::{Buffers, Disk, DiskInfo, Durability, Error, Operation, Unmap};
+use disk::{BlockingQueue, Buffers, Disk, DiskInfo, Durability, Error, IoQueue, Operation, Unmap};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -205,6 +205,11 @@ impl Disk for MemDisk {
         self.begin(Operation::WriteZeroes, offset, len)?;
         self.bytes.lock().unwrap()[offset as usize..][..len as usize].fill(0);
         Ok(())
+    }
+
+    // All is done when it is submitted, so that a test can look at once.
+    fn io_queue(self: Arc<Self>, depth: usize) -> Box<dyn IoQueue> {
+        Box::new(BlockingQueue::new(self, depth))
     }
 }
 

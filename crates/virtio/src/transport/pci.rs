@@ -221,6 +221,20 @@ impl VirtioPci {
         self.reconcile(&mut state);
     }
 
+    /// Tells the driver, if there is one at work, that the device's configuration has changed.
+    pub fn config_changed(&self) {
+        let is_at_work = self.state().registers.is_driver_ok();
+        if is_at_work {
+            self.outputs.config_changed();
+        }
+    }
+
+    /// Makes the workers look for something to do: what they wait for may have changed without a
+    /// notification of the driver.
+    pub fn wake(&self) {
+        self.kicks.iter().for_each(|kick| kick.notify());
+    }
+
     /// Resets the function as the machine's reset line does: all but its identity is as after creation.
     /// The base address register keeps its value, for machines without firmware.
     pub fn reset(&self) {

@@ -1,0 +1,180 @@
+//! Serving the queues of a balloon.
+
+use super::Shared;
+use super::spec::{PAGE, STAT_LEN, STAT_NAMES};
+use crate::queue::{Chain, Queue};
+use crate::worker::{Progress, Wait, Work};
+use memory::Ram;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Page numbers that are read at a time, 4 bytes each.
+const NUMBERS: usize = 1024;
+/// More figures than this no guest has.
+const STATS_MAX: usize = 64;
+
+/// The worker of a balloon.
+pub struct BalloonWork {
+    inflate: Option<Queue>,
+    deflate: Option<Queue>,
+    stats: Option<Queue>,
+    reports: Option<Queue>,
+    /// One that has no meaning without a feature.
+    unused: Option<Queue>,
+    shared: Arc<Shared>,
+    chain: Chain,
+    /// The guest's buffer for figures, which it gets back when newer ones are wanted (§5.5.6.3).
+    stats_buffer: Option<u16>,
+}
+
+impl BalloonWork {
+    pub(super) fn new(queues: [Option<Queue>; 4], unused: Option<Queue>, shared: Arc<Shared>) -> BalloonWork {
+        let [inflate, deflate, stats, reports] = queues;
+        let (chain, stats_buffer) = (Chain::new(), None);
+        BalloonWork { inflate, deflate, stats, reports, unused, shared, chain, stats_buffer }
+    }
+
+    pub(super) fn into_queues(mut self) -> impl Iterator<Item = Queue> {
+        // A buffer that is held would be lost to the queue that goes on later: the guest gets it back, and gives
+        // it again with newer figures.
+        if let (Some(head), Some(queue)) = (self.stats_buffer.take(), &mut self.stats) {
+            queue.push(head, 0);
+            queue.signal();
+        }
+        [self.inflate, self.deflate, self.stats, self.reports, self.unused].into_iter().flatten()
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &Queue> {
+        [&self.inflate, &self.deflate, &self.stats, &self.reports].into_iter().flatten()
+    }
+
+    /// Takes the statistics that are there, and asks for newer ones.
+    fn exchange_stats(&mut self) -> bool {
+        let Some(queue) = &mut self.stats else { return false };
+        let mut did = false;
+        queue.disarm();
+        while queue.pop(&mut self.chain) {
+            did = true;
+            // One buffer goes back and forth; of a guest that gives more, all but the last go back at once.
+            if let Some(head) = self.stats_buffer.replace(self.chain.head()) {
+                queue.push(head, 0);
+            }
+            let mut bytes = [0; STATS_MAX * STAT_LEN];
+            match self.chain.read_at(queue.ram(), 0, &mut bytes) {
+                Ok(len) => {
+                    let mut stats = self.shared.stats();
+                    for stat in bytes[..len].chunks_exact(STAT_LEN) {
+                        let tag = u16::from_le_bytes([stat[0], stat[1]]);
+                        let value = u64::from_le_bytes(stat[2..].try_into().expect("eight bytes"));
+                        // All ones: the guest does not know.
+                        if let (Some(name), true) = (STAT_NAMES.get(tag as usize), value != u64::MAX) {
+                            stats.insert(name, value);
+                        }
+                    }
+                }
+                Err(error) => queue.fail(error),
+            }
+        }
+        if self.shared.wants_stats.swap(false, Ordering::AcqRel)
+            && let Some(head) = self.stats_buffer.take()
+        {
+            queue.push(head, 0);
+            did = true;
+        }
+        queue.signal();
+        did
+    }
+}
+
+/// Works through a queue's chains, a queue's worth at most.
+fn serve(
+    queue: &mut Option<Queue>,
+    chain: &mut Chain,
+    mut each: impl FnMut(&Chain, &Ram) -> Result<(), crate::queue::RingError>,
+) -> Progress {
+    let Some(queue) = queue else { return Progress::Idle };
+    let mut batch = queue.size();
+    queue.disarm();
+    while batch > 0 && queue.pop(chain) {
+        batch -= 1;
+        let ram = queue.ram().clone();
+        match each(chain, &ram) {
+            Ok(()) => queue.push(chain.head(), 0),
+            Err(error) => {
+                queue.fail(error);
+                break;
+            }
+        }
+    }
+    queue.signal();
+    match queue.has_available() {
+        true => Progress::More,
+        false => Progress::done(batch < queue.size()),
+    }
+}
+
+/// Gives the pages whose numbers stand in a chain back to the host, neighbours together.
+fn give_back(chain: &Chain, ram: &Ram) -> Result<(), crate::queue::RingError> {
+    let mut bytes = [0; NUMBERS * 4];
+    let mut at = 0;
+    let mut run: Option<(u64, u64)> = None;
+    let flush = |run: &mut Option<(u64, u64)>| {
+        if let Some((first, end)) = run.take() {
+            // Pages that are no RAM, and a host that does not take them: nothing changes.
+            let _ = ram.discard(first * PAGE, (end - first) * PAGE);
+        }
+    };
+    while at < chain.readable_len() {
+        let len = chain.read_at(ram, at, &mut bytes)?;
+        for number in bytes[..len].chunks_exact(4) {
+            let page = u64::from(u32::from_le_bytes(number.try_into().expect("four bytes")));
+            match &mut run {
+                Some((_, end)) if *end == page => *end += 1,
+                // Linux gives them from the highest to the lowest.
+                Some((first, _)) if *first == page + 1 => *first = page,
+                _ => {
+                    flush(&mut run);
+                    run = Some((page, page + 1));
+                }
+            }
+        }
+        at += len.max(1) as u32;
+    }
+    flush(&mut run);
+    Ok(())
+}
+
+impl Work for BalloonWork {
+    fn work(&mut self) -> Progress {
+        let inflated = serve(&mut self.inflate, &mut self.chain, give_back);
+        // What the guest takes back is there when it is touched.
+        let deflated = serve(&mut self.deflate, &mut self.chain, |_, _| Ok(()));
+        let shared = self.shared.clone();
+        let reported = serve(&mut self.reports, &mut self.chain, |chain, ram| {
+            for span in chain.writable() {
+                let freed = ram.discard(span.gpa, u64::from(span.len)).unwrap_or(0);
+                shared.reported.fetch_add(freed, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let exchanged = Progress::done(self.exchange_stats());
+        inflated.and(deflated).and(reported).and(exchanged)
+    }
+
+    fn is_pending(&self) -> bool {
+        self.queues().any(Queue::has_available)
+            || (self.stats_buffer.is_some() && self.shared.wants_stats.load(Ordering::Acquire))
+    }
+
+    fn arm(&mut self) -> bool {
+        let queues = [&mut self.inflate, &mut self.deflate, &mut self.stats, &mut self.reports];
+        // All of them, whatever the first says.
+        queues.into_iter().flatten().filter_map(|queue| queue.arm().then_some(())).count() > 0
+    }
+
+    fn wait<'a>(&'a self, wait: &mut Wait<'a>) {
+        for queue in self.queues() {
+            wait.kick(queue.kick());
+        }
+    }
+}
