@@ -10,6 +10,7 @@
 //! It alone changes the machine's state; nobody else pauses, resets or ends anything.
 
 mod disc;
+mod disks;
 mod ports;
 mod saving;
 mod screen;
@@ -31,6 +32,7 @@ use cpu::Vcpu;
 use net::NatHandle;
 use platform::PlatformEvent;
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -51,6 +53,8 @@ pub enum Event {
     Control(Request, ReplyTo),
     /// The snapshot of this number needs something, or is done.
     Saver(u64, SaverEvent),
+    /// What was being done to this disk has ended.
+    DiskJob(u32, Result<(), disk::Error>),
 }
 
 /// Why a machine ended.
@@ -143,6 +147,10 @@ pub struct Controller {
     first_signal: Option<Instant>,
     /// How snapshots come about.
     saving: saving::Saving,
+    /// What is done to disks.
+    disk_jobs: disks::DiskJobs,
+    /// Where overlays of disks may be made.
+    disk_folder: Option<PathBuf>,
     /// The machine goes on from a snapshot, and whether it stands still first.
     restored_paused: Option<bool>,
 }
@@ -219,7 +227,9 @@ impl Controller {
             io_counters,
             first_instruction,
             first_signal: None,
-            saving: saving::Saving::new(spec, reports),
+            saving: saving::Saving::new(spec, reports.clone()),
+            disk_jobs: disks::DiskJobs::new(reports),
+            disk_folder: spec.disk_folder.clone(),
             restored_paused: restored.as_ref().map(|restored| restored.paused),
         };
         match restored {
@@ -263,6 +273,7 @@ impl Controller {
 
     fn finish(mut self, ended: Ended) -> Ended {
         self.give_up_snapshot("the machine has ended");
+        self.give_up_disk_jobs();
         self.enter(VmState::Stopped);
         self.stand_still();
         // Ends the threads, so that nothing of the machine moves while devices are taken down.
@@ -318,6 +329,10 @@ impl Controller {
             Event::Control(request, reply) => self.control(request, reply),
             Event::Saver(number, event) => {
                 self.saver(number, event);
+                None
+            }
+            Event::DiskJob(disk, result) => {
+                self.disk_job_done(disk, result);
                 None
             }
         }
@@ -376,7 +391,7 @@ impl Controller {
             Request::Ports {} => reply.send(Ok(ports::list(&self.networks))),
             Request::PortAdd { card, rule } => reply.send(ports::add(&self.networks, card, &rule)),
             Request::PortRemove { card, rule } => reply.send(ports::remove(&self.networks, card, &rule)),
-            _ => reply.refuse(ControlErrorKind::UnknownOperation, "this worker does not know the operation"),
+            other => self.device_request(other, reply),
         }
         None
     }

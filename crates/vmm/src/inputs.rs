@@ -2,6 +2,7 @@
 //! checked before anything is made, and what was made is removed again when something later fails.
 
 use crate::Error;
+use crate::machine::DISK_QUEUES_MAX;
 use crate::snapshot::disks::Tracked;
 use crate::snapshot::restore::{Restored, RestoredDisk};
 use crate::snapshot::{Folder, Snapshot};
@@ -11,7 +12,7 @@ use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
 use api::worker::config::{BootKind, CharDevice, DiskBus, LineSocketConfig};
 use disk::qcow2::CreateOptions;
-use disk::{Access, Disk, Format, Image, Raw, Scratch};
+use disk::{Access, Disk, Format, Image, Live, Raw, Scratch};
 use memory::{Ram, RamRange, VideoMemory};
 use net::{Backend, MacAddress, NatHandle};
 use platform::DisplayConfig;
@@ -23,6 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::console::{Console, ConsoleInput};
+use virtio::limit::Limits;
 use virtio::vsock::{Vsock, VsockConfig};
 
 /// All that a machine is made of.
@@ -37,6 +39,8 @@ pub struct Inputs {
     pub disks: Vec<Arc<dyn Disk>>,
     /// Where snapshots are made, and each disk as it is watched for them.
     pub snapshots: Option<(Folder, Vec<Arc<Tracked>>)>,
+    /// The images of each disk, for block jobs; `None` for one that is lost at the end.
+    pub live: Vec<Option<Arc<Live>>>,
     /// What goes on the PCI bus.
     pub devices: Devices,
     /// The networks behind the cards, in their order.
@@ -58,6 +62,8 @@ pub struct Devices {
     pub discs: Vec<Option<Arc<dyn Disk>>>,
     /// What firmware tries to boot.
     pub boot_order: Vec<BootKind>,
+    /// Whether there is a balloon.
+    pub balloon: bool,
     /// Sockets between host and guest.
     pub vsock: Option<Vsock>,
     /// The console.
@@ -70,6 +76,8 @@ pub struct Card {
     pub mac: MacAddress,
     /// What it is plugged into.
     pub backend: Box<dyn Backend + Send>,
+    /// How fast frames go in each direction.
+    pub limits: Limits,
 }
 
 /// A disk as a device.
@@ -80,6 +88,8 @@ pub struct DiskDevice {
     pub serial: String,
     /// How the guest reaches it.
     pub bus: DiskBus,
+    /// How fast it may be used.
+    pub limits: Limits,
 }
 
 /// What stays with the program while the machine runs.
@@ -165,6 +175,10 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
     let discs = discs.collect::<Result<Vec<_>, _>>()?;
     let display = spec.display.then(|| open_display(&mut ram)).transpose()?;
     let ram = Arc::new(ram);
+    let (disks, live): (Vec<_>, Vec<_>) = disks.into_iter().map(OpenDisk::into_parts).unzip();
+    // One queue for each vCPU, as `machine::devices` makes them.
+    let queues = spec.cpus.min(DISK_QUEUES_MAX) as usize;
+    disks.iter().for_each(|disk| disk.prepare_queues(queues));
     let is_own_file = |index: usize| match &snapshot {
         None => true,
         Some(snapshot) => !matches!(snapshot.disks()[index], RestoredDisk::Scratch { .. }),
@@ -211,15 +225,23 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
         disks: disks
             .iter()
             .zip(&spec.disks)
-            .map(|(disk, spec)| DiskDevice { disk: disk.clone(), serial: spec.serial.clone(), bus: spec.bus })
+            .map(|(disk, spec)| DiskDevice {
+                disk: disk.clone(),
+                serial: spec.serial.clone(),
+                bus: spec.bus,
+                limits: spec.limits,
+            })
             .collect(),
         discs,
         boot_order: spec.boot_order.clone(),
+        balloon: spec.balloon,
         vsock,
         console,
     };
     let restored = snapshot.map(Snapshot::into_restored);
-    Ok((Inputs { ram, restored, boot, disks, snapshots, devices, networks, serial_output, display }, lines))
+    let inputs =
+        Inputs { ram, restored, boot, disks, snapshots, live, devices, networks, serial_output, display };
+    Ok((inputs, lines))
 }
 
 /// Opens an image of a disc, whatever else it looks like: an ISO image may hold a partition table.
@@ -250,12 +272,29 @@ fn open_display(ram: &mut Ram) -> Result<DisplayConfig, Error> {
     Ok(DisplayConfig { memory, rom })
 }
 
-fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, Error> {
+/// A disk that was opened.
+enum OpenDisk {
+    /// One whose images can change.
+    Live(Arc<Live>),
+    /// Any other.
+    Fixed(Arc<dyn Disk>),
+}
+
+impl OpenDisk {
+    fn into_parts(self) -> (Arc<dyn Disk>, Option<Arc<Live>>) {
+        match self {
+            OpenDisk::Live(live) => (live.disk(), Some(live)),
+            OpenDisk::Fixed(disk) => (disk, None),
+        }
+    }
+}
+
+fn open_disk(spec: &DiskSpec) -> Result<OpenDisk, Error> {
     // The error names the path and says what to do.
     let image = Image::open(&spec.path, &spec.options)
         .map_err(|e| Error::bad_input("a disk cannot be used").with_source(e))?;
     log::info!("disk {} is {}", spec.path.display(), image.format);
-    Ok(image.disk)
+    Ok(OpenDisk::Live(Arc::new(Live::new(image, &spec.options))))
 }
 
 /// Opens a disk of a snapshot.
@@ -263,18 +302,18 @@ fn restore_disk(
     spec: &DiskSpec,
     restored: &RestoredDisk,
     new_files: &mut Vec<Made>,
-) -> Result<Arc<dyn Disk>, Error> {
+) -> Result<OpenDisk, Error> {
     let unusable = |e: disk::Error| Error::bad_input("a disk cannot be used").with_source(e);
     let size = match restored {
         RestoredDisk::Scratch { base } => {
             let base = Arc::new(Raw::open(base, Access::ReadOnly).map_err(unusable)?);
             let folder = std::env::temp_dir();
             log::info!("what the guest writes to {:?} is lost at the end; keep it with --disk", spec.path);
-            return Ok(Arc::new(Scratch::new(base, &folder).map_err(|e| {
+            return Ok(OpenDisk::Fixed(Arc::new(Scratch::new(base, &folder).map_err(|e| {
                 Error::host("no temporary file can be made for what the guest writes to a disk")
                     .with_source(e)
                     .with_advice("name a disk with --disk, or another folder with TMPDIR")
-            })?));
+            })?)));
         }
         RestoredDisk::Existing { size } => *size,
         RestoredDisk::Copied { from, size } => {
@@ -286,8 +325,11 @@ fn restore_disk(
 }
 
 /// Refuses a disk that is not as large as the machine of the snapshot knows it.
-fn check_size(disk: Arc<dyn Disk>, spec: &DiskSpec, size: u64) -> Result<Arc<dyn Disk>, Error> {
-    let is = disk.info().size;
+fn check_size(disk: OpenDisk, spec: &DiskSpec, size: u64) -> Result<OpenDisk, Error> {
+    let is = match &disk {
+        OpenDisk::Live(live) => live.info().size,
+        OpenDisk::Fixed(disk) => disk.info().size,
+    };
     if is != size {
         return Err(Error::bad_input(format!(
             "the disk {:?} has {is} bytes, and the machine of the snapshot knows it with {size}",
@@ -395,7 +437,7 @@ fn plug_in(spec: &NetSpec) -> Result<(Card, NatHandle), Error> {
         Error::bad_input("the network cannot be made").with_source(e).with_advice("check --net")
     })?;
     let handle = nat.handle();
-    Ok((Card { mac: spec.mac, backend: Box::new(nat) }, handle))
+    Ok((Card { mac: spec.mac, backend: Box::new(nat), limits: spec.limits }, handle))
 }
 
 /// Opens where a serial line writes to.

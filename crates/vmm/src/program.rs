@@ -106,6 +106,7 @@ fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, E
     let wanted = Wanted { engine: spec.engine, force: spec.force_engine, portable };
     let engine = engines::choose(wanted, engines::all(&spec.jit, spec.nested)?)?;
     spec.fix_paths();
+    check_disk_folder(&spec)?;
     let (mut inputs, mut lines) = inputs::open(&spec, snapshot)?;
     let control = spec.control.as_deref().map(Listener::bind).transpose()?;
     // Nothing more is opened, and no other thread exists yet.
@@ -161,6 +162,15 @@ fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, E
     Ok(ended)
 }
 
+/// Finds out early what would otherwise be a riddle later: a folder that is not there gets no rights.
+fn check_disk_folder(spec: &VmSpec) -> Result<(), Error> {
+    match &spec.disk_folder {
+        Some(folder) if !folder.is_dir() => Err(Error::bad_input(format!("there is no folder {folder:?}"))
+            .with_advice("make it, or check --disk-folder")),
+        _ => Ok(()),
+    }
+}
+
 fn thread(e: io::Error) -> Error {
     Error::host("a thread cannot be started").with_source(e)
 }
@@ -177,6 +187,7 @@ fn needs(spec: &VmSpec, engine: &str) -> Needs {
         name_servers: !spec.nets.is_empty(),
         snapshots: spec.snapshots.clone(),
         media: spec.config.cdroms.iter().filter_map(|drive| drive.media.clone()).collect(),
+        disk_folder: spec.disk_folder.clone(),
         kvm: engine == "kvm",
     }
 }

@@ -6,10 +6,11 @@
 use crate::Error;
 use api::worker::config::{
     BootKind, BootMethod, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice, FORMAT_AUTO,
-    FirmwareImage, JitConfig, NetConfig, OnReset, UserNetConfig, VmConfig,
+    FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, UserNetConfig, VmConfig,
 };
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
+use virtio::limit::{Limits, Rate};
 
 /// Highest number of vCPUs: their APIC IDs fit into the 8 bits that I/O APIC messages have.
 pub const CPUS_MAX: u32 = 255;
@@ -63,6 +64,8 @@ pub struct VmSpec {
     pub boot_order: Vec<BootKind>,
     /// Whether there is a display adapter, with a keyboard.
     pub display: bool,
+    /// Whether there is a memory balloon.
+    pub balloon: bool,
     /// Sockets between host and guest.
     pub vsock: Option<VsockSpec>,
     /// Where COM1 leads.
@@ -75,6 +78,8 @@ pub struct VmSpec {
     pub control: Option<PathBuf>,
     /// The folder for snapshots.
     pub snapshots: Option<PathBuf>,
+    /// The folder for overlays of disks.
+    pub disk_folder: Option<PathBuf>,
     /// Where the machine's end is reported.
     pub report: Option<PathBuf>,
     /// What a reset does.
@@ -133,6 +138,7 @@ impl VmSpec {
         self.config.cdroms.iter_mut().for_each(|drive| {
             drive.path.iter_mut().chain(&mut drive.media).for_each(absolute);
         });
+        self.disk_folder.iter_mut().for_each(absolute);
     }
 }
 
@@ -147,6 +153,8 @@ pub struct DiskSpec {
     pub serial: String,
     /// How the guest reaches it.
     pub bus: DiskBus,
+    /// How fast it may be used.
+    pub limits: Limits,
 }
 
 /// A network card, checked.
@@ -156,6 +164,8 @@ pub struct NetSpec {
     pub mac: MacAddress,
     /// The network it is plugged into.
     pub network: NatConfig,
+    /// How fast frames go in each direction.
+    pub limits: Limits,
 }
 
 /// Sockets between host and guest, checked.
@@ -331,8 +341,8 @@ impl TryFrom<VmConfig> for VmSpec {
             None => matches!(boot, BootSpec::Firmware(_)),
         };
         // Entropy device and console take a slot each.
-        let devices =
-            disks.len() + nets.len() + 2 + vsock.is_some() as usize + display as usize + (sata > 0) as usize;
+        let optional = [vsock.is_some(), display, sata > 0, config.balloon];
+        let devices = disks.len() + nets.len() + 2 + optional.into_iter().filter(|has| *has).count();
         if devices > PCI_DEVICES_MAX {
             return Err(Error::bad_input(format!("{devices} devices do not fit on the PCI bus"))
                 .with_advice(format!(
@@ -356,12 +366,14 @@ impl TryFrom<VmConfig> for VmSpec {
             cdroms,
             boot_order,
             display,
+            balloon: config.balloon,
             vsock,
             serial: config.serial,
             console: config.console,
             has_console: as_given.console != CharDevice::None,
             control: config.control,
             snapshots: config.snapshots,
+            disk_folder: config.disk_folder,
             report: config.report,
             on_reset: config.on_reset,
             debug_exit: config.debug_exit,
@@ -422,11 +434,40 @@ fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
         config.allow.into_iter().fold(disk::BackingPolicy::beside_image(), |policy, path| policy.and(path));
     let options =
         disk::OpenOptions { format, policy, snapshot: config.snapshot, ..disk::OpenOptions::new(access) };
-    Ok(DiskSpec { path: config.path, options, serial, bus: config.bus })
+    let limits = limits(&config.limits).map_err(|why| {
+        Error::bad_input(format!("the limits of disk {:?} are unsuitable", config.path)).with_advice(why)
+    })?;
+    if config.bus == DiskBus::Ahci && !config.limits.is_none() {
+        return Err(Error::bad_input(format!(
+            "disk {:?} is at the AHCI controller and cannot be limited",
+            config.path
+        ))
+        .with_advice("leave out the limits, or bus=ahci"));
+    }
+    Ok(DiskSpec { path: config.path, options, serial, bus: config.bus, limits })
+}
+
+/// Checks limits and completes them.
+///
+/// # Errors
+/// A sentence about what cannot be.
+pub fn limits(config: &RateLimits) -> Result<Limits, &'static str> {
+    /// After a rest, as much as in this part of a second goes through at once.
+    const BURST_PART: u64 = 10;
+    if let Some(fault) = config.fault() {
+        return Err(fault);
+    }
+    let rate = |per_second: Option<u64>, burst: Option<u64>| {
+        per_second.map(|per_second| Rate { per_second, burst: burst.unwrap_or(per_second / BURST_PART) })
+    };
+    Ok(Limits {
+        bytes: rate(config.bytes.map(|bytes| bytes.0), config.burst_bytes.map(|bytes| bytes.0)),
+        operations: rate(config.operations, config.burst_operations),
+    })
 }
 
 fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {
-    let NetConfig::User(UserNetConfig { mac, forward, restrict, subnet, hostname }) = config;
+    let NetConfig::User(UserNetConfig { mac, forward, restrict, subnet, hostname, limits: rates }) = config;
     let bad = |e: net::NetError| Error::bad_input("the network is not as it should be").with_source(e);
     let mac = match mac {
         None => {
@@ -448,7 +489,9 @@ fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {
     for rule in forward {
         network.forwards.push(rule.parse().map_err(bad)?);
     }
-    Ok(NetSpec { mac, network })
+    let limits = limits(&rates)
+        .map_err(|why| Error::bad_input("the limits of a network card are unsuitable").with_advice(why))?;
+    Ok(NetSpec { mac, network, limits })
 }
 
 fn check_socket_path(path: &Path, option: &str) -> Result<(), Error> {
@@ -464,7 +507,7 @@ fn check_socket_path(path: &Path, option: &str) -> Result<(), Error> {
 mod tests {
     use super::*;
     use api::ByteSize;
-    use api::worker::config::VsockConfig;
+    use api::worker::config::{RateLimits, VsockConfig};
 
     fn refused(change: impl FnOnce(&mut VmConfig)) -> String {
         let mut config = VmConfig::new("vmlinuz");
@@ -537,6 +580,7 @@ mod tests {
             restrict: true,
             subnet: Some("192.168.9.0/24".into()),
             hostname: Some("box".into()),
+            limits: RateLimits { bytes: Some(ByteSize(1000)), ..RateLimits::default() },
         })];
         let spec = VmSpec::try_from(config).unwrap();
         let net = &spec.nets[0];

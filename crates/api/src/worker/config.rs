@@ -86,6 +86,9 @@ pub struct VmConfig {
     /// The display adapter, and a keyboard with it. Default: one in a machine with firmware, none with a kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<Display>,
+    /// Whether the machine has a memory balloon, which also gives free pages back to the host.
+    #[serde(default = "default_balloon")]
+    pub balloon: bool,
     /// Sockets between host and guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
@@ -101,6 +104,10 @@ pub struct VmConfig {
     /// Folder for snapshots, which the control socket is asked for; without it there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<PathBuf>,
+    /// Folder in which the control socket can ask for overlays of disks, and for images to stand on; without it
+    /// there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_folder: Option<PathBuf>,
     /// A file into which the worker writes one line of JSON, [`crate::worker::exit::Report`], when the machine
     /// has ended; there is none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,6 +143,9 @@ fn default_console() -> CharDevice {
 fn default_sandbox() -> bool {
     true
 }
+fn default_balloon() -> bool {
+    true
+}
 
 impl VmConfig {
     /// A machine with this kernel and defaults for all else.
@@ -162,11 +172,13 @@ impl VmConfig {
             cdroms: Vec::new(),
             boot_order: Vec::new(),
             display: None,
+            balloon: default_balloon(),
             vsock: None,
             serial: default_serial(),
             console: default_console(),
             control: None,
             snapshots: None,
+            disk_folder: None,
             report: None,
             on_reset: OnReset::default(),
             debug_exit: false,
@@ -238,6 +250,9 @@ pub struct RestoreConfig {
     /// over what may be in it. Default: nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware_variables: Option<PathBuf>,
+    /// Folder for overlays of this machine's disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_folder: Option<PathBuf>,
     /// What a reset does. Default: as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_reset: Option<OnReset>,
@@ -267,6 +282,7 @@ impl RestoreConfig {
             snapshots: None,
             report: None,
             firmware_variables: None,
+            disk_folder: None,
             on_reset: None,
             sandbox: default_sandbox(),
         }
@@ -467,6 +483,9 @@ pub struct DiskConfig {
     /// How the guest reaches it.
     #[serde(default, skip_serializing_if = "DiskBus::is_default")]
     pub bus: DiskBus,
+    /// How fast the guest may use it, reading and writing together. Default: as fast as it can.
+    #[serde(default, skip_serializing_if = "RateLimits::is_none")]
+    pub limits: RateLimits,
 }
 
 /// How the guest reaches a disk.
@@ -511,6 +530,42 @@ pub enum BootKind {
     Net,
 }
 
+/// Limits of rate. Over time the rate is kept; after a rest a burst goes through at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RateLimits {
+    /// Bytes of data in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ByteSize>,
+    /// Bytes that may go through at once after a rest. Default: those of a tenth of a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_bytes: Option<ByteSize>,
+    /// Requests to a disk, or frames of a card, in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<u64>,
+    /// As many may go through at once after a rest. Default: those of a tenth of a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_operations: Option<u64>,
+}
+
+impl RateLimits {
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == RateLimits::default()
+    }
+
+    /// Why these limits cannot be, if so: a sentence.
+    pub fn fault(&self) -> Option<&'static str> {
+        if self.bytes.is_some_and(|bytes| bytes.0 == 0) || self.operations == Some(0) {
+            return Some("a rate of 0 would stop it for ever; leave the limit out to have none");
+        }
+        let bursts = (self.burst_bytes.is_some() && self.bytes.is_none())
+            || (self.burst_operations.is_some() && self.operations.is_none());
+        bursts.then_some("a burst is given without its rate")
+    }
+}
+
 /// Finds out what an image is.
 pub const FORMAT_AUTO: &str = "auto";
 
@@ -529,6 +584,7 @@ impl DiskConfig {
             snapshot: None,
             serial: None,
             bus: DiskBus::default(),
+            limits: RateLimits::default(),
         }
     }
 }
@@ -562,6 +618,9 @@ pub struct UserNetConfig {
     /// The name that DHCP gives the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// How fast frames go, in each direction. Default: as fast as they can.
+    #[serde(default, skip_serializing_if = "RateLimits::is_none")]
+    pub limits: RateLimits,
 }
 
 /// Sockets between host and guest.

@@ -15,10 +15,12 @@
 //! table of `docs/reference/arnia-vmm.md`. Fields are only ever added; a change of meaning is a new
 //! version.
 
+use crate::worker::config::RateLimits;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
@@ -118,6 +120,69 @@ pub enum Request {
         /// A rule that listens at the same place.
         rule: String,
     },
+    /// What are the disks, and what is being done to them? Answered by [`Reply::Disks`].
+    Disks {},
+    /// Make a disk larger. The guest is told.
+    DiskResize {
+        /// Which one, from 0 on, in the order of the configuration.
+        disk: u32,
+        /// Its new size in bytes, a multiple of 512.
+        size: u64,
+    },
+    /// Put an empty qcow2 image on top of a disk: what the guest writes from now on goes there, and the present
+    /// image stays as it is. Takes milliseconds.
+    DiskOverlay {
+        /// Which disk.
+        disk: u32,
+        /// The new file, in the worker's folder for disks.
+        path: PathBuf,
+    },
+    /// Move what the image on top stores into the one that it stands on, go on with that one, and remove the one on
+    /// top. For overlays that were made while this worker ran. Answered when it is done; ask for
+    /// [`Request::Disks`] over another connection to see how it comes along.
+    DiskCommit {
+        /// Which disk.
+        disk: u32,
+    },
+    /// Make the image on top of a disk stand on another one, or alone. It reads as before. Answered when it is
+    /// done.
+    DiskRebase {
+        /// Which disk.
+        disk: u32,
+        /// What it is to stand on, in the worker's folder for disks; nothing to stand alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backing: Option<PathBuf>,
+    },
+    /// Give up what is being done to a disk. Its own request is answered with a failure, and the disk is sound.
+    DiskCancel {
+        /// Which disk.
+        disk: u32,
+    },
+    /// Limit how fast the guest may use a disk; without limits, as fast as it can.
+    DiskLimits {
+        /// Which disk.
+        disk: u32,
+        /// The limits, which take the place of those before.
+        #[serde(default)]
+        limits: RateLimits,
+    },
+    /// Limit how fast frames go through a network card, in each direction.
+    NetLimits {
+        /// Which card, from 0 on, in the order of the configuration.
+        net: u32,
+        /// The limits, which take the place of those before.
+        #[serde(default)]
+        limits: RateLimits,
+    },
+    /// What is known of the guest's memory? Answered by [`Reply::Memory`]. The guest is asked for newer figures,
+    /// which a later request gets.
+    Memory {},
+    /// Leave the guest so much of its memory and take the rest, as far as the guest gives it. Done when the guest
+    /// has been told; ask for [`Request::Memory`] to see how far it has come.
+    MemoryTarget {
+        /// Bytes that the guest keeps, all of its memory at most.
+        bytes: u64,
+    },
 }
 
 fn with_disks() -> bool {
@@ -197,6 +262,10 @@ pub enum Reply {
         /// The ports, by card and in the order in which they were opened.
         ports: Vec<PortStatus>,
     },
+    /// To [`Request::Disks`].
+    Disks(Disks),
+    /// To [`Request::Memory`].
+    Memory(Memory),
 }
 
 /// What is on the screen.
@@ -225,6 +294,75 @@ pub struct PortStatus {
     pub card: usize,
     /// The rule in full: `ADDRESS:PORT:GUEST:PORT/PROTOCOL`.
     pub rule: String,
+}
+
+/// The disks of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disks {
+    /// In the order of the configuration.
+    pub disks: Vec<Disk>,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The image on top; absent for one that is lost at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Its format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// What the image stands on, nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<PathBuf>,
+    /// How fast the guest may use it.
+    #[serde(default, skip_serializing_if = "RateLimits::is_none")]
+    pub limits: RateLimits,
+    /// What is being done to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<DiskJob>,
+}
+
+/// What is being done to a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskJob {
+    /// `commit` or `rebase`.
+    pub kind: DiskJobKind,
+    /// Bytes of the disk that have been looked at.
+    pub done_bytes: u64,
+    /// Bytes of the disk.
+    pub total_bytes: u64,
+}
+
+/// The kinds of jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskJobKind {
+    /// [`Request::DiskCommit`].
+    Commit,
+    /// [`Request::DiskRebase`].
+    Rebase,
+}
+
+/// What is known of a guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Whether the guest has a driver for the balloon.
+    pub balloon_active: bool,
+    /// Bytes of the machine.
+    pub total_bytes: u64,
+    /// Bytes that the guest is to keep.
+    pub target_bytes: u64,
+    /// Bytes that it has now.
+    pub current_bytes: u64,
+    /// Bytes that went back to the host so far because the guest said that they were free.
+    pub reported_bytes: u64,
+    /// What the guest told of itself last, like `free_bytes` and `available_bytes`; nothing before it did.
+    pub guest: BTreeMap<String, u64>,
 }
 
 /// A snapshot that was made.

@@ -72,8 +72,8 @@ pub(crate) fn worker_config(
             mac: nic.mac.clone(),
             forward: nic.ports.clone(),
             restrict: nic.restrict,
-            subnet: None,
             hostname: Some(vm.name.clone()),
+            ..worker::UserNetConfig::default()
         })
     });
     let base = match instance {

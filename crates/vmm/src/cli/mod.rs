@@ -115,13 +115,16 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
 
-    /// A disk: [path=]FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]. FORMAT is auto
-    /// (found out from the file), raw, qcow2, vmdk, vdi, vhd or vhdx. An image may stand on files of its own
-    /// folder, and on those in a PATH. A comma in a path is written twice. May be repeated
+    /// A disk: [path=]FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]
+    /// [,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE][,burst-ops=N]. FORMAT is auto (found out from the
+    /// file), raw, qcow2, vmdk, vdi, vhd or vhdx. An image may stand on files of its own folder, and on those in
+    /// a PATH. Limits are per second, for reads and writes together, of a virtio disk; a burst may go through at
+    /// once after a rest. A comma in a path is written twice. May be repeated
     #[arg(long, value_name = "DISK", value_parser = options::disk)]
     disk: Vec<DiskConfig>,
     /// A network card: none, or user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]
-    /// [,subnet=NETWORK][,hostname=NAME]. May be repeated
+    /// [,subnet=NETWORK][,hostname=NAME][,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE][,burst-ops=N].
+    /// Limits are per second, in each direction; operations are frames. May be repeated
     #[arg(long, value_name = "NET", value_parser = options::net)]
     net: Vec<Net>,
     /// A CD-ROM drive with an ISO image: FILE[,media=DIR], or empty[,media=DIR]. From DIR other discs can be put in
@@ -135,6 +138,10 @@ pub struct Cli {
     /// [default: vga with --firmware, none with --kernel]
     #[arg(long, value_enum, value_name = "WHICH")]
     display: Option<DisplayKind>,
+    /// Leave out the memory balloon, by which the guest's memory can be made smaller and its free pages go back
+    /// to the host
+    #[arg(long, conflicts_with = "restore")]
+    no_balloon: bool,
     /// Sockets between host and guest: cid=N,socket=PATH
     #[arg(long, value_name = "VSOCK", value_parser = options::vsock)]
     vsock: Option<VsockConfig>,
@@ -153,6 +160,9 @@ pub struct Cli {
     /// Make snapshots, which the control socket is asked for, in this folder
     #[arg(long, value_name = "DIR")]
     snapshots: Option<PathBuf>,
+    /// Let the control socket put overlays on disks while the machine runs, with files in this folder
+    #[arg(long, value_name = "DIR")]
+    disk_folder: Option<PathBuf>,
     /// Go on from a snapshot. Its machine stays what it was; --disk and --net say, one for each, where disks
     /// and networks lead now. A --disk that does not exist becomes a copy of the snapshot's; without --disk
     /// what the guest writes is lost at the end
@@ -362,6 +372,7 @@ impl Cli {
         config.snapshots = self.snapshots;
         config.report = self.report;
         config.firmware_variables = self.firmware_variables;
+        config.disk_folder = self.disk_folder;
         config.on_reset = self.no_reboot.then_some(OnReset::Exit);
         config.sandbox = !self.no_sandbox;
         Ok(config)
@@ -412,6 +423,8 @@ impl Cli {
         set(&mut config.console, self.console);
         set_option(&mut config.control, self.control);
         set_option(&mut config.snapshots, self.snapshots);
+        set_option(&mut config.disk_folder, self.disk_folder);
+        config.balloon &= !self.no_balloon;
         set_option(&mut config.report, self.report);
         let boot = self.boot.map(|method| match method {
             Boot::Auto => BootMethod::Auto,

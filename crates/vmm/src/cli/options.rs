@@ -1,9 +1,10 @@
 //! Options with parts: `--disk`, `--net`, `--vsock`, `--serial`.
 
 use super::Net;
+use api::ByteSize;
 use api::worker::config::{
-    CdromConfig, CharDevice, DiskBus, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, TraceConfig,
-    TraceEvents, UserNetConfig, VsockConfig,
+    CdromConfig, CharDevice, DiskBus, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, RateLimits,
+    TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
 };
 use std::path::PathBuf;
 
@@ -38,10 +39,10 @@ fn not_empty(name: &str, value: &str) -> Result<String, String> {
 }
 
 pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
-    const FORM: &str =
-        "FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]";
+    const FORM: &str = "FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]\
+                        [,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE][,burst-ops=N]";
     let (mut path, mut format, mut read_only, mut snapshot, mut serial) = (None, None, false, None, None);
-    let (mut allow, mut bus) = (Vec::new(), None);
+    let (mut allow, mut bus, mut limits) = (Vec::new(), None, RateLimits::default());
     for (index, part) in parts(text).iter().enumerate() {
         match part.split_once('=') {
             Some(("path", value)) => once(&mut path, "path", not_empty("path", value)?)?,
@@ -50,6 +51,7 @@ pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
             Some(("format", value)) => once(&mut format, "format", not_empty("format", value)?)?,
             Some(("snapshot", value)) => once(&mut snapshot, "snapshot", not_empty("snapshot", value)?)?,
             Some(("allow", value)) => allow.push(not_empty("allow", value)?.into()),
+            Some((name, value)) if index > 0 && limit(&mut limits, name, value)? => {}
             None if part == "ro" && index > 0 => read_only = true,
             // The plain form: a file name first. One that looks like an option is written path=….
             _ if index == 0 => path = Some(not_empty("path", part)?),
@@ -66,6 +68,7 @@ pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
         snapshot,
         serial,
         bus: bus.unwrap_or_default(),
+        limits,
     })
 }
 
@@ -91,9 +94,24 @@ pub(super) fn cdrom(text: &str) -> Result<CdromConfig, String> {
     Ok(drive)
 }
 
+/// Takes a part that is a limit; whether it is one.
+fn limit(limits: &mut RateLimits, name: &str, value: &str) -> Result<bool, String> {
+    let size = || value.parse::<ByteSize>().map_err(|e| format!("{name}: {e}"));
+    let number = || value.parse::<u64>().map_err(|_| format!("{name}: {value:?} is not a number"));
+    match name {
+        "limit-bytes" => once(&mut limits.bytes, name, size()?)?,
+        "burst-bytes" => once(&mut limits.burst_bytes, name, size()?)?,
+        "limit-ops" => once(&mut limits.operations, name, number()?)?,
+        "burst-ops" => once(&mut limits.burst_operations, name, number()?)?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
 pub(super) fn net(text: &str) -> Result<Net, String> {
     const FORM: &str = "user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]\
-                        [,subnet=NETWORK][,hostname=NAME]";
+                        [,subnet=NETWORK][,hostname=NAME][,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE]\
+                        [,burst-ops=N]";
     let parts = parts(text);
     match (parts[0].as_str(), parts.len()) {
         ("none", 1) => return Ok(Net(None)),
@@ -110,6 +128,7 @@ pub(super) fn net(text: &str) -> Result<Net, String> {
             Some(("mac", value)) => once(&mut user.mac, "mac", value.to_owned())?,
             Some(("subnet", value)) => once(&mut user.subnet, "subnet", value.to_owned())?,
             Some(("hostname", value)) => once(&mut user.hostname, "hostname", value.to_owned())?,
+            Some((name, value)) if limit(&mut user.limits, name, value)? => {}
             None if part == "restrict" => user.restrict = true,
             _ => return Err(format!("{part:?} is not known: write {FORM}")),
         }

@@ -10,13 +10,15 @@ use memory::Ram;
 use platform::Platform;
 use scsi::ahci::{Ahci, DriveConfig};
 use std::sync::Arc;
+use virtio::balloon::{Balloon, BalloonControl};
 use virtio::blk::{Blk, BlkConfig};
+use virtio::limit::{Limiter, Limits};
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::{VirtioDevice, VirtioPci};
 
 /// More queues than this do not make a disk faster.
-const DISK_QUEUES_MAX: u32 = 8;
+pub const DISK_QUEUES_MAX: u32 = 8;
 
 /// Where the AHCI controller is: beside display and ISA bridge, so that it moves no other device.
 const AHCI_DEVICE: u8 = 29;
@@ -26,6 +28,32 @@ pub(super) struct Populated {
     pub(super) functions: Vec<Arc<VirtioPci>>,
     pub(super) ahci: Option<Arc<Ahci>>,
     pub(super) boot_order: Vec<BootDevice>,
+    pub(super) handles: Handles,
+}
+
+/// What can be changed of devices while the machine runs.
+#[derive(Default)]
+pub(super) struct Handles {
+    /// Each disk; `None` for one at the AHCI controller.
+    pub(super) disks: Vec<Option<Handle<1>>>,
+    /// Each network card: frames from the guest, and to it.
+    pub(super) nets: Vec<Handle<2>>,
+    /// The balloon.
+    pub(super) balloon: Option<(Arc<VirtioPci>, BalloonControl)>,
+}
+
+/// A device and what keeps its rate.
+pub(super) struct Handle<const N: usize> {
+    pub(super) function: Arc<VirtioPci>,
+    pub(super) limiters: [Arc<Limiter>; N],
+}
+
+impl<const N: usize> Handle<N> {
+    /// Changes the limits, also for what waits already.
+    pub(super) fn limit(&self, limits: Limits) {
+        self.limiters.iter().for_each(|limiter| limiter.set(limits));
+        self.function.wake();
+    }
 }
 
 /// What a device on the bus is connected to.
@@ -39,23 +67,33 @@ impl PciBus<'_> {
     /// Places all devices. Network cards come first: guests name them by their place, which so does not
     /// change when a disk is added.
     pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Populated, Error> {
-        let mut functions = Vec::new();
+        let (mut functions, mut handles) = (Vec::new(), Handles::default());
         let (mut from_net, mut from_disk, mut from_disc) = (Vec::new(), Vec::new(), Vec::new());
         let mut drives = Vec::new();
         for (index, card) in devices.nets.into_iter().enumerate() {
             from_net.push(BootDevice::Net(self.slot()?));
-            functions.push(self.add(format!("net{index}"), Box::new(Net::new(card.mac.0, card.backend)))?);
+            let net = Net::new(card.mac.0, card.backend);
+            let limiters = net.limiters();
+            limiters.iter().for_each(|limiter| limiter.set(card.limits));
+            let function = self.add(format!("net{index}"), Box::new(net))?;
+            functions.push(function.clone());
+            handles.nets.push(Handle { function, limiters });
         }
         for (index, disk) in devices.disks.into_iter().enumerate() {
             if disk.bus == DiskBus::Ahci {
                 from_disk.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
                 drives.push(DriveConfig::Disk { disk: disk.disk, serial: disk.serial });
+                handles.disks.push(None);
                 continue;
             }
             let queues = cpus.min(DISK_QUEUES_MAX) as u16;
             from_disk.push(BootDevice::VirtioDisk(self.slot()?));
-            let config = BlkConfig { serial: disk.serial, queues, ..BlkConfig::default() };
-            functions.push(self.add(format!("disk{index}"), Box::new(Blk::new(disk.disk, config)))?);
+            let limiter = Arc::new(Limiter::new(disk.limits));
+            let config =
+                BlkConfig { serial: disk.serial, queues, limiter: limiter.clone(), ..BlkConfig::default() };
+            let function = self.add(format!("disk{index}"), Box::new(Blk::new(disk.disk, config)))?;
+            functions.push(function.clone());
+            handles.disks.push(Some(Handle { function, limiters: [limiter] }));
         }
         if let Some(vsock) = devices.vsock {
             functions.push(self.add("vsock".into(), Box::new(vsock))?);
@@ -77,7 +115,14 @@ impl PciBus<'_> {
                 BootKind::Net => &mut from_net,
             });
         }
-        Ok(Populated { functions, ahci, boot_order })
+        if devices.balloon {
+            let balloon = Balloon::new();
+            let control = balloon.control();
+            let function = self.add("balloon".into(), Box::new(balloon))?;
+            functions.push(function.clone());
+            handles.balloon = Some((function, control));
+        }
+        Ok(Populated { functions, ahci, boot_order, handles })
     }
 
     fn add_ahci(&self, drives: Vec<DriveConfig>) -> Result<Arc<Ahci>, Error> {

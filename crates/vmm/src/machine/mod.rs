@@ -14,10 +14,12 @@ mod devices;
 mod doorbells;
 mod firmware;
 mod generation;
+mod handles;
 mod io;
 mod saving;
 mod screen;
 
+pub use devices::DISK_QUEUES_MAX;
 pub use io::{IoCounters, VcpuIo};
 
 use self::screen::Screen;
@@ -59,6 +61,8 @@ pub struct Machine {
     platform: Arc<Platform>,
     functions: Vec<Arc<VirtioPci>>,
     ahci: Option<Arc<Ahci>>,
+    handles: devices::Handles,
+    live: Vec<Option<Arc<disk::Live>>>,
     disks: Vec<Arc<dyn Disk>>,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
@@ -156,7 +160,8 @@ impl Machine {
         })?;
 
         let bus = devices::PciBus { platform: &platform, ram: &ram, msi: &msi };
-        let devices::Populated { functions, ahci, boot_order } = bus.populate(inputs.devices, spec.cpus)?;
+        let devices::Populated { functions, ahci, boot_order, handles } =
+            bus.populate(inputs.devices, spec.cpus)?;
         let doorbells = doorbells::Doorbells::new(vm.clone(), &functions);
         let screen = Screen::new(&platform, &vm, windows);
         platform.pci.on_remap(move || {
@@ -182,6 +187,8 @@ impl Machine {
             platform: Arc::new(platform),
             functions,
             ahci,
+            handles,
+            live: inputs.live,
             disks: inputs.disks,
             pio,
             mmio,

@@ -62,6 +62,14 @@ fn try_restrict(needs: &Needs) -> Result<RestrictionStatus, RulesetError> {
             | AccessFs::RemoveDir;
         rules = allow(rules, folder, access)?;
     }
+    if let Some(folder) = &needs.disk_folder {
+        let access = AccessFs::ReadFile
+            | AccessFs::WriteFile
+            | AccessFs::Truncate
+            | AccessFs::MakeReg
+            | AccessFs::RemoveFile;
+        rules = allow(rules, folder, access)?;
+    }
     rules.restrict_self()
 }
 

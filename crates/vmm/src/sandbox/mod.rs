@@ -27,6 +27,8 @@ pub struct Needs {
     pub snapshots: Option<PathBuf>,
     /// Folders of discs that can be put into drives. All in them can be read.
     pub media: Vec<PathBuf>,
+    /// The folder that overlays of disks are made in. All in it can be read, written and removed.
+    pub disk_folder: Option<PathBuf>,
     /// Whether guest code runs by KVM, which is asked by `ioctl`.
     pub kvm: bool,
 }

@@ -28,6 +28,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
     libc::SYS_fadvise64,
+    // Rings that were made before, each for one file (crates/disk/src/ring.rs). No other can be made.
+    libc::SYS_io_uring_enter,
     libc::SYS_fstat,
     libc::SYS_close,
     libc::SYS_dup,
@@ -108,9 +110,11 @@ const ALLOWED: &[i64] = &[
     libc::SYS_recvmmsg,
 ];
 
-/// Calls that are allowed beside, to machines of which snapshots can be made.
-const ALLOWED_FOR_SNAPSHOTS: &[i64] =
-    &[libc::SYS_mkdirat, libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_flock];
+/// Calls that are allowed beside, to machines that make files: snapshots, overlays of disks.
+const ALLOWED_FOR_FILES: &[i64] = &[libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_flock];
+
+/// And to machines of which snapshots can be made.
+const ALLOWED_FOR_SNAPSHOTS: &[i64] = &[libc::SYS_mkdirat];
 
 /// What may be asked of descriptors beside, by them: that a file shares another's blocks (FICLONE).
 const IOCTLS_FOR_SNAPSHOTS: [u64; 1] = [0x4004_9409];
@@ -189,6 +193,9 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
         values.iter().map(rule).collect::<Result<Vec<_>, _>>()
     };
     let mut ioctls = one_of(1, &IOCTLS)?;
+    if needs.snapshots.is_some() || needs.disk_folder.is_some() {
+        rules.extend(ALLOWED_FOR_FILES.iter().map(|number| (*number, Vec::new())));
+    }
     if needs.snapshots.is_some() {
         rules.extend(ALLOWED_FOR_SNAPSHOTS.iter().map(|number| (*number, Vec::new())));
         ioctls.extend(one_of(1, &IOCTLS_FOR_SNAPSHOTS)?);

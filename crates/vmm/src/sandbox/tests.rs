@@ -69,15 +69,13 @@ fn files_are_out_of_reach_but_for_what_is_needed() {
     let socket = folder.join("vm.sock");
     std::fs::write(&socket, "").unwrap();
     let (path, name_servers) = (socket.clone(), std::path::Path::new("/etc/resolv.conf").exists());
-    let (denied, removed, named) = inside(
-        Needs { removed: vec![socket], name_servers: true, snapshots: None, media: Vec::new(), kvm: false },
-        move || {
+    let (denied, removed, named) =
+        inside(Needs { removed: vec![socket], name_servers: true, ..Needs::default() }, move || {
             let denied = File::open("/etc/passwd").err().map(|e| e.kind());
             let written = File::options().append(true).open(&path).err().map(|e| e.kind());
             let named = File::open("/etc/resolv.conf").is_ok();
             (denied.and(written), std::fs::remove_file(&path).is_ok(), named)
-        },
-    );
+        });
     let _ = std::fs::remove_dir_all(&folder);
     assert!(removed);
     assert_eq!(named, name_servers);

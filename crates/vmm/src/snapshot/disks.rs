@@ -25,6 +25,8 @@ pub struct Tracked {
     disk: Arc<dyn Disk>,
     /// The file whose bytes are the disk's, if there is one.
     file: Option<File>,
+    /// Cleared when the disk goes on with another file.
+    has_file: AtomicBool,
     size: u64,
     log: Arc<Log>,
 }
@@ -58,9 +60,19 @@ impl Tracked {
         Tracked {
             disk,
             file,
+            has_file: AtomicBool::new(true),
             size,
             log: Arc::new(Log { on: AtomicBool::new(false), changed: memory::zeroed(words) }),
         }
+    }
+
+    /// The bytes of the file are no longer the disk's: an image was put on top of it.
+    pub fn forget_file(&self) {
+        self.has_file.store(false, Ordering::SeqCst);
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.file.as_ref().filter(|_| self.has_file.load(Ordering::SeqCst))
     }
 
     /// Begins to note changes, with nothing noted, or ends it. When it begins, no request is in flight.
@@ -98,7 +110,7 @@ impl Tracked {
     /// As the host fails.
     pub fn used(&self) -> io::Result<PageSet> {
         let mut blocks = PageSet::new(self.size.div_ceil(BLOCK));
-        match &self.file {
+        match self.file() {
             Some(file) => {
                 for data in memory::data_ranges(file, 0..self.size) {
                     let data = data?;
@@ -122,8 +134,7 @@ impl Tracked {
 
     /// Makes `to` share all blocks with the disk's file; false where that is not possible.
     pub fn clone_to(&self, to: &File) -> bool {
-        self.file
-            .as_ref()
+        self.file()
             .is_some_and(|from| rustix::fs::ioctl_ficlone(to, from).is_ok() && to.set_len(self.size).is_ok())
     }
 

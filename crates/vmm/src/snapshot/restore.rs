@@ -79,7 +79,9 @@ impl Snapshot {
             return Err(refused(&dir, "its state has another number of processors than its machine"));
         }
         let (verify, paused) = (config.verify, config.paused);
-        let (machine, disks, has_console) = merge(&dir, &manifest, config)?;
+        let (mut machine, disks, has_console) = merge(&dir, &manifest, config)?;
+        // Machines of before had none, though one is made by default.
+        machine.balloon = state.functions.iter().any(|function| function.name == "balloon");
         let mut spec = VmSpec::try_from(machine)?;
         spec.has_console = has_console;
         for (index, disk) in manifest.disks.iter().enumerate() {
@@ -253,6 +255,7 @@ fn merge(
     machine.control = config.control;
     machine.snapshots = config.snapshots;
     machine.report = config.report;
+    machine.disk_folder = config.disk_folder;
     machine.on_reset = config.on_reset.unwrap_or(machine.on_reset);
     machine.sandbox = config.sandbox;
     Ok((machine, disks, has_console))

@@ -1,0 +1,91 @@
+//! What can be changed of a machine's devices while it runs: disks, limits, memory.
+
+use super::Machine;
+use super::devices::Handle;
+use disk::{Disk, Live};
+use std::sync::Arc;
+use virtio::balloon::BalloonStatus;
+use virtio::limit::Limits;
+
+impl Machine {
+    fn disk_handle(&self, index: usize) -> Option<&Handle<1>> {
+        self.handles.disks.get(index)?.as_ref()
+    }
+
+    /// The number of disks.
+    pub fn disk_count(&self) -> usize {
+        self.disks.len()
+    }
+
+    /// A disk as the guest has it.
+    pub fn disk(&self, index: usize) -> Option<&Arc<dyn Disk>> {
+        self.disks.get(index)
+    }
+
+    /// The images of a disk; `None` for one whose images cannot change, or that is at the AHCI controller.
+    pub fn live_disk(&self, index: usize) -> Option<&Arc<Live>> {
+        self.disk_handle(index)?;
+        self.live.get(index)?.as_ref()
+    }
+
+    /// Whether disks are watched, for snapshots.
+    pub fn is_watched(&self) -> bool {
+        self.snapshots.is_some()
+    }
+
+    /// Takes note that a disk goes on with another image.
+    pub fn disk_moved(&self, index: usize) {
+        if let Some(disk) = self.snapshots.as_ref().and_then(|(_, disks)| disks.get(index)) {
+            disk.forget_file();
+        }
+    }
+
+    /// Lets no request be in flight at a disk while `work` is done, and makes its queues anew. `is_paused` says
+    /// whether the machine stands still anyway.
+    pub fn quiesce_disk<T>(&self, index: usize, is_paused: bool, work: impl FnOnce() -> T) -> T {
+        let function = self.disk_handle(index).map(|handle| &handle.function);
+        if let Some(function) = function {
+            function.pause();
+        }
+        let result = work();
+        if let (Some(function), false) = (function, is_paused) {
+            function.resume();
+        }
+        result
+    }
+
+    /// Tells the guest that a disk has another size.
+    pub fn disk_resized(&self, index: usize) {
+        if let Some(handle) = self.disk_handle(index) {
+            handle.function.config_changed();
+        }
+    }
+
+    /// The limits of a disk.
+    pub fn disk_limits(&self, index: usize) -> Limits {
+        self.disk_handle(index).map(|handle| handle.limiters[0].limits()).unwrap_or_default()
+    }
+
+    /// Limits a disk; whether there is one that can be limited.
+    pub fn limit_disk(&self, index: usize, limits: Limits) -> bool {
+        self.disk_handle(index).map(|handle| handle.limit(limits)).is_some()
+    }
+
+    /// Limits a network card; whether there is one.
+    pub fn limit_net(&self, index: usize, limits: Limits) -> bool {
+        self.handles.nets.get(index).map(|handle| handle.limit(limits)).is_some()
+    }
+
+    /// What is known of the guest's memory; `None` without a balloon.
+    pub fn balloon_status(&self) -> Option<BalloonStatus> {
+        let (function, control) = self.handles.balloon.as_ref()?;
+        let status = control.status();
+        function.wake();
+        Some(status)
+    }
+
+    /// Asks the guest to give away so much; whether there is a balloon.
+    pub fn set_balloon(&self, bytes: u64) -> bool {
+        self.handles.balloon.as_ref().map(|(_, control)| control.set_target(bytes)).is_some()
+    }
+}
