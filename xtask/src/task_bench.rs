@@ -10,7 +10,7 @@ use crate::{apt, host, task_test};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: boot, cpu, jobs, state; everything if none is named
+    /// What to measure: boot, cpu, disk, jobs, state; everything if none is named
     #[arg(value_name = "BENCH")]
     benches: Vec<String>,
     /// Runs of each subject; the middle one counts
@@ -28,10 +28,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    apt::ensure(&[apt::BUILD, apt::QEMU])?;
+    apt::ensure(&[apt::BUILD, apt::QEMU, apt::QEMU_TOOLS])?;
     let workspace = Workspace::locate()?;
     let guests = guests::ensure(&workspace, Freshness::Cached)?;
     task_test::build_worker()?;
+    if args.benches.is_empty() || args.benches.iter().any(|bench| bench == "disk") {
+        host::run(host::cargo().args(["build", "--release", "--package", "cli", "--bin", "arnia"]))?;
+    }
     let workloads = guests::workloads::build(&workspace, &guests)?;
     let mut harness = host::cargo();
     harness.args(["run", "--quiet", "--package", "vm_test", "--", "bench"]);

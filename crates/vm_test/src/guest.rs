@@ -31,6 +31,7 @@ pub struct Guest {
     network: Option<Network>,
     vsock: Option<PathBuf>,
     snapshots: Option<PathBuf>,
+    disk_folder: Option<PathBuf>,
     cpus: u32,
     memory_mib: u32,
     reset: OnReset,
@@ -123,6 +124,7 @@ impl Guest {
             network: None,
             vsock: None,
             snapshots: None,
+            disk_folder: None,
             cpus: 1,
             memory_mib: 512,
             reset: OnReset::End,
@@ -183,7 +185,7 @@ impl Guest {
         self.append(format!("arnia.end={word}"))
     }
 
-    /// Another disk, raw.
+    /// Another disk: raw, or qcow2 if its name ends so.
     pub fn disk(mut self, path: &Path) -> Self {
         self.disks.push(Disk { path: path.to_owned(), read_only: false });
         self
@@ -222,6 +224,12 @@ impl Guest {
     /// Another option of the worker, with its value. Not under QEMU.
     pub fn worker_option(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.worker_options.extend([name.into(), value.into()]);
+        self
+    }
+
+    /// Overlays of disks can be made in this folder. Not under QEMU.
+    pub fn disk_folder(mut self, folder: &Path) -> Self {
+        self.disk_folder = Some(folder.to_owned());
         self
     }
 
@@ -298,6 +306,9 @@ impl Guest {
         if let Some(folder) = &self.snapshots {
             option("--snapshots", folder.clone().into());
         }
+        if let Some(folder) = &self.disk_folder {
+            option("--disk-folder", folder.clone().into());
+        }
         if self.reset == OnReset::End {
             arguments.push("--no-reboot".into());
         }
@@ -330,7 +341,10 @@ impl Guest {
         option("-device", "virtio-rng-pci".into());
         for (index, disk) in self.disks.iter().enumerate() {
             let read_only = if disk.read_only { ",readonly=on" } else { "" };
-            let rest = format!(",format=raw,if=none,discard=unmap,id=disk{index}{read_only}");
+            // The worker looks for itself.
+            let is_qcow2 = disk.path.extension().is_some_and(|ending| ending == "qcow2");
+            let format = if is_qcow2 { "qcow2" } else { "raw" };
+            let rest = format!(",format={format},if=none,discard=unmap,id=disk{index}{read_only}");
             option("-drive", joined("file=", &disk.path, &rest));
             option("-device", format!("virtio-blk-pci,drive=disk{index}").into());
         }

@@ -14,10 +14,16 @@
 //! repetitions have different checksums, it prints `fail <group>/<name> <message>` and in the end returns
 //! status 1.
 //!
-//! `cargo xtask bench cpu` measures with it, and the boot tests compare checksums.
+//! `cargo xtask bench cpu` measures with it, and the boot tests compare checksums. With `--disk DEVICE PART...`
+//! it moves data to or from a disk instead ([`disk`]) and prints
+//!
+//! ```text
+//! disk <requests> <bytes> <nanoseconds>
+//! ```
 
 mod bytecode;
 mod calls;
+mod disk;
 mod floating;
 mod integer;
 mod lz;
@@ -44,6 +50,9 @@ fn main() -> ExitCode {
         Ok(Task::List) => {
             rows::ROWS.iter().for_each(|row| println!("{}", row.name));
             Ok(())
+        }
+        Ok(Task::Disk(job)) => {
+            disk::run(&job).map(|done| println!("disk {} {} {}", done.requests, done.bytes, done.ns))
         }
         Ok(Task::Measure(options)) => measure(&options),
         Err(message) => Err(io::Error::other(message)),

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::disk::DiskJob;
+
 /// What the program shall do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Task {
@@ -12,6 +14,8 @@ pub(crate) enum Task {
     List,
     /// Measure.
     Measure(Options),
+    /// Move data to or from a disk.
+    Disk(DiskJob),
 }
 
 /// What to measure, and for how long.
@@ -50,6 +54,11 @@ impl Options {
             match argument.as_str() {
                 "--exit" => return Ok(Task::Exit),
                 "--list" => return Ok(Task::List),
+                "--disk" => {
+                    let mut job = DiskJob::new(value()?.into());
+                    arguments.try_for_each(|part| job.set(&part))?;
+                    return Ok(Task::Disk(job));
+                }
                 "--pin" => options.pin = true,
                 "--busybox" => options.busybox = value()?.into(),
                 "--rows" => options.rows = value()?.split(',').map(str::to_owned).collect(),

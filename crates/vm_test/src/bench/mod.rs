@@ -3,6 +3,7 @@
 
 mod boot;
 mod cpu;
+mod disk;
 mod jobs;
 mod process;
 mod ratios;
@@ -25,6 +26,8 @@ pub enum Bench {
     Boot,
     /// Speed of execution, by the workload program
     Cpu,
+    /// Throughput of disks in a guest; conversion of images against qemu-img; linked clones
+    Disk,
     /// Speed of execution, by small programs of busybox
     Jobs,
     /// Snapshots, and what starts from them
@@ -82,6 +85,7 @@ pub fn run(options: &Options) -> Result<()> {
         match bench {
             Bench::Boot => boot::measure(&bed, &mut report)?,
             Bench::Cpu => cpu::measure(&bed, &mut report)?,
+            Bench::Disk => disk::measure(&bed, &mut report)?,
             Bench::Jobs => jobs::measure(&bed, &mut report)?,
             Bench::State => state::measure(&bed, &mut report)?,
         }

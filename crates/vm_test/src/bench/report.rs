@@ -10,6 +10,9 @@ use serde::Serialize;
 
 use super::ratios::Ratios;
 
+/// What others are compared with: the engine, and the command line program.
+const OURS: [&str; 2] = ["bt", "arnia"];
+
 /// All figures of one run of the benchmarks.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
@@ -43,6 +46,17 @@ impl Report {
         self.workloads = Some(ratios);
     }
 
+    /// The middle figure of a subject in a measure.
+    pub(crate) fn median(&self, measure: &str, subject: &str) -> Option<f64> {
+        let measure = self.measures.iter().find(|known| known.name == measure)?;
+        measure.subjects.get(subject).map(|figures| median(figures))
+    }
+
+    /// The names of all measures.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.measures.iter().map(|measure| measure.name.as_str())
+    }
+
     /// What must not be and was.
     pub(crate) fn faults(&self) -> &[String] {
         self.workloads.as_ref().map_or(&[], Ratios::faults)
@@ -50,7 +64,7 @@ impl Report {
 
     /// Tables of all figures, in Markdown.
     pub(crate) fn summary(&self) -> String {
-        let mut text = self.table();
+        let mut text = self.table() + &super::disk::goals(self);
         if let Some(workloads) = &self.workloads {
             let boot = self.measures.iter().find(|measure| measure.name.starts_with("boot to init"));
             let boots = boot.and_then(|boot| {
@@ -64,14 +78,17 @@ impl Report {
     /// A table of medians, each with its ratio to ours.
     fn table(&self) -> String {
         let mut table =
-            String::from("| measure | subject | median | least | most | runs | relative to bt |\n");
+            String::from("| measure | subject | median | least | most | runs | relative to ours |\n");
         table += "|---|---|---:|---:|---:|---:|---:|\n";
         for measure in &self.measures {
-            let ours = measure.subjects.get("bt").map(|figures| median(figures));
+            let ours =
+                OURS.iter().find_map(|ours| measure.subjects.get(*ours)).map(|figures| median(figures));
             for (subject, figures) in &measure.subjects {
                 let middle = median(figures);
                 let ratio = match ours {
-                    Some(ours) if ours > 0.0 && subject != "bt" => format!("{:.2}", middle / ours),
+                    Some(ours) if ours > 0.0 && !OURS.contains(&subject.as_str()) => {
+                        format!("{:.2}", middle / ours)
+                    }
                     _ => String::new(),
                 };
                 let least = figures.iter().copied().fold(f64::INFINITY, f64::min);

@@ -1,5 +1,5 @@
-//! `kill -9` of the program while its guest writes to a qcow2 disk: the image stays sound, the guest's file
-//! system too, and what the guest had synced is there.
+//! `kill -9` of the program while its guest writes to a disk, raw or qcow2: the image stays sound, the guest's
+//! file system too, and what the guest had synced is there.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,8 @@ const FILE_LEN: usize = 300_000;
 const DISK: &str = "192M";
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.test("crash::killed_while_writing", killed_while_writing);
+    suite.test("crash::killed_while_writing", |case| killed_while_writing(case, Format::Qcow2));
+    suite.test("crash::killed_while_writing_raw", |case| killed_while_writing(case, Format::Raw));
 }
 
 /// `ARNIA_CRASH_ROUNDS` asks for more rounds than the few of every day.
@@ -38,20 +39,32 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is text")
 }
 
-fn killed_while_writing(case: &Case) -> Result<()> {
-    let (raw, image) = (case.path("disk.raw"), case.path("disk.qcow2"));
+/// What the disk lies in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Raw,
+    Qcow2,
+}
+
+fn killed_while_writing(case: &Case, format: Format) -> Result<()> {
+    let raw = case.path("disk.raw");
+    let image = if format == Format::Raw { raw.clone() } else { case.path("disk.qcow2") };
     let (raw, image) = (text(&raw)?, text(&image)?);
     check("qemu-img", &["create", "-q", "-f", "raw", raw, DISK], &[0])?;
     check("mke2fs", &["-q", "-t", "ext4", raw], &[0])?;
-    check("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", raw, image], &[0])?;
+    if format == Format::Qcow2 {
+        check("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", raw, image], &[0])?;
+    }
     let mut before = 0;
     for round in 0..rounds() {
         // Round by round at other moments, spread evenly.
         let synced = before + 1 + round.wrapping_mul(0x9E37_79B9) % 5;
         write_and_kill(case, Path::new(image), before, synced)?;
-        // 3: nothing but leaked clusters.
-        check("qemu-img", &["check", "-q", "-f", "qcow2", image], &[0, 3])?;
-        check("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", image, raw], &[0])?;
+        if format == Format::Qcow2 {
+            // 3: nothing but leaked clusters.
+            check("qemu-img", &["check", "-q", "-f", "qcow2", image], &[0, 3])?;
+            check("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", image, raw], &[0])?;
+        }
         // 1: the journal was replayed, as after a power failure.
         check("e2fsck", &["-f", "-p", raw], &[0, 1])?;
         for number in 1..=synced {

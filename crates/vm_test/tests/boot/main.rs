@@ -8,6 +8,7 @@ mod crash;
 mod daemon;
 mod debian;
 mod discs;
+mod disks;
 mod engines;
 mod firmware;
 mod forced;
@@ -40,6 +41,7 @@ fn main() -> Result<ExitCode> {
     firmware::add(&mut suite);
     discs::add(&mut suite);
     crash::add(&mut suite);
+    disks::add(&mut suite);
     agent::add(&mut suite);
     Ok(suite.run())
 }
