@@ -162,6 +162,21 @@ impl Clock {
         self.sync_wall();
     }
 
+    /// Sets the wall clock, which is the host's otherwise and again after [`Clock::resume`]. For tests, to which it
+    /// must not matter when they run.
+    pub fn set_wall(&self, wall: Duration) {
+        self.wall_base_ns.store((wall.as_nanos() as u64).wrapping_sub(self.now()), Ordering::Relaxed);
+    }
+
+    /// Lets time pass on a paused clock, as if it had run for so long; does nothing to a running one. For tests
+    /// and fuzzers of devices, which so decide what time it is.
+    pub fn pass(&self, ns: Nanos) {
+        let mut frozen = self.frozen.lock().unwrap();
+        if !self.running.load(Ordering::Acquire) {
+            *frozen = frozen.saturating_add(self.ns_to_tsc(ns));
+        }
+    }
+
     /// The clock's saved form.
     pub fn save(&self) -> ClockSaved {
         ClockSaved { tsc: self.tsc(), tsc_hz: self.tsc_hz }

@@ -238,7 +238,9 @@ impl Platform {
             vga: adapter,
             _timers: timers,
         };
-        platform.set_triggers();
+        // Some lines are high from power-on, like the interval timer's: the controllers learn it as a level that
+        // was always there, not as an interrupt.
+        platform.reset();
         Ok(platform)
     }
 
@@ -277,7 +279,17 @@ impl Platform {
         self.set_triggers();
     }
 
-    /// The state of all devices. No vCPU runs and the machine's clock is paused.
+    /// Brings every device up to the present moment: interrupts that are due are raised now. To be called once
+    /// the machine's clock is paused, before processors or devices are saved, so that no interrupt falls between
+    /// the two.
+    pub fn settle(&self) {
+        self.pit.settle();
+        self.rtc.settle();
+        self.pm.settle();
+    }
+
+    /// The state of all devices. No vCPU runs, the machine's clock is paused, and since then
+    /// [`Platform::settle`] was called.
     pub fn save(&self) -> PlatformSaved {
         PlatformSaved {
             serial: self.serial.iter().map(|port| port.save()).collect(),
@@ -306,7 +318,9 @@ impl Platform {
         if saved.serial.len() != self.serial.len() {
             return Err(RestoreError::new("serial ports", "their number differs"));
         }
-        // The controllers first: a line that is driven as high as they know it makes no edge.
+        // The controllers first: a line that is driven as high as they know it makes no edge. The one line that is
+        // high at power-on falls before: were it to fall later, others on the same input would seem to rise.
+        self.pit.release_line();
         self.pic.restore(saved.pic)?;
         self.ioapic.restore(saved.ioapic)?;
         for (port, saved) in self.serial.iter().zip(saved.serial) {
@@ -354,3 +368,5 @@ const _: () = assert!(irq_router::PCI_GSI_BASE + irq_router::PCI_GSIS == crate::
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod twins;

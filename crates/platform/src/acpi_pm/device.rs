@@ -70,9 +70,16 @@ impl AcpiPm {
         self.change(AcpiPmModel::reset);
     }
 
-    /// The saved form. No vCPU runs and the machine's clock is paused.
+    /// Raises the interrupt that is due, if one is.
+    pub fn settle(&self) {
+        self.change(|_| {});
+    }
+
+    /// The saved form. No vCPU runs and the machine's clock is paused; the timer was settled since.
     pub fn save(&self) -> AcpiPmSaved {
-        self.change(|model| model.save())
+        let mut model = lock(&self.model).clone();
+        model.set_time(self.clock.now());
+        model.save()
     }
 
     /// Takes over a saved state, drives SCI and arms the timer accordingly.

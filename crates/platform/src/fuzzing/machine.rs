@@ -5,14 +5,17 @@ use crate::fw_cfg::FwCfg;
 use crate::pci::{PciRoot, Windows, spec as pci_spec};
 use crate::reset::ResetControl;
 use crate::sync::lock;
-use crate::{DisplayConfig, FirmwareDevices, FlashConfig, Platform, PlatformConfig};
+use crate::{DisplayConfig, FirmwareDevices, FlashConfig, Platform, PlatformConfig, PlatformEvent};
 use clock::{Clock, Timers};
 use device::pci::{Bar, BarKind, Bdf, ConfigSpace, Identity, PciFunction};
 use device::{Bus, IrqLine, Msi, MsiSink};
 use memory::{Bytes, GuestAddress, GuestMemory, Ram, VideoMemory};
+use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 
-const RAM_SIZE: u64 = 1 << 20;
+pub(crate) const RAM_SIZE: u64 = 1 << 20;
+/// Video memory: little of it, so that saving is quick.
+pub(crate) const VIDEO_SIZE: u64 = 64 << 10;
 const FLASH_START: u64 = 0xffc0_0000;
 const FLASH_SIZE: usize = 0x4000;
 
@@ -25,7 +28,6 @@ static TIMERS: LazyLock<Timers> = LazyLock::new(|| {
     Timers::new(clock).expect("a thread for fuzzing")
 });
 
-/// Little of it, so that saving is quick.
 static VIDEO: LazyLock<Arc<VideoMemory>> =
     LazyLock::new(|| Arc::new(VideoMemory::new(64 << 10).expect("memory for fuzzing")));
 
@@ -167,6 +169,67 @@ pub(crate) struct Machine {
     pub(crate) platform: Platform,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
+    memory: GuestMemory,
+    clock: Arc<Clock>,
+    /// Wires from outside to each interrupt.
+    lines: Vec<IrqLine>,
+    witness: Witness,
+}
+
+/// Where what a machine does can be seen.
+#[derive(Clone, Default)]
+pub(crate) struct Witness(Option<Arc<Mutex<Vec<Seen>>>>);
+
+/// What a machine does that somebody outside sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Read(u64, Vec<u8>),
+    Message(Msi),
+    Intr(bool),
+    Event(PlatformEvent),
+    Output(&'static str, Vec<u8>),
+    Vector(Option<u8>),
+    Taken(usize),
+}
+
+impl Witness {
+    /// One that takes notes.
+    #[cfg(test)]
+    pub(crate) fn awake() -> Witness {
+        Witness(Some(Arc::default()))
+    }
+
+    fn see(&self, seen: impl FnOnce() -> Seen) {
+        if let Some(notes) = &self.0 {
+            lock(notes).push(seen());
+        }
+    }
+
+    /// What was seen since the last time.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> Vec<Seen> {
+        self.0.as_ref().map(|notes| std::mem::take(&mut *lock(notes))).unwrap_or_default()
+    }
+
+    fn output(&self, name: &'static str) -> Box<dyn Write + Send> {
+        struct Output(Witness, &'static str);
+        impl Write for Output {
+            fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+                self.0.see(|| Seen::Output(self.1, data.to_vec()));
+                Ok(data.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        Box::new(Output(self.clone(), name))
+    }
+}
+
+impl MsiSink for Witness {
+    fn send_msi(&self, msi: Msi) {
+        self.see(|| Seen::Message(msi));
+    }
 }
 
 /// The ports where devices are, and some where none is.
@@ -177,49 +240,72 @@ const PORTS: [u16; 28] = [
 
 impl Machine {
     pub(crate) fn new() -> Machine {
-        struct Nowhere;
-        impl MsiSink for Nowhere {
-            fn send_msi(&self, _msi: Msi) {}
-        }
+        Machine::over(memory(), VIDEO.clone(), TIMERS.clone(), Witness::default())
+    }
+
+    /// A machine with this memory and this time, which stands still but for what scripts let pass.
+    pub(crate) fn over(
+        memory: GuestMemory,
+        video: Arc<VideoMemory>,
+        timers: Timers,
+        witness: Witness,
+    ) -> Machine {
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let flash = FlashConfig { start: FLASH_START, data: vec![0xff; FLASH_SIZE], keep: None };
+        let (for_intr, for_events) = (witness.clone(), witness.clone());
+        let clock = timers.clock().clone();
         let platform = Platform::new(PlatformConfig {
-            timers: TIMERS.clone(),
+            timers,
             pio: pio.clone(),
             mmio: mmio.clone(),
-            memory: memory(),
-            msi: Arc::new(Nowhere),
-            intr: Box::new(|_| {}),
-            events: Arc::new(|_| {}),
-            serial: vec![Box::new(std::io::sink()), Box::new(std::io::sink())],
-            debug_console: Some(Box::new(std::io::sink())),
+            memory: memory.clone(),
+            msi: Arc::new(witness.clone()),
+            intr: Box::new(move |level| for_intr.see(|| Seen::Intr(level))),
+            events: Arc::new(move |event| for_events.see(|| Seen::Event(event))),
+            serial: vec![witness.output("COM1"), witness.output("COM2")],
+            debug_console: Some(witness.output("debug console")),
             debug_exit: true,
             windows: Windows::above_ram(RAM_SIZE, 1 << 32),
             firmware: Some(FirmwareDevices { flash: Some(flash) }),
-            display: Some(DisplayConfig { memory: VIDEO.clone(), rom: vec![0x55; 700] }),
+            display: Some(DisplayConfig { memory: video, rom: vec![0x55; 700] }),
         })
         .expect("empty buses");
-        Machine { platform, pio, mmio }
+        let lines = (0..24).map(|irq| platform.irqs.line(irq)).collect();
+        Machine { platform, pio, mmio, memory, clock, lines, witness }
     }
 
     /// Carries out a script.
     pub(crate) fn run(&self, data: &[u8]) {
         let mut script = Script(data);
-        let lines: Vec<_> = (0..24).map(|irq| self.platform.irqs.line(irq)).collect();
-        while self.step(&mut script, &lines).is_some() {}
+        while self.step(&mut script).is_some() {}
     }
 
-    fn step(&self, script: &mut Script<'_>, lines: &[IrqLine]) -> Option<()> {
-        let Machine { platform, pio, mmio } = self;
+    /// Drives the wires from outside as they are in another machine, as devices do that were restored.
+    #[cfg(test)]
+    pub(crate) fn drive_lines_as(&self, other: &Machine) {
+        for (line, level) in self.lines.iter().zip(other.lines.iter().map(IrqLine::level)) {
+            line.set(level);
+        }
+    }
+
+    /// Reads what was written just before.
+    fn read_back(&self, bus: &Bus, address: u64, len: usize) {
+        let mut read = [0; 8];
+        bus.read(address, &mut read[..len]);
+        self.witness.see(|| Seen::Read(address, read[..len].to_vec()));
+    }
+
+    fn step(&self, script: &mut Script<'_>) -> Option<()> {
+        let Machine { platform, pio, mmio, witness, .. } = self;
         let operation = script.byte()?;
         match operation >> 5 {
-            0..=3 => {
+            0..=2 => {
                 let (data, len) = script.access()?;
                 let port = PORTS[script.byte()? as usize % PORTS.len()] + (operation & 7) as u16;
                 pio.write(port.into(), &data[..len]);
-                let mut read = [0; 8];
-                pio.read(port.into(), &mut read[..len]);
+                self.read_back(pio, port.into(), len);
             }
+            3 => self.let_time_pass(script.duration()?),
             4 => {
                 let (data, len) = script.access()?;
                 let address = match operation & 0x18 {
@@ -228,19 +314,55 @@ impl Machine {
                     _ => FLASH_START + u64::from(script.word()?) % FLASH_SIZE as u64,
                 };
                 mmio.write(address, &data[..len]);
-                let mut read = [0; 8];
-                mmio.read(address, &mut read[..len]);
+                self.read_back(mmio, address, len);
             }
-            5 => lines[operation as usize % 24].set(script.byte()? & 1 != 0),
+            5 => self.lines[operation as usize % 24].set(script.byte()? & 1 != 0),
             6 => match operation & 7 {
                 0 => platform.pm.press_power_button(),
-                1 => drop(platform.pic.acknowledge()),
+                1 => {
+                    let vector = platform.pic.acknowledge();
+                    witness.see(|| Seen::Vector(Some(vector)));
+                }
                 2 => platform.ioapic.eoi(script.byte()?),
-                3 => drop(platform.serial[0].receive(&script.quad()?.to_le_bytes())),
+                3 => {
+                    let taken = platform.serial[0].receive(&script.quad()?.to_le_bytes());
+                    witness.see(|| Seen::Taken(taken));
+                }
                 4 => platform.reset(),
-                _ => drop(platform.pic.try_acknowledge()),
+                5 => self.transfer(script)?,
+                _ => {
+                    let vector = platform.pic.try_acknowledge();
+                    witness.see(|| Seen::Vector(vector));
+                }
             },
-            _ => platform.restore(platform.save()).expect("a reachable state can be restored"),
+            _ => {
+                platform.settle();
+                platform.restore(platform.save()).expect("a reachable state can be restored");
+            }
+        }
+        Some(())
+    }
+
+    /// Time that passes at most in one step: what the shared clock of all scripts can bear.
+    fn let_time_pass(&self, ns: u64) {
+        const STEP_MAX_NS: u64 = 1 << 36;
+        self.clock.pass(ns.min(STEP_MAX_NS));
+        self.platform.settle();
+    }
+
+    /// A well-formed request of fw_cfg's DMA.
+    fn transfer(&self, script: &mut Script<'_>) -> Option<()> {
+        const REQUEST: u64 = 0x8000;
+        let control = u32::from(script.byte()?) << 16 | u32::from(script.byte()? & 0x1f);
+        let len = u32::from(script.byte()?);
+        let words = [control.to_be_bytes(), len.to_be_bytes()].concat();
+        let request = [&words[..], &0x9000u64.to_be_bytes()].concat();
+        self.memory.write_slice(&request, GuestAddress(REQUEST)).expect("inside memory");
+        self.pio.write(0x518, &(REQUEST as u32).to_be_bytes());
+        let mut result = [0; 32];
+        for at in [REQUEST, 0x9000] {
+            self.memory.read_slice(&mut result, GuestAddress(at)).expect("inside memory");
+            self.witness.see(|| Seen::Read(at, result.to_vec()));
         }
         Some(())
     }

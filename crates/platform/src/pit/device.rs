@@ -58,9 +58,22 @@ impl Pit {
         self.change(PitModel::reset);
     }
 
-    /// The saved form. No vCPU runs and the machine's clock is paused.
+    /// Raises the interrupt that is due, if one is.
+    pub fn settle(&self) {
+        self.change(|_| {});
+    }
+
+    /// The saved form. No vCPU runs and the machine's clock is paused; the timer was settled since.
     pub fn save(&self) -> PitSaved {
-        self.change(|pit| pit.save())
+        let mut pit = lock(&self.inner).pit.clone();
+        pit.set_time(self.clock.now());
+        pit.save()
+    }
+
+    /// Lets the interrupt line fall, until the next access or restore.
+    pub(crate) fn release_line(&self) {
+        let _inner = lock(&self.inner);
+        self.irq.deassert();
     }
 
     /// Takes over a saved state: it goes on from where it was, at this machine's present time.

@@ -259,6 +259,43 @@ fn restore_makes_no_edge_of_a_line_that_was_high() {
     other.expect(msi(0x44));
 }
 
+/// What is due when time stops goes to the processors, which are saved with it; nothing is due twice.
+#[test]
+fn an_interrupt_that_is_due_at_a_pause_is_raised_before_anything_is_saved() {
+    let rig = rig();
+    rig.clock.pause();
+    rig.unmask(2, 0x31);
+    for (port, value) in [(0x43, 0x34), (0x40, 0), (0x40, 0x10)] {
+        rig.out(port, &[value]);
+    }
+    rig.clock.pass(Duration::from_millis(5).as_nanos() as u64);
+    assert!(rig.heard.try_recv().is_err(), "timers stand still with the clock");
+    rig.platform.settle();
+    rig.expect(msi(0x31));
+    let saved = saved(&rig.platform);
+    let other = self::rig();
+    other.clock.pause();
+    other.platform.restore(serde_json::from_value(saved).unwrap()).unwrap();
+    rig.platform.settle();
+    other.platform.settle();
+    for heard in [&rig.heard, &other.heard] {
+        assert!(heard.try_recv().is_err(), "once only");
+    }
+}
+
+/// A level that was there from power-on is no interrupt: neither in a new machine nor in one that was restored.
+#[test]
+fn the_interval_timer_that_nobody_programmed_interrupts_nobody() {
+    let rig = rig();
+    let other = self::rig();
+    other.platform.restore(rig.platform.save()).unwrap();
+    for rig in [rig, other] {
+        let saved = saved(&rig.platform);
+        assert_eq!(saved["pic"]["chips"][0]["lines"], 1);
+        assert_eq!(saved["pic"]["chips"][0]["edges"], 0);
+    }
+}
+
 #[test]
 fn another_number_of_serial_ports_is_refused() {
     let (rig, machine) = (rig(), Machine::new());

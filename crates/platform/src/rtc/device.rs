@@ -60,6 +60,11 @@ impl RtcDevice {
         self.change(|rtc, _| rtc.reset());
     }
 
+    /// Raises the interrupt that is due, if one is.
+    pub fn settle(&self) {
+        self.change(|_, _| {});
+    }
+
     /// The saved form. No vCPU runs and the machine's clock is paused.
     pub fn save(&self) -> RtcSaved {
         lock(&self.rtc).save()

@@ -241,6 +241,7 @@ impl Machine {
     pub fn pause(&self) {
         self.hold_devices();
         self.clock.pause();
+        self.platform.settle();
         self.vm.resynchronise();
     }
 
