@@ -44,12 +44,20 @@ pub(crate) enum Depth {
 }
 
 impl Depth {
-    /// After so long it is ended.
+    /// After so long the machine is ended, should its programs not end each other.
     fn limit(self) -> Duration {
         Duration::from_secs(match self {
-            Depth::Short => 600,
-            Depth::Full => 3600,
+            Depth::Short => 900,
+            Depth::Full => 4500,
         })
+    }
+
+    /// After so many seconds a program in it is ended, and says before where its threads stand.
+    fn limit_inside(self) -> u32 {
+        match self {
+            Depth::Short => 180,
+            Depth::Full => 1800,
+        }
     }
 
     /// Which boot tests: parts of names.
@@ -161,9 +169,10 @@ fn script(depth: Depth, name: Option<&str>) -> String {
         format!("export ARNIA_TEST_PROGRAMS=kvm ARNIA_TEST_PATIENCE={PATIENCE} ARNIA_KVM_NEEDED=1"),
         "status=0".to_owned(),
         "did() { [ $1 = 0 ] || [ $status != 0 ] || status=$1; }".to_owned(),
-        "./arnia-vmm --probe; did $?".to_owned(),
     ];
-    let mut run = |command: String| lines.push(format!("{command}; did $?"));
+    let limit = depth.limit_inside();
+    let mut run = |command: String| lines.push(format!("./bounded {limit} {command}; did $?"));
+    run("./arnia-vmm --probe".to_owned());
     match name {
         Some(name) => run(format!("./boot --test-threads 1 {name}")),
         None => {
@@ -212,6 +221,11 @@ fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script
     archive.file(&format!("{FOLDER}/initramfs.cpio"), 0o644, &busybox);
     archive.file(&format!("{FOLDER}/manifest.json"), 0o644, description(guests)?.as_bytes());
     archive.file(&format!("{FOLDER}/run"), 0o755, script.as_bytes());
+    archive.file(
+        &format!("{FOLDER}/bounded"),
+        0o755,
+        &read(&workspace.root().join("guests/kvm-rig/bounded"))?,
+    );
     // The kernel unpacks archives that stand one behind the other, each over what is there already.
     Ok([busybox, archive.finish()].concat())
 }
@@ -324,9 +338,10 @@ mod tests {
     #[test]
     fn every_program_runs_even_when_one_fails() {
         let text = script(Depth::Full, None);
-        assert!(text.contains("./engine --test-threads 1; did $?\n"));
-        assert!(text.contains("./boot --test-threads 1 busybox::; did $?\n"));
-        assert!(script(Depth::Short, Some("x")).contains("./boot --test-threads 1 x; did $?\n"));
+        assert!(text.contains("./bounded 1800 ./engine --test-threads 1; did $?\n"));
+        assert!(text.contains("./bounded 1800 ./boot --test-threads 1 busybox::; did $?\n"));
+        let text = script(Depth::Short, Some("x"));
+        assert!(text.contains("./bounded 180 ./boot --test-threads 1 x; did $?\n"));
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! Both engines' machines have one clock; memory is copied with the state of the processor.
 //! Where KVM does not serve, the software engine takes over from itself.
 
+mod bound;
 mod guest;
 
+use bound::Bound;
 use clock::{Clock, Timers};
 use cpu::{CpuIo, Engine, Kicker, Vcpu, VmConfig, VmExit};
 use memory::{Bytes, GuestAddress, Ram};
@@ -26,6 +28,7 @@ struct Common {
     clock: Arc<Clock>,
     timers: Timers,
     cpuid: Vec<Leaf>,
+    bound: Bound,
 }
 
 /// KVM, where it serves.
@@ -46,7 +49,7 @@ impl Common {
             Some(Some(offered)) => x86::cpuid::build_within(&offered, &host, "default", 1, clock.tsc_hz()),
             _ => x86::cpuid::build_for(&host, "default", 1, clock.tsc_hz()),
         };
-        Common { clock, timers, cpuid: cpuid.unwrap() }
+        Common { clock, timers, cpuid: cpuid.unwrap(), bound: Bound::new() }
     }
 
     fn machine(&self, engine: &dyn Engine) -> Machine {
@@ -122,10 +125,19 @@ impl CpuIo for Io {
 }
 
 /// Runs until a kick; returns whether the guest is done.
-fn run(machine: &mut Machine, every: u32) -> bool {
+fn run(common: &Common, machine: &mut Machine, every: u32) -> bool {
     let io = Io::new(machine, every);
+    common.bound.begin(io.kick.clone());
     let exit = machine.vcpu.run(&io).unwrap_or_else(|e| panic!("{}: {e}", machine.name));
     assert_eq!(exit, VmExit::Kicked, "{}", machine.name);
+    if common.bound.end() {
+        let (name, ticks) = (machine.name, io.ticks.load(SeqCst));
+        let state = machine.vcpu.state().unwrap();
+        panic!(
+            "{name}: the guest does not go on: {ticks} ticks in this run, counters {:?}, {state:x?}",
+            machine.vm.counters()
+        );
+    }
     io.done.load(SeqCst)
 }
 
@@ -147,7 +159,7 @@ fn relay(first: fn(&Common) -> Machine, second: fn(&Common) -> Machine, pauses: 
     let state = guest::load(&here.ram.clone(), here.vcpu.state().unwrap());
     here.vcpu.set_state(&state).unwrap();
     let mut moves = 0;
-    while !run(&mut here, 1) {
+    while !run(&common, &mut here, 1) {
         if pauses {
             common.clock.pause();
             for machine in [&here, &there] {
@@ -188,7 +200,7 @@ fn a_guest_runs_to_its_end_under_each_engine() {
         let mut machine = engine(&common);
         let state = guest::load(&machine.ram.clone(), machine.vcpu.state().unwrap());
         machine.vcpu.set_state(&state).unwrap();
-        assert!(run(&mut machine, u32::MAX));
+        assert!(run(&common, &mut machine, u32::MAX));
         guest::check(&machine.vcpu.state().unwrap(), &machine.ram);
     }
 }

@@ -91,7 +91,11 @@ fn a_machine_and_its_restored_twin_cannot_be_told_apart() {
         original.witness.take();
         let restored = twin.witness.take();
         assert!(restored.iter().all(|seen| matches!(seen, Seen::Intr(_))), "{round}: {told}: {restored:x?}");
-        assert_eq!(difference(&original.state(), &twin.state(), String::new()), None, "{round}: just restored");
+        assert_eq!(
+            difference(&original.state(), &twin.state(), String::new()),
+            None,
+            "{round}: just restored"
+        );
         for turn in 0..3 {
             let script = random.script();
             original.machine.run(&script);
