@@ -29,7 +29,7 @@ static TIMERS: LazyLock<Timers> = LazyLock::new(|| {
 });
 
 static VIDEO: LazyLock<Arc<VideoMemory>> =
-    LazyLock::new(|| Arc::new(VideoMemory::new(64 << 10).expect("memory for fuzzing")));
+    LazyLock::new(|| Arc::new(VideoMemory::new(VIDEO_SIZE).expect("memory for fuzzing")));
 
 fn memory() -> GuestMemory {
     MEMORY.guest().clone()
