@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct HostFile {
     file: File,
     path: PathBuf,
-    access: Access,
     is_block_device: bool,
+    /// Cleared by [`HostFile::freeze`].
+    is_writable: AtomicBool,
     /// Cleared when the host turns out not to have it.
     has_punch_hole: AtomicBool,
     has_zero_range: AtomicBool,
@@ -84,8 +85,8 @@ impl HostFile {
         HostFile {
             file,
             path: path.to_owned(),
-            access,
             is_block_device,
+            is_writable: AtomicBool::new(access == Access::ReadWrite),
             has_punch_hole: AtomicBool::new(true),
             has_zero_range: AtomicBool::new(true),
             has_dsync_flag: AtomicBool::new(true),
@@ -102,12 +103,20 @@ impl HostFile {
         &self.file
     }
 
-    pub(crate) fn access(&self) -> Access {
-        self.access
+    pub(crate) fn is_writable(&self) -> bool {
+        self.is_writable.load(Ordering::Acquire)
     }
 
-    pub(crate) fn is_writable(&self) -> bool {
-        self.access == Access::ReadWrite
+    /// From now on the file is only read, and other readers may have it too.
+    pub(crate) fn freeze(&self) -> Result<(), Error> {
+        self.is_writable.store(false, Ordering::Release);
+        lock::share(&self.file).map_err(|error| error.with_path(&self.path))
+    }
+
+    /// The file has another name now.
+    pub(crate) fn renamed(mut self, path: &Path) -> HostFile {
+        self.path = path.to_owned();
+        self
     }
 
     pub(crate) fn is_block_device(&self) -> bool {

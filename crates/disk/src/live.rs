@@ -21,6 +21,8 @@ use crate::{
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+pub use freezing::{Freezing, is_layer, is_layer_of};
+
 /// A disk that stands for another, which can be replaced.
 pub struct LiveDisk {
     current: RwLock<Arc<dyn Disk>>,
@@ -217,6 +219,7 @@ impl Live {
             path: path.to_owned(),
             qcow2: Some(image),
             chain,
+            below: Some(Arc::new(below.clone())),
         };
         lock(&self.below).push(below);
         Ok(())
@@ -231,10 +234,10 @@ impl Live {
         let operation = Operation::Rebase;
         let _job = self.begin(operation)?;
         let image = self.writable_qcow2(operation)?;
-        let chain = match new {
+        let below = match new {
             None => {
                 layers::flatten(&image, progress)?;
-                Vec::new()
+                None
             }
             Some(path) => {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -254,12 +257,17 @@ impl Live {
                 };
                 let own = lock(&self.image).path.clone();
                 layers::rebase_open(&image, &own, &path, &below, progress)?;
-                std::iter::once(path).chain(below.chain).collect()
+                Some(below)
             }
         };
-        lock(&self.image).chain = chain;
+        let chain = |below: &Image| std::iter::once(&below.path).chain(&below.chain).cloned().collect();
+        let kept: Vec<PathBuf> = below.as_ref().map(chain).unwrap_or_default();
+        {
+            let mut image = lock(&self.image);
+            image.chain = kept.clone();
+            image.below = below.map(Arc::new);
+        }
         // What nothing stands on any more is let go.
-        let kept = lock(&self.image).chain.clone();
         lock(&self.below).retain(|image| kept.contains(&image.path));
         Ok(())
     }
@@ -320,6 +328,8 @@ impl Live {
         Ok(())
     }
 }
+
+mod freezing;
 
 #[cfg(test)]
 mod tests;

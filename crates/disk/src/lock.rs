@@ -25,6 +25,25 @@ pub(crate) fn lock(file: &File, exclusive: bool) -> Result<(), Error> {
     }
 }
 
+/// Makes a writer's lock one of a reader, without a moment in between in which another writer could come.
+pub(crate) fn share(file: &File) -> Result<(), Error> {
+    let shared = lock_bytes(file, libc::F_RDLCK, 0, 0).and_then(|()| {
+        let mut start = 0;
+        for byte in SHARED_BYTES {
+            lock_bytes(file, libc::F_UNLCK, start, byte - start)?;
+            start = byte + 1;
+        }
+        lock_bytes(file, libc::F_UNLCK, start, 0)
+    });
+    match shared.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(()) => Ok(()),
+        Err((Some(libc::EINVAL | libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS), _)) => {
+            lock_file(file, false)
+        }
+        Err((_, error)) => Err(Error::from_io(Operation::Lock, error)),
+    }
+}
+
 /// The bytes by which QEMU says "I read" (100), "nobody may write" (201) and "nobody may change the size"
 /// (203): block/file-posix.c, `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`.
 const SHARED_BYTES: [i64; 3] = [100, 201, 203];
@@ -87,6 +106,11 @@ mod tests {
             assert!(method(&c, true), "{name}");
             assert!(!method(&open(), false), "{name}: a reader beside a writer");
         }
+        let (a, b) = (open(), open());
+        lock(&a, true).unwrap();
+        share(&a).unwrap();
+        assert!(!whole(&b, true), "a writer beside one that has become a reader");
+        assert!(whole(&b, false));
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -235,6 +235,8 @@ pub struct Image {
     pub qcow2: Option<Arc<Qcow2>>,
     /// The files behind it, nearest first.
     pub chain: Vec<PathBuf>,
+    /// The image that a qcow2 stands on.
+    pub(crate) below: Option<Arc<Image>>,
 }
 
 impl Image {
@@ -265,8 +267,14 @@ fn open_link(path: &Path, options: &OpenOptions, seen: &mut Vec<(u64, u64)>) -> 
     let unsupported =
         |why: &str| Err(Error::new(ErrorKind::Unsupported, Operation::Open).with_path(path).with_detail(why));
     let mut chain = Vec::new();
-    let image =
-        |disk: Arc<dyn Disk>, qcow2, chain| Image { disk, format, path: path.to_owned(), qcow2, chain };
+    let image = |disk: Arc<dyn Disk>, chain| Image {
+        disk,
+        format,
+        path: path.to_owned(),
+        qcow2: None,
+        chain,
+        below: None,
+    };
     Ok(match format {
         Format::Raw => {
             if options.snapshot.is_some() {
@@ -276,7 +284,7 @@ fn open_link(path: &Path, options: &OpenOptions, seen: &mut Vec<(u64, u64)>) -> 
                 mark_raw(&file);
             }
             let raw = Raw::new(file)?;
-            image(Arc::new(if is_guessed { raw.guarding_header() } else { raw }), None, chain)
+            image(Arc::new(if is_guessed { raw.guarding_header() } else { raw }), chain)
         }
         Format::Qcow2 => {
             if options.snapshot.is_some() && options.access == Access::ReadWrite {
@@ -285,17 +293,18 @@ fn open_link(path: &Path, options: &OpenOptions, seen: &mut Vec<(u64, u64)>) -> 
                 );
             }
             let info = Qcow2::read_info(&file)?;
-            let backing = match info.backing.filter(|_| options.with_backing) {
+            let below = match info.backing.filter(|_| options.with_backing) {
                 None => None,
                 Some(backing) => {
                     let below = open_backing(path, &backing.name, backing.format.as_deref(), options, seen)?;
                     chain.push(below.path.clone());
-                    chain.extend(below.chain);
-                    Some(below.disk)
+                    chain.extend(below.chain.iter().cloned());
+                    Some(Arc::new(below))
                 }
             };
+            let backing = below.as_ref().map(|below| below.disk.clone());
             let qcow2 = Arc::new(Qcow2::open(file, backing, options.snapshot.as_deref())?);
-            image(qcow2.clone(), Some(qcow2), chain)
+            Image { qcow2: Some(qcow2.clone()), below, ..image(qcow2, chain) }
         }
         _ if options.snapshot.is_some() => return unsupported("snapshots are read from qcow2 images only"),
         _ if options.access == Access::ReadWrite => {
@@ -304,8 +313,8 @@ fn open_link(path: &Path, options: &OpenOptions, seen: &mut Vec<(u64, u64)>) -> 
                  convert it to qcow2",
             );
         }
-        Format::Vdi => image(mapped(Box::new(vdi::parse(&file)?), vec![file], None), None, chain),
-        Format::Vhdx => image(mapped(Box::new(vhdx::parse(&file)?), vec![file], None), None, chain),
+        Format::Vdi => image(mapped(Box::new(vdi::parse(&file)?), vec![file], None), chain),
+        Format::Vhdx => image(mapped(Box::new(vhdx::parse(&file)?), vec![file], None), chain),
         Format::Vhd => {
             let vhd = vhd::parse(&file)?;
             let below = match vhd.below.filter(|_| options.with_backing) {
@@ -317,12 +326,12 @@ fn open_link(path: &Path, options: &OpenOptions, seen: &mut Vec<(u64, u64)>) -> 
                     Some(below.disk)
                 }
             };
-            image(mapped(vhd.layout, vec![file], below), None, chain)
+            image(mapped(vhd.layout, vec![file], below), chain)
         }
         Format::Vmdk => {
             let (vmdk, files, _) = vmdk::parse(file, &mut |name| open_extent(path, name, &options.policy))?;
             chain.extend(files[1..].iter().map(|file| file.path().to_owned()));
-            image(mapped(Box::new(vmdk), files, None), None, chain)
+            image(mapped(Box::new(vmdk), files, None), chain)
         }
     })
 }

@@ -247,3 +247,58 @@ fn a_process_that_is_killed_in_a_job_leaves_a_sound_image_with_all_that_was_flus
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }
+
+/// What an image shows, opened by somebody else.
+fn content(path: &Path) -> Vec<u8> {
+    let image = Image::open(path, &OpenOptions::new(Access::ReadOnly)).unwrap();
+    let mut bytes = vec![0; image.disk.info().size as usize];
+    image.disk.read(0, &mut Buffers::from_mut(&mut bytes)).unwrap();
+    bytes
+}
+
+#[test]
+fn layers_keep_what_was_there_for_others_and_go_when_they_are_too_many() {
+    let bed = bed("freeze", Format::Qcow2);
+    let (mut writer, disk) = (Writer::new(), bed.live.disk());
+    let kept = bed.path("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let mut saved = Vec::new();
+    assert!(bed.live.can_freeze(&bed.folder) && !bed.live.can_freeze(&kept));
+    for round in 0..3 {
+        (0..40).for_each(|_| writer.write(&*disk));
+        let next = meanwhile(&mut writer, &disk, || bed.live.prepare_freeze(&format!("m{round}")).unwrap());
+        let layer = bed.live.freeze(next).unwrap();
+        assert!(is_layer(&layer) && is_layer_of(&layer, &bed.path("base")), "{layer:?}");
+        assert!(!is_layer_of(&layer, &bed.path("other")));
+        // Who has links to all of them has the disk.
+        for layer in bed.live.layers() {
+            let _ = std::fs::hard_link(&layer, kept.join(layer.file_name().unwrap()));
+        }
+        saved.push((kept.join(layer.file_name().unwrap()), writer.expected.clone()));
+        // Nothing stands in the way of others who read it, at once.
+        assert!(content(&saved[round].0) == writer.expected, "round {round}");
+    }
+    assert_eq!(bed.live.layers().len(), 3);
+    assert!(bed.live.commit(&Progress::default()).is_err(), "what others may have is not written to");
+    // What was prepared for other images is refused, and nothing is left of it.
+    let stale = bed.live.prepare_freeze("stale").unwrap();
+    let layers = meanwhile(&mut writer, &disk, || bed.live.collapse(&Progress::default()).unwrap());
+    assert_eq!(layers.len(), 3);
+    assert_eq!(bed.live.info().chain, [PathBuf::new(); 0]);
+    bed.live.resize(SIZE + 4096).unwrap();
+    assert!(bed.live.freeze(stale).is_err());
+    layers.iter().for_each(|layer| std::fs::remove_file(layer).unwrap());
+    disk.flush().unwrap();
+    writer.expected.resize(SIZE as usize + 4096, 0);
+    let mut bytes = vec![0; SIZE as usize + 4096];
+    disk.read(0, &mut Buffers::from_mut(&mut bytes)).unwrap();
+    assert!(bytes == writer.expected);
+    let left: Vec<_> =
+        std::fs::read_dir(&bed.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    bed.check("base");
+    for (path, expected) in saved {
+        check(&path);
+        assert!(content(&path) == expected);
+    }
+}

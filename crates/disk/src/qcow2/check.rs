@@ -9,7 +9,7 @@ use super::spec::*;
 use super::{Qcow2, read_header};
 use crate::bytes::be64;
 use crate::file::HostFile;
-use crate::{Access, Error, ErrorKind, Operation};
+use crate::{Error, ErrorKind, Operation};
 
 /// More clusters than this are not checked: the counts are held in memory.
 const CLUSTERS_MAX: u64 = 1 << 28;
@@ -103,7 +103,7 @@ impl Qcow2 {
 
 /// Makes the reference counts of an image right that was not closed properly.
 pub(super) fn repair_dirty(file: &HostFile) -> Result<(), Error> {
-    debug_assert_eq!(file.access(), Access::ReadWrite);
+    debug_assert!(file.is_writable());
     let report = Qcow2::check_file(file, Repair::All)?;
     if report.errors + report.leaks > report.repaired {
         let first = report.findings.first().map_or("", |finding| finding);

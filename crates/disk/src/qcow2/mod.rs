@@ -724,6 +724,12 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Makes everything safe, and takes no more changes. Nobody writes meanwhile.
+    pub(crate) fn freeze(&self) -> Result<(), Error> {
+        self.close()?;
+        self.file.freeze()
+    }
+
     /// Makes everything safe and the file as short as it can be. What fails is lost; the image stays
     /// sound.
     pub(crate) fn close(&self) -> Result<(), Error> {
