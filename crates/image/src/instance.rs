@@ -7,6 +7,7 @@
 //! | `instance.json` | [`Instance`]: what it is made of and who it is |
 //! | `NAME.qcow2` | its own disks, by the names that the image gives them: what differs from the image's |
 //! | `NAME.img` | a disk with a copy of its own of everything ([`CloneKind::Full`]) |
+//! | `NAME.qcow2.….layer` | what was on a disk when a snapshot was made: it stands on that, and so may others, by other names |
 //! | `seed.iso` | what it reads at its first boot |
 //!
 //! Kernel, initrd and the disks that others stand on stay in the store. The image is pinned there under the instance's ID, so that nothing
@@ -106,6 +107,26 @@ pub struct InstanceDisk {
 }
 
 impl InstanceDisk {
+    /// The disk in a qcow2 image that belongs to nobody's instance, with all that it stands on.
+    ///
+    /// # Errors
+    /// If an image cannot be read.
+    pub fn of_chain(path: PathBuf) -> Result<InstanceDisk> {
+        let mut stands_on: Vec<PathBuf> = Vec::new();
+        while stands_on.len() < CHAIN_MAX {
+            let image = stands_on.last().unwrap_or(&path);
+            let failed =
+                |error| Error::failed(format!("cannot read the disk {}", image.display())).with_source(error);
+            let info = ::disk::ImageInfo::read(image, Some(Format::Qcow2)).map_err(failed)?;
+            let Some(backing) = info.backing() else { break };
+            stands_on.push(image.with_file_name(&backing.name));
+            if backing.format.as_deref() != Some(Format::Qcow2.name()) {
+                break;
+            }
+        }
+        Ok(InstanceDisk { path, stands_on })
+    }
+
     /// As a worker is told of it.
     pub fn config(&self) -> DiskConfig {
         // Named, never found out: a guest could make its disk look like another format.
@@ -133,6 +154,9 @@ impl InstanceDisk {
         Ok(InstanceDisk { path, stands_on })
     }
 }
+
+/// A disk stands on no more images than this.
+const CHAIN_MAX: usize = 64;
 
 /// The file in an instance's folder that says what it is; written last.
 pub const INSTANCE_FILE: &str = "instance.json";
@@ -199,6 +223,7 @@ impl Instance {
             if let Some(from) = params.copied.get(index) {
                 let path = folder.join(from.path.file_name().unwrap_or_default());
                 files::copy_sparse(&from.path, &path, progress)?;
+                share_layers(&from.path, folder, progress)?;
                 instance.disks.push(InstanceDisk { path, stands_on: from.stands_on.clone() });
                 continue;
             }
@@ -228,6 +253,11 @@ impl Instance {
     /// The pin in the store of the instance with this UUID: who makes one may set it before.
     pub fn pin_of(uuid: &str) -> String {
         format!("i-{uuid}")
+    }
+
+    /// The folder that its disks lie in.
+    pub fn disk_folder(&self) -> Option<PathBuf> {
+        self.disks.first()?.path.parent().map(Path::to_owned)
     }
 
     /// Reads the instance in a folder.
@@ -279,6 +309,7 @@ impl Instance {
         made.into_iter().for_each(RemoveUnlessKept::keep);
         for disk in &self.disks {
             let _ = fs::remove_file(&disk.path);
+            layers_of(&disk.path).iter().for_each(|layer| drop(fs::remove_file(layer)));
         }
         Ok(changed)
     }
@@ -356,6 +387,24 @@ fn copy_disk(
     files::copy_sparse(&from.path, &path, progress)?;
     File::options().write(true).open(&path).and_then(|file| file.set_len(size)).about("write", &path)?;
     Ok(InstanceDisk { path, stands_on: Vec::new() })
+}
+
+/// What was kept of a disk for snapshots, as files beside it.
+fn layers_of(disk: &Path) -> Vec<PathBuf> {
+    let entries = disk.parent().and_then(|folder| fs::read_dir(folder).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| ::disk::is_layer_of(path, disk)).collect()
+}
+
+/// Gives a copy of a disk in `folder` the files that it stands on beside the original: nobody changes them any more.
+fn share_layers(disk: &Path, folder: &Path, progress: &mut dyn Progress) -> Result<()> {
+    for layer in layers_of(disk) {
+        let to = folder.join(layer.file_name().unwrap_or_default());
+        if fs::hard_link(&layer, &to).is_err() {
+            files::copy_sparse(&layer, &to, progress)?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes a pin away unless told that all went well.

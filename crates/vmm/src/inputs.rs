@@ -4,7 +4,7 @@
 use crate::Error;
 use crate::machine::DISK_QUEUES_MAX;
 use crate::snapshot::disks::Tracked;
-use crate::snapshot::restore::{Restored, RestoredDisk};
+use crate::snapshot::restore::{Restored, RestoredDisk, SavedImage};
 use crate::snapshot::{Folder, Snapshot};
 use crate::source::{BootSource, open_file};
 use crate::spec::{DiskSpec, NetSpec, VmSpec};
@@ -12,7 +12,7 @@ use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
 use api::worker::config::{BootKind, CharDevice, DiskBus, LineSocketConfig};
 use disk::qcow2::CreateOptions;
-use disk::{Access, Disk, Format, Image, Live, Raw, Scratch};
+use disk::{Access, Disk, Format, Image, Live, Progress, Raw, Scratch, TargetOptions};
 use memory::{Ram, RamRange, VideoMemory};
 use net::{Backend, MacAddress, NatHandle};
 use platform::DisplayConfig;
@@ -306,7 +306,7 @@ fn restore_disk(
     let unusable = |e: disk::Error| Error::bad_input("a disk cannot be used").with_source(e);
     let size = match restored {
         RestoredDisk::Scratch { base } => {
-            let base = Arc::new(Raw::open(base, Access::ReadOnly).map_err(unusable)?);
+            let base = Image::open(&base.path, &base.options).map_err(unusable)?.disk;
             let folder = std::env::temp_dir();
             log::info!("what the guest writes to {:?} is lost at the end; keep it with --disk", spec.path);
             return Ok(OpenDisk::Fixed(Arc::new(Scratch::new(base, &folder).map_err(|e| {
@@ -342,24 +342,28 @@ fn check_size(disk: OpenDisk, spec: &DiskSpec, size: u64) -> Result<OpenDisk, Er
 
 /// Makes a copy of a snapshot's disk, as `spec` wants it, and returns how it is opened: a raw one, or a qcow2
 /// image that stands on the snapshot's.
-fn copy_disk(from: &Path, spec: &DiskSpec, new_files: &mut Vec<Made>) -> Result<DiskSpec, Error> {
+fn copy_disk(from: &SavedImage, spec: &DiskSpec, new_files: &mut Vec<Made>) -> Result<DiskSpec, Error> {
     let mut copy = spec.clone();
     let to = &spec.path;
     match spec.options.format {
         // What the guest has written must not decide what the file is.
         None | Some(Format::Raw) => {
-            copy_raw(from, to, new_files)?;
+            match from.options.format {
+                Some(Format::Raw) => copy_raw(&from.path, to, new_files)?,
+                _ => convert_to_raw(from, to, new_files)?,
+            }
             copy.options.format = Some(Format::Raw);
         }
         Some(Format::Qcow2) => {
             let options = CreateOptions::new(0);
-            disk::create_overlay(to, from, Some(Format::Raw), &options, false).map_err(|e| {
-                Error::bad_input(format!("the disk {to:?} cannot be made over {from:?}"))
+            disk::create_overlay_over(to, &from.path, &from.options, &options, false).map_err(|e| {
+                Error::bad_input(format!("the disk {to:?} cannot be made over {:?}", from.path))
                     .with_source(e)
                     .with_advice("check --disk")
             })?;
             new_files.push(Made::new(to));
-            copy.options.policy = copy.options.policy.and(from);
+            let allow = from.allow.iter().chain([&from.path]);
+            copy.options.policy = allow.fold(copy.options.policy, |policy, path| policy.and(path));
         }
         Some(format) => {
             return Err(Error::bad_input(format!("the disk {to:?} cannot be made as {format}")).with_advice(
@@ -368,6 +372,22 @@ fn copy_disk(from: &Path, spec: &DiskSpec, new_files: &mut Vec<Made>) -> Result<
         }
     }
     Ok(copy)
+}
+
+/// Makes a raw disk with the content of an image.
+fn convert_to_raw(from: &SavedImage, to: &Path, new_files: &mut Vec<Made>) -> Result<(), Error> {
+    log::info!("copying {:?} to {to:?}", from.path);
+    Image::open(&from.path, &from.options)
+        .and_then(|image| {
+            disk::convert(&image.disk, to, &TargetOptions::new(Format::Raw), &Progress::default())
+        })
+        .map_err(|e| {
+            Error::bad_input(format!("the disk {to:?} cannot be made as a copy of {:?}", from.path))
+                .with_source(e)
+                .with_advice("check --disk")
+        })?;
+    new_files.push(Made::new(to));
+    Ok(())
 }
 
 /// Makes a raw copy of a file: by sharing its blocks where the file system can.

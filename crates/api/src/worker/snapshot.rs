@@ -6,6 +6,7 @@
 //!   state.json      processors, devices, clock
 //!   memory          RAM: page n at byte n * 4096; holes are zero, or as in the parent
 //!   disk0.img …     disks that the guest may write, raw
+//!   NAME.layer …    or as qcow2 images, which machines share
 //! ```
 //!
 //! `manifest.json` is `{"arnia_snapshot": 1, "blake3": "…", "manifest": {…}}`, where `blake3` is the hash
@@ -17,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::path::PathBuf;
 
-/// The version of the format that this program writes, and the highest that it reads.
-pub const FORMAT: u32 = 1;
+/// The highest version of the format, which this program reads. It writes 1 where that can say all.
+pub const FORMAT: u32 = 2;
 
 /// Name of the manifest's file.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -130,8 +131,20 @@ pub struct Memory {
 pub enum SavedDisk {
     /// Its contents at that moment, raw.
     Copy(FileEntry),
+    /// A qcow2 image that nobody changes any more, and those that it stands on (format 2).
+    Layers(Layers),
     /// A disk that the guest may only read is not copied.
     Outside(OutsideDisk),
+}
+
+/// A disk as it is kept without copying it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layers {
+    /// Names of files of the snapshot, each standing on the next; the first is the disk. Machines have links to the
+    /// same files. What the last one stands on is not part of the snapshot.
+    pub files: Vec<String>,
+    /// Size of the disk in bytes.
+    pub size: u64,
 }
 
 /// A disk that is not part of the snapshot, and must still be as it was.

@@ -11,6 +11,7 @@ use api::v1::name;
 use api::v1::snapshot::{Snapshot, SnapshotParams};
 use api::v1::vm::{StopParams, VmState};
 use api::worker::control::{Reply, Request, SnapshotDone, SnapshotPhase};
+use api::worker::snapshot::MANIFEST_FILE;
 use image::{Instance, InstanceDisk};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -160,7 +161,7 @@ impl App {
         if place.join(image::INSTANCE_FILE).exists() {
             let _no_sweep = self.warming.read().await;
             let instance = Instance::load(&place)?;
-            let bases = saved_disks(&folder, &instance);
+            let bases = saved_disks(&folder, &instance)?;
             instance.put_over(&place, &bases)?;
         }
         self.restore_volumes(&vm, &record, &folder)?;
@@ -259,10 +260,47 @@ fn record_disks(app: &App, vm: &VmRecord) -> usize {
     instance.map_or(0, |instance| instance.disks.len() + usize::from(instance.seed.is_some()))
 }
 
-/// The disks of an instance as they are in a snapshot of it: a worker saves raw ones.
-pub(super) fn saved_disks(folder: &Path, instance: &Instance) -> Vec<InstanceDisk> {
-    let disk = |index| InstanceDisk { path: folder.join(format!("disk{index}.img")), stands_on: Vec::new() };
-    (0..instance.disks.len()).map(disk).collect()
+/// The disks of an instance as they are in a snapshot of it: raw ones, or layers that it shares with machines.
+pub(super) fn saved_disks(folder: &Path, instance: &Instance) -> Result<Vec<InstanceDisk>, Error> {
+    let saved = SavedDisks::read(folder);
+    (0..instance.disks.len())
+        .map(|index| match saved.layer(index) {
+            Some(layer) => Ok(InstanceDisk::of_chain(folder.join(layer))?),
+            None => {
+                let path = folder.join(format!("disk{index}.img"));
+                Ok(InstanceDisk { path, stands_on: Vec::new() })
+            }
+        })
+        .collect()
+}
+
+/// What disks that are layers in a snapshot stand on.
+pub(super) fn stands_on(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for layer in SavedDisks::read(folder).layers() {
+        found.extend(InstanceDisk::of_chain(folder.join(layer))?.stands_on);
+    }
+    Ok(found)
+}
+
+/// What a snapshot's manifest says of disks.
+struct SavedDisks(Vec<serde_json::Value>);
+
+impl SavedDisks {
+    fn read(folder: &Path) -> SavedDisks {
+        let bytes = std::fs::read(folder.join(MANIFEST_FILE)).unwrap_or_default();
+        let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        SavedDisks(manifest["manifest"]["disks"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The file of a disk that is a layer.
+    fn layer(&self, index: usize) -> Option<&str> {
+        self.0.get(index)?["layers"]["files"].as_array()?.first()?.as_str()
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &str> {
+        (0..self.0.len()).filter_map(|index| self.layer(index))
+    }
 }
 
 fn view(vm: &VmRecord, record: SnapshotRecord) -> Snapshot {

@@ -37,6 +37,10 @@ impl App {
                 needed.extend(Instance::load(&folder)?.disks.into_iter().flat_map(|disk| disk.stands_on));
             }
         }
+        // Layers of snapshots may stand on other snapshots.
+        for id in &snapshots {
+            needed.extend(super::snapshots::stands_on(&self.snapshot_folder(id))?);
+        }
         let is_needed = |folder: &Path| needed.iter().any(|path| path.starts_with(folder));
         let snapshots: HashSet<String> = snapshots.into_iter().collect();
         for folder in folders(&self.config.paths.snapshots()) {

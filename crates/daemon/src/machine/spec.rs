@@ -46,6 +46,7 @@ pub(crate) fn restore_config(config: worker::VmConfig, resume: &Resume) -> worke
         snapshots: config.snapshots,
         report: config.report,
         firmware_variables: config.firmware_variables,
+        disk_folder: config.disk_folder,
         on_reset: Some(config.on_reset),
         ..worker::RestoreConfig::new(&resume.snapshot)
     }
@@ -98,6 +99,8 @@ pub(crate) fn worker_config(
         cpu_model: config.cpu_model.clone(),
         memory: config.memory,
         engine: config.engine,
+        // Snapshots keep an instance's disks where they are, as layers.
+        disk_folder: instance.and_then(Instance::disk_folder),
         disks: base.disks.into_iter().chain(disks).collect(),
         nets: nets.collect(),
         vsock: Some(worker::VsockConfig { cid: VSOCK_CID, socket: folder.file("vsock") }),

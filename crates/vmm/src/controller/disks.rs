@@ -29,8 +29,12 @@ struct Job {
     kind: DiskJobKind,
     progress: Arc<Progress>,
     thread: JoinHandle<()>,
-    reply: ReplyTo,
+    /// Who asked for it; nobody for what the machine does by itself.
+    reply: Option<ReplyTo>,
 }
+
+/// A disk that stands on so many layers gets their content.
+const LAYERS_MANY: usize = 8;
 
 /// A refusal of a request.
 type Refusal = (ControlErrorKind, String);
@@ -60,7 +64,7 @@ impl Controller {
     pub(super) fn device_request(&mut self, request: Request, reply: ReplyTo) {
         let (request, reply) = match request {
             Request::DiskCommit { disk } => {
-                return self.begin_job(disk, DiskJobKind::Commit, reply, |live, progress| {
+                return self.begin_job(disk, DiskJobKind::Commit, Some(reply), |live, progress| {
                     live.commit(progress)?;
                     // What was written meanwhile: little is left for the moment in which the disk stands still.
                     live.commit(progress)
@@ -69,9 +73,11 @@ impl Controller {
             Request::DiskRebase { disk, backing } => {
                 return match backing.map(|path| self.in_disk_folder(path)).transpose() {
                     Err((kind, message)) => reply.refuse(kind, message),
-                    Ok(backing) => self.begin_job(disk, DiskJobKind::Rebase, reply, move |live, progress| {
-                        live.rebase(backing.as_deref(), progress)
-                    }),
+                    Ok(backing) => {
+                        self.begin_job(disk, DiskJobKind::Rebase, Some(reply), move |live, progress| {
+                            live.rebase(backing.as_deref(), progress)
+                        })
+                    }
                 };
             }
             request => (request, reply),
@@ -194,16 +200,16 @@ impl Controller {
         &mut self,
         disk: u32,
         kind: DiskJobKind,
-        reply: ReplyTo,
+        reply: Option<ReplyTo>,
         work: impl FnOnce(&Live, &Progress) -> Result<(), disk::Error> + Send + 'static,
     ) {
         if self.disk_jobs.running.contains_key(&disk) {
             let message = format!("something is being done to disk {disk}; wait, or send disk_cancel");
-            return reply.refuse(ControlErrorKind::Busy, message);
+            return answer(reply, Err((ControlErrorKind::Busy, message)));
         }
-        let live = match self.live(disk) {
+        let live = match self.check_no_snapshot().and_then(|()| self.live(disk)) {
             Ok(live) => live,
-            Err((kind, message)) => return reply.refuse(kind, message),
+            Err(refusal) => return answer(reply, Err(refusal)),
         };
         let progress = Arc::new(Progress::default());
         let (events, for_thread) = (self.disk_jobs.events.clone(), progress.clone());
@@ -215,7 +221,10 @@ impl Controller {
             Ok(thread) => {
                 self.disk_jobs.running.insert(disk, Job { kind, progress, thread, reply });
             }
-            Err(e) => reply.refuse(ControlErrorKind::Failed, format!("a thread cannot be started: {e}")),
+            Err(e) => {
+                let message = format!("a thread cannot be started: {e}");
+                answer(reply, Err((ControlErrorKind::Failed, message)));
+            }
         }
     }
 
@@ -232,9 +241,26 @@ impl Controller {
                 self.machine.quiesce_disk(disk as usize, is_paused, || live.finish_commit()).map_err(failed)
             }
         });
-        match result {
-            Ok(()) => job.reply.send(Ok(Reply::Done)),
-            Err((kind, message)) => job.reply.refuse(kind, message),
+        answer(job.reply, result);
+    }
+
+    /// Takes disks' layers into their images where there are so many that reading goes through too many files.
+    pub(super) fn collapse_layers(&mut self) {
+        for disk in 0..self.machine.disk_count() as u32 {
+            let live = self.machine.live_disk(disk as usize);
+            let is_deep = live.is_some_and(|live| live.layers().len() >= LAYERS_MANY);
+            if !is_deep || self.disk_jobs.running.contains_key(&disk) {
+                continue;
+            }
+            self.begin_job(disk, DiskJobKind::Rebase, None, |live, progress| {
+                // Snapshots that have them have names of their own for them.
+                for layer in live.collapse(progress)? {
+                    if let Err(error) = std::fs::remove_file(&layer) {
+                        log::warn!("{} stays: {error}", layer.display());
+                    }
+                }
+                Ok(())
+            });
         }
     }
 
@@ -245,7 +271,7 @@ impl Controller {
         }
         for (_, job) in std::mem::take(&mut self.disk_jobs.running) {
             let _ = job.thread.join();
-            job.reply.refuse(ControlErrorKind::Failed, "the machine has ended");
+            answer(job.reply, Err((ControlErrorKind::Failed, "the machine has ended".into())));
         }
     }
 
@@ -260,6 +286,16 @@ impl Controller {
             reported_bytes: status.reported,
             guest: status.stats.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         })
+    }
+}
+
+/// Tells who asked what came of it.
+fn answer(reply: Option<ReplyTo>, result: Result<(), Refusal>) {
+    match (reply, result) {
+        (Some(reply), Ok(())) => reply.send(Ok(Reply::Done)),
+        (Some(reply), Err((kind, message))) => reply.refuse(kind, message),
+        (None, Ok(())) => {}
+        (None, Err((_, message))) => log::warn!("{message}"),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Error;
 use crate::control::ReplyTo;
 use crate::snapshot::disks::Tracked;
 use crate::snapshot::restore::Restored;
-use crate::snapshot::saver::{Finished, Plan, Saver, SaverEvent, Stopped, new_id};
+use crate::snapshot::saver::{Finished, Plan, PlannedDisk, Saver, SaverEvent, Stopped, new_id};
 use crate::spec::VmSpec;
 use crate::state::VmState;
 use api::worker::control::{ControlErrorKind, Reply, SnapshotDone, SnapshotProgress};
@@ -13,6 +13,7 @@ use api::worker::snapshot::{
     FileEntry, MEMORY_FILE, Manifest, Memory, NAME_LEN_MAX, OutsideDisk, Parent, STATE_FILE, SavedDisk,
     is_valid_name,
 };
+use disk::Live;
 use memory::PageSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -191,6 +192,11 @@ impl Controller {
         })?;
         let is_saved = |disk: &&Arc<Tracked>| with_disks && disk.is_writable();
         let disks: Vec<_> = disks.iter().map(|disk| Some(disk).filter(is_saved).cloned()).collect();
+        let planned = disks.iter().enumerate().map(|(index, disk)| {
+            let disk = disk.clone()?;
+            Some(PlannedDisk { disk, live: self.layered(index) })
+        });
+        let planned = planned.collect();
         let manifest = self.manifest(parent.is_some(), with_disks).map_err(|e| failed(&e))?;
 
         // From here on it is known what changes.
@@ -226,10 +232,16 @@ impl Controller {
         };
         self.saving.begun += 1;
         let (events, number) = (self.saving.events.clone(), self.saving.begun);
-        let plan = Plan { partial, ram, pages, disks, manifest };
+        let plan = Plan { partial, ram, pages, disks: planned, manifest };
         Saver::start(plan, move |event| drop(events.send(Event::Saver(number, event))))
             .map(|saver| (saver, stop))
             .map_err(|e| (ControlErrorKind::Failed, format!("a thread cannot be started: {e}")))
+    }
+
+    /// A disk that can be kept as layers: its image lies in the folder for disks.
+    fn layered(&self, index: usize) -> Option<Arc<Live>> {
+        let folder = self.disk_folder.as_deref()?;
+        self.machine.images(index).filter(|live| live.can_freeze(folder)).cloned()
     }
 
     /// All of the manifest that is known before the work begins.
@@ -379,6 +391,7 @@ impl Controller {
                     total_ms: begun.elapsed().as_millis() as u64,
                     rounds,
                 })));
+                self.collapse_layers();
             }
             Err(error) => {
                 log::warn!("{}", error.report());

@@ -28,6 +28,11 @@ impl Machine {
         self.live.get(index)?.as_ref()
     }
 
+    /// The images of a disk, wherever it is; they change only while the whole machine stands still.
+    pub fn images(&self, index: usize) -> Option<&Arc<Live>> {
+        self.live.get(index)?.as_ref()
+    }
+
     /// Whether disks are watched, for snapshots.
     pub fn is_watched(&self) -> bool {
         self.snapshots.is_some()

@@ -59,15 +59,19 @@ fn try_restrict(needs: &Needs) -> Result<RestrictionStatus, RulesetError> {
             | AccessFs::MakeReg
             | AccessFs::MakeDir
             | AccessFs::RemoveFile
-            | AccessFs::RemoveDir;
+            | AccessFs::RemoveDir
+            | AccessFs::Refer;
         rules = allow(rules, folder, access)?;
     }
     if let Some(folder) = &needs.disk_folder {
+        // Refer: layers of disks get names in the folder of snapshots, too.
         let access = AccessFs::ReadFile
+            | AccessFs::ReadDir
             | AccessFs::WriteFile
             | AccessFs::Truncate
             | AccessFs::MakeReg
-            | AccessFs::RemoveFile;
+            | AccessFs::RemoveFile
+            | AccessFs::Refer;
         rules = allow(rules, folder, access)?;
     }
     rules.restrict_self()

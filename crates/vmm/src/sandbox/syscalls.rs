@@ -114,7 +114,7 @@ const ALLOWED: &[i64] = &[
 const ALLOWED_FOR_FILES: &[i64] = &[libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_flock];
 
 /// And to machines of which snapshots can be made.
-const ALLOWED_FOR_SNAPSHOTS: &[i64] = &[libc::SYS_mkdirat];
+const ALLOWED_FOR_SNAPSHOTS: &[i64] = &[libc::SYS_mkdirat, libc::SYS_linkat, libc::SYS_getdents64];
 
 /// What may be asked of descriptors beside, by them: that a file shares another's blocks (FICLONE).
 const IOCTLS_FOR_SNAPSHOTS: [u64; 1] = [0x4004_9409];

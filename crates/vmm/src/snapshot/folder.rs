@@ -2,12 +2,16 @@
 
 use crate::Error;
 use api::worker::snapshot::{MANIFEST_FILE, MEMORY_FILE, STATE_FILE};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with,
+};
 use rustix::fs::{fsync, unlinkat};
 use rustix::io::Errno;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// What the name of a snapshot in the making begins with. No snapshot's own name begins with a dot.
@@ -117,9 +121,17 @@ impl Folder {
     }
 }
 
+/// Layers of disks in the folder of a snapshot.
+fn layers(dir: &File) -> io::Result<Vec<CString>> {
+    let entries = rustix::fs::Dir::read_from(dir)?.collect::<Result<Vec<_>, _>>()?;
+    let names = entries.into_iter().map(|entry| entry.file_name().to_owned());
+    Ok(names.filter(|name| disk::is_layer(Path::new(OsStr::from_bytes(name.to_bytes())))).collect())
+}
+
 /// Removes the folder of a snapshot; what does not belong to one keeps it.
 fn remove(folder: &File, name: &str, dir: &File) -> io::Result<()> {
-    for file in known_files() {
+    let known = known_files().filter_map(|name| CString::new(name).ok());
+    for file in known.chain(layers(dir)?) {
         match unlinkat(dir, file, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(e) => return Err(e.into()),
@@ -151,6 +163,19 @@ impl Partial {
     pub fn create(&self, file: &str) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         Ok(File::from(openat(&self.dir, file, flags, Mode::RUSR | Mode::WUSR)?))
+    }
+
+    /// Gives a file that is there already a name in it, too.
+    ///
+    /// # Errors
+    /// As the host fails: where the folder lies on another file system, for one.
+    pub fn link(&self, file: &Path, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::linkat(CWD, file, &self.dir, name, AtFlags::empty())?)
+    }
+
+    /// Takes a file out of it.
+    pub fn unlink(&self, name: &str) {
+        let _ = unlinkat(&self.dir, name, AtFlags::empty());
     }
 
     /// Gives it its name. All its files are synced.
@@ -230,6 +255,7 @@ mod tests {
         for name in [".partial-dead", ".partial-again"] {
             std::fs::create_dir(path.join(name)).unwrap();
             std::fs::write(path.join(name).join(STATE_FILE), "{").unwrap();
+            std::fs::write(path.join(name).join("a.qcow2.1.layer"), "").unwrap();
         }
         let other = Folder { fd: File::open(&path).unwrap(), path: path.clone() };
         let alive = other.begin("alive").unwrap();

@@ -7,6 +7,7 @@ use api::worker::snapshot::{
 };
 use memory::PAGE_SIZE;
 use serde_json::value::RawValue;
+use std::path::Path;
 
 /// A manifest is not larger than this.
 pub const SIZE_MAX: u64 = 4 << 20;
@@ -14,6 +15,8 @@ pub const SIZE_MAX: u64 = 4 << 20;
 pub const STATE_SIZE_MAX: u64 = 256 << 20;
 /// More CPUID leaves than this no processor has.
 const LEAVES_MAX: usize = 4096;
+/// A disk has no more layers than this in a snapshot.
+pub const LAYERS_MAX: usize = 32;
 /// The hash in hexadecimal digits.
 const HASH_LEN: usize = 64;
 
@@ -22,7 +25,10 @@ pub fn encode(manifest: &Manifest) -> Vec<u8> {
     let text = serde_json::to_string(manifest).expect("plain data");
     let hash = super::checksum::of_bytes(text.as_bytes());
     let raw = RawValue::from_string(text).expect("just written as JSON");
-    let envelope = Envelope { arnia_snapshot: FORMAT, blake3: hash, manifest: &raw };
+    // As low as can be, so that older programs read it.
+    let has_layers = manifest.disks.iter().any(|disk| matches!(disk, SavedDisk::Layers(_)));
+    let format = if has_layers { 2 } else { 1 };
+    let envelope = Envelope { arnia_snapshot: format, blake3: hash, manifest: &raw };
     let mut bytes = serde_json::to_vec(&envelope).expect("plain data");
     bytes.push(b'\n');
     bytes
@@ -102,12 +108,28 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     require(manifest.disks.len() <= PCI_DEVICES_MAX, "there are too many disks")?;
     require(manifest.macs.len() == machine.nets.len(), "the number of network cards is not the machine's")?;
     for (index, disk) in manifest.disks.iter().enumerate() {
-        if let SavedDisk::Copy(file) = disk {
-            check_file(file, &disk_file(index))?;
-            require(file.size > 0, "a disk is empty")?;
+        match disk {
+            SavedDisk::Copy(file) => {
+                check_file(file, &disk_file(index))?;
+                require(file.size > 0, "a disk is empty")?;
+            }
+            SavedDisk::Layers(layers) => {
+                require(layers.size > 0, "a disk is empty")?;
+                require((1..=LAYERS_MAX).contains(&layers.files.len()), "a disk has no or too many layers")?;
+                require(
+                    layers.files.iter().all(|name| is_layer_name(name)),
+                    "the name of a layer cannot be",
+                )?;
+            }
+            SavedDisk::Outside(_) => {}
         }
     }
     Ok(())
+}
+
+/// Whether a file of the snapshot's folder can have this name.
+fn is_layer_name(name: &str) -> bool {
+    !name.contains(['/', '\0']) && disk::is_layer(Path::new(name))
 }
 
 /// Files have fixed names, so that none leads out of the folder.

@@ -6,8 +6,9 @@ use super::{MachineSaved, checksum};
 use crate::Error;
 use crate::spec::VmSpec;
 use api::worker::config::{CharDevice, NetConfig, RestoreConfig, VmConfig};
-use api::worker::snapshot::{CpuidLeaf, Manifest, SavedDisk};
+use api::worker::snapshot::{CpuidLeaf, FileEntry, Layers, Manifest, SavedDisk};
 use clock::ClockSaved;
+use disk::{Access, Format, OpenOptions};
 use memory::{FileSegment, Ram};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -36,16 +37,35 @@ pub enum RestoredDisk {
     },
     /// A copy of this file is made at the specification's path, then opened.
     Copied {
-        /// The snapshot's file.
-        from: PathBuf,
-        /// Its size.
+        /// The snapshot's image.
+        from: SavedImage,
+        /// The disk's size.
         size: u64,
     },
     /// Changes to this file are kept in a temporary one.
     Scratch {
-        /// The snapshot's file.
-        base: PathBuf,
+        /// The snapshot's image.
+        base: SavedImage,
     },
+}
+
+/// An image of a disk in a snapshot.
+#[derive(Clone, Debug)]
+pub struct SavedImage {
+    /// The file.
+    pub path: PathBuf,
+    /// How it is opened.
+    pub options: OpenOptions,
+    /// Folders and files that it may stand on, beside those of the snapshot.
+    pub allow: Vec<PathBuf>,
+}
+
+impl SavedImage {
+    fn new(path: PathBuf, format: Format, allow: &[PathBuf]) -> SavedImage {
+        let mut options = OpenOptions { format: Some(format), ..OpenOptions::new(Access::ReadOnly) };
+        options.policy = allow.iter().fold(options.policy, |policy, path| policy.and(path));
+        SavedImage { path, options, allow: allow.to_owned() }
+    }
 }
 
 /// What of a snapshot a machine is built with.
@@ -181,6 +201,13 @@ fn read_state(link: &Link) -> Result<MachineSaved, Error> {
     MachineSaved::decode(&bytes).map_err(cannot)
 }
 
+fn from_image(image: SavedImage, size: u64, is_kept: bool) -> RestoredDisk {
+    match is_kept {
+        true => RestoredDisk::Copied { from: image, size },
+        false => RestoredDisk::Scratch { base: image },
+    }
+}
+
 /// The machine of the snapshot with what the user wants otherwise; what becomes of its disks; whether it
 /// has a console.
 fn merge(
@@ -218,6 +245,7 @@ fn merge(
     for (index, saved) in manifest.disks.iter().enumerate() {
         let disk = &mut machine.disks[index];
         let given = config.disks.get(index);
+        let allow = disk.allow.clone();
         if let Some(given) = given {
             // What the guest knows of the disk stays.
             let (serial, read_only) = (disk.serial.clone(), disk.read_only);
@@ -226,11 +254,19 @@ fn merge(
         }
         disks.push(match saved {
             SavedDisk::Outside(outside) => RestoredDisk::Existing { size: outside.size },
-            SavedDisk::Copy(entry) if given.is_none() => {
-                RestoredDisk::Scratch { base: dir.join(&entry.file) }
+            SavedDisk::Copy(FileEntry { size, .. }) | SavedDisk::Layers(Layers { size, .. })
+                if given.is_some() && disk.path.exists() =>
+            {
+                RestoredDisk::Existing { size: *size }
             }
-            SavedDisk::Copy(entry) if disk.path.exists() => RestoredDisk::Existing { size: entry.size },
-            SavedDisk::Copy(entry) => RestoredDisk::Copied { from: dir.join(&entry.file), size: entry.size },
+            SavedDisk::Copy(entry) => {
+                let image = SavedImage::new(dir.join(&entry.file), Format::Raw, &[]);
+                from_image(image, entry.size, given.is_some())
+            }
+            SavedDisk::Layers(layers) => {
+                let image = SavedImage::new(dir.join(&layers.files[0]), Format::Qcow2, &allow);
+                from_image(image, layers.size, given.is_some())
+            }
         });
     }
     if !config.nets.is_empty() {

@@ -16,17 +16,20 @@ use super::MachineSaved;
 use super::chain::{Checked, Stamp};
 use super::disks::{self, Tracked};
 use super::folder::{CHECKED_FILE, Partial, disk_file, sync};
+use super::manifest::LAYERS_MAX;
 use super::{checksum, manifest};
 use crate::spec::Uuid;
 use crate::{Error, ErrorKind};
 use api::worker::control::{SnapshotPhase, SnapshotProgress};
 use api::worker::snapshot::{
-    FileEntry, MANIFEST_FILE, MEMORY_FILE, Manifest, PARTS_MAX, STATE_FILE, SavedDisk,
+    FileEntry, Layers, MANIFEST_FILE, MEMORY_FILE, Manifest, PARTS_MAX, STATE_FILE, SavedDisk,
 };
+use disk::{Freezing, Live};
 use memory::{PAGE_SIZE, PageSet, Ram};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,9 +55,17 @@ pub struct Plan {
     /// that were written since its parent.
     pub pages: PageSet,
     /// Disks by index, `None` for those that the guest may only read. They note changes.
-    pub disks: Vec<Option<Arc<Tracked>>>,
+    pub disks: Vec<Option<PlannedDisk>>,
     /// All that is known beforehand; the rest is filled in.
     pub manifest: Manifest,
+}
+
+/// A disk that is to be saved.
+pub struct PlannedDisk {
+    /// To be copied …
+    pub disk: Arc<Tracked>,
+    /// … or, if that can be, to be kept as layers.
+    pub live: Option<Arc<Live>>,
 }
 
 /// What the machine gives when it stands still.
@@ -168,11 +179,33 @@ struct Work<'a> {
 }
 
 /// A disk in the making.
+enum DiskSave {
+    Copy(DiskCopy),
+    Layers(DiskLayers),
+}
+
+impl DiskSave {
+    fn as_copy(&self) -> Option<&DiskCopy> {
+        match self {
+            DiskSave::Copy(copy) => Some(copy),
+            DiskSave::Layers(_) => None,
+        }
+    }
+}
+
 struct DiskCopy {
     disk: Arc<Tracked>,
     file: File,
     /// Blocks are shared with the disk's own file; that is done while the guest stands still.
     by_clone: bool,
+}
+
+/// A disk whose image becomes a layer while the machine stands still.
+struct DiskLayers {
+    live: Arc<Live>,
+    next: Option<Freezing>,
+    /// Layers that are part of the snapshot.
+    layers: Vec<PathBuf>,
 }
 
 impl Work<'_> {
@@ -206,7 +239,7 @@ impl Work<'_> {
         &self,
         partial: &Partial,
         pages: PageSet,
-        disks: Vec<Option<Arc<Tracked>>>,
+        disks: Vec<Option<PlannedDisk>>,
         manifest: &mut Manifest,
     ) -> ((u64, u32), io::Result<()>) {
         let mut figures = (0, 0);
@@ -218,7 +251,7 @@ impl Work<'_> {
         &self,
         partial: &Partial,
         pages: PageSet,
-        disks: Vec<Option<Arc<Tracked>>>,
+        disks: Vec<Option<PlannedDisk>>,
         manifest: &mut Manifest,
         figures: &mut (u64, u32),
     ) -> io::Result<()> {
@@ -226,7 +259,7 @@ impl Work<'_> {
         let mut copies = Vec::new();
         for (index, disk) in disks.into_iter().enumerate() {
             copies.push(match disk {
-                Some(disk) => Some(self.begin_disk(partial, index, disk)?),
+                Some(disk) => Some(self.begin_disk(partial, index, disk, &manifest.id)?),
                 None => None,
             });
         }
@@ -246,7 +279,7 @@ impl Work<'_> {
             let is_few = count <= FEW_PAGES && blocks <= FEW_BLOCKS;
             if is_few || figures.1 >= ROUNDS_MAX || count > left {
                 memory.pending.insert_all(&dirty);
-                break self.stop(&mut memory, &copies)?;
+                break self.stop(&mut memory, &mut copies)?;
             }
             left = count - count / 8;
             memory.copy(&dirty, SnapshotPhase::Memory)?;
@@ -269,9 +302,14 @@ impl Work<'_> {
         };
         seal(&mut manifest.memory.file, &memory.file)?;
         manifest.memory.parts = manifest.parent.is_some().then(|| memory.parts());
+        let mut layer_bytes = 0;
         for (saved, copy) in manifest.disks.iter_mut().zip(&copies) {
-            if let (SavedDisk::Copy(entry), Some(copy)) = (saved, copy) {
-                seal(entry, &copy.file)?;
+            match (saved, copy) {
+                (SavedDisk::Copy(entry), Some(DiskSave::Copy(copy))) => seal(entry, &copy.file)?,
+                (saved, Some(DiskSave::Layers(disk))) => {
+                    *saved = seal_layers(partial, disk, &mut layer_bytes)?
+                }
+                _ => {}
             }
         }
         let state = stopped.state.encode();
@@ -287,7 +325,7 @@ impl Work<'_> {
         self.write(partial, CHECKED_FILE, &serde_json::to_vec(&checked)?)?;
         // The last: without it the folder is no snapshot.
         self.write(partial, MANIFEST_FILE, &text)?;
-        figures.0 += (state.len() + text.len()) as u64;
+        figures.0 += layer_bytes + (state.len() + text.len()) as u64;
         if self.go_on().is_break() {
             return Err(self.given_up());
         }
@@ -295,7 +333,7 @@ impl Work<'_> {
     }
 
     /// Has the machine stopped, and copies what is still to be copied.
-    fn stop(&self, memory: &mut MemoryCopy<'_, '_>, copies: &[Option<DiskCopy>]) -> io::Result<Stopped> {
+    fn stop(&self, memory: &mut MemoryCopy<'_, '_>, copies: &mut [Option<DiskSave>]) -> io::Result<Stopped> {
         let (answer, stopped) = sync_channel(1);
         let (copied, wait) = sync_channel(0);
         (self.tell)(SaverEvent::Stop(answer, wait));
@@ -303,17 +341,34 @@ impl Work<'_> {
         let mut rest = std::mem::replace(&mut memory.pending, PageSet::new(self.ram.pages()));
         rest.insert_all(&stopped.dirty);
         memory.copy(&rest, SnapshotPhase::Memory)?;
-        for copy in copies.iter().flatten().filter(|copy| copy.by_clone) {
+        for copy in copies.iter().flatten().filter_map(DiskSave::as_copy).filter(|copy| copy.by_clone) {
             if !copy.disk.clone_to(&copy.file) {
                 return Err(io::Error::other("the file system does not clone a disk's file any more"));
             }
         }
         self.copy_changed_blocks(copies)?;
+        for save in copies.iter_mut().flatten() {
+            let DiskSave::Layers(DiskLayers { live, next, layers }) = save else { continue };
+            if let Some(next) = next.take() {
+                live.freeze(next).map_err(io::Error::other)?;
+                *layers = live.layers();
+            }
+        }
         drop(copied);
         Ok(stopped)
     }
 
-    fn begin_disk(&self, partial: &Partial, index: usize, disk: Arc<Tracked>) -> io::Result<DiskCopy> {
+    fn begin_disk(
+        &self,
+        partial: &Partial,
+        index: usize,
+        planned: PlannedDisk,
+        id: &str,
+    ) -> io::Result<DiskSave> {
+        let PlannedDisk { disk, live } = planned;
+        if let Some(layers) = live.and_then(|live| prepare_layers(partial, live, id)) {
+            return Ok(DiskSave::Layers(layers));
+        }
         let file = partial.create(&disk_file(index))?;
         // Tried now, while there is time to do otherwise.
         let by_clone = disk.clone_to(&file);
@@ -332,13 +387,13 @@ impl Work<'_> {
                 }
             }
         }
-        Ok(DiskCopy { disk, file, by_clone })
+        Ok(DiskSave::Copy(DiskCopy { disk, file, by_clone }))
     }
 
     /// Copies what was changed on disks since the last time; returns how much it was.
-    fn copy_changed_blocks(&self, copies: &[Option<DiskCopy>]) -> io::Result<u64> {
+    fn copy_changed_blocks(&self, copies: &[Option<DiskSave>]) -> io::Result<u64> {
         let (mut count, mut buffer) = (0, Vec::new());
-        for copy in copies.iter().flatten().filter(|copy| !copy.by_clone) {
+        for copy in copies.iter().flatten().filter_map(DiskSave::as_copy).filter(|copy| !copy.by_clone) {
             let changed = copy.disk.take_changed();
             count += changed.len();
             for run in changed.runs() {
@@ -382,6 +437,49 @@ impl Work<'_> {
         self.shared.cancelled.store(true, Ordering::Relaxed);
         io::ErrorKind::Interrupted.into()
     }
+}
+
+/// Prepares a disk to be kept as layers; `None` where that cannot be, and it is copied.
+fn prepare_layers(partial: &Partial, live: Arc<Live>, id: &str) -> Option<DiskLayers> {
+    if live.layers().len() >= LAYERS_MAX {
+        return None;
+    }
+    // Tried now, while there is time to do otherwise.
+    let path = live.info().path;
+    let name = path.file_name()?.to_str()?;
+    if let Err(error) = partial.link(&path, name) {
+        log::info!("the disk {path:?} is copied: the folder of snapshots can have no links to it ({error})");
+        return None;
+    }
+    partial.unlink(name);
+    // A part of the snapshot's identity is enough.
+    match live.prepare_freeze(id.get(..13)?) {
+        Ok(next) => Some(DiskLayers { live, next: Some(next), layers: Vec::new() }),
+        Err(error) => {
+            log::info!("the disk {path:?} is copied: {error}");
+            None
+        }
+    }
+}
+
+/// Makes a disk's layers a part of the snapshot.
+fn seal_layers(partial: &Partial, disk: &DiskLayers, bytes: &mut u64) -> io::Result<SavedDisk> {
+    use std::os::unix::fs::MetadataExt;
+    let mut files = Vec::new();
+    for (index, layer) in disk.layers.iter().enumerate() {
+        let name = layer.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        partial.link(layer, name)?;
+        // The others were counted by the snapshots that made them.
+        if index == 0 {
+            *bytes += layer.metadata()?.blocks() * 512;
+        }
+        files.push(name.to_owned());
+    }
+    // Both names of the image that the machine goes on with are safe before anybody relies on them.
+    if let Some(folder) = disk.layers.first().and_then(|layer| layer.parent()) {
+        sync(&File::open(folder)?)?;
+    }
+    Ok(SavedDisk::Layers(Layers { files, size: disk.live.info().size }))
 }
 
 /// Memory in the making.
