@@ -141,8 +141,11 @@ pub enum SavedDisk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layers {
     /// Names of files of the snapshot, each standing on the next; the first is the disk. Machines have links to the
-    /// same files. What the last one stands on is not part of the snapshot.
+    /// same files.
     pub files: Vec<String>,
+    /// What the last one stands on, nearest first: not part of the snapshot, and must still be as it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub below: Vec<PathBuf>,
     /// Size of the disk in bytes.
     pub size: u64,
 }

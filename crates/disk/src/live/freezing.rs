@@ -77,6 +77,7 @@ impl Live {
         };
         let name = format!("{name}.{mark}.{SUFFIX}");
         let layer = path.with_file_name(&name);
+        self.name_below_wholly(&top)?;
         // Little is left of it for the moment in which the guest stands still.
         top.flush()?;
         let info = top.image_info();
@@ -93,6 +94,28 @@ impl Live {
         let file = HostFile::open(&draft.path, Access::ReadWrite)?.renamed(&path);
         let image = Arc::new(Qcow2::open(file, Some(top.clone()), None)?);
         Ok(Freezing { draft, image, top, layer })
+    }
+
+    /// Has the image name what it stands on by a whole path, unless that is a layer: it is to be found from other
+    /// folders, too.
+    fn name_below_wholly(&self, top: &Qcow2) -> Result<(), Error> {
+        let _job = self.begin(Operation::Create)?;
+        let (path, below) = {
+            let image = lock(&self.image);
+            (image.path.clone(), image.chain.first().cloned())
+        };
+        let (Some(backing), Some(below)) = (top.image_info().backing, below) else { return Ok(()) };
+        if Path::new(&backing.name).is_absolute() || is_layer(&below) {
+            return Ok(());
+        }
+        let failed = |error| Error::from_io(Operation::Create, error).with_path(&below);
+        let whole = std::path::absolute(&below).map_err(failed)?;
+        let Some(name) = whole.to_str() else {
+            return Err(Error::new(ErrorKind::Unsupported, Operation::Create)
+                .with_path(path)
+                .with_detail("the name of what it stands on is no text"));
+        };
+        top.set_backing(Some(Backing { name: name.to_owned(), ..backing }), top.backing())
     }
 
     /// Makes the image on top a layer and goes on with an empty one. Returns the layer's path.

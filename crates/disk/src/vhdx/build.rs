@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::bytes::{put_le16, put_le32, put_le64};
-use crate::convert::{Builder, new_uuid};
+use crate::convert::{Builder, new_uuid, write_sparse};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +46,7 @@ impl Builder for VhdxBuilder {
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let count = (bytes.len() as u64).div_ceil(BLOCK_SIZE);
         let at = self.next.fetch_add(count * BLOCK_SIZE, Ordering::Relaxed);
-        self.file.write(at, bytes, Operation::Convert)?;
+        write_sparse(&self.file, at, bytes)?;
         let ratio = chunk_ratio(BLOCK_SIZE, LOGICAL);
         let mut table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         for index in 0..count {

@@ -7,9 +7,11 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as HostCommand;
+use std::time::Instant;
 
 use agent_client::Command;
 use anyhow::{Context, Result, bail, ensure};
+use api::worker::control::{Reply, Request};
 use vm_test::agent::{AgentFiles, VsockPath};
 use vm_test::{After, Case, Firmware, Guest, Patience, Shell, Suite, Unavailable, Vm, copy_sparse, debian};
 
@@ -18,6 +20,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("copies::connections_are_reset", connections);
     suite.worker_test("copies::streams_to_the_host_are_reset", streams);
     suite.worker_test("copies::qcow2_disks", qcow2_disks);
+    suite.worker_test("copies::layers", layers);
     suite.worker_test("copies::disks_share_blocks_where_the_file_system_can", reflinks);
     suite.worker_test("copies::firmware_keeps_its_variables", firmware_variables);
 }
@@ -195,6 +198,79 @@ fn qcow2_disks(case: &Case) -> Result<()> {
         restore(case, "refused", &options([&"--disk", &disk(&case.path("x.img"), ",format=vdi")]))?;
     let exit = refused.wait(Patience::Host)?;
     ensure!(exit.code == Some(2) && exit.stderr.contains("format=raw"), "{}", exit.stderr);
+    Ok(())
+}
+
+/// A machine whose disk is kept as layers: no byte of it is copied, whoever stands on it, and not too many pile up.
+fn layers(case: &Case) -> Result<()> {
+    let folder = case.path("disks");
+    fs::create_dir_all(&folder)?;
+    let (base, top) = (folder.join("base.img"), folder.join("top.qcow2"));
+    let pattern: Vec<u8> = (0..16u32 << 20).map(|i| (i / 4096 * 31 + i) as u8).collect();
+    fs::write(&base, &pattern)?;
+    // By its name alone: it has to be found from elsewhere, too.
+    qemu_img(&[&"create", &"-q", &"-f", &"qcow2", &"-F", &"raw", &"-b", &"base.img", &top])?;
+    let mut vm = start(case, Guest::busybox(&case.artifacts).disk(&top).disk_folder(&folder))?;
+    let write = |vm: &mut Vm, seek: u32| {
+        let mut sh = Shell::resumed(vm.console());
+        sh.check(&format!("dd if=/dev/urandom of=/dev/vda bs=64k count=3 seek={seek} 2>/dev/null; sync"))?;
+        sh.check("sha256sum /dev/vda > /tmp/sum").map(drop)
+    };
+    let is_same = |vm: &mut Vm, name: &str| -> Result<()> {
+        let told = Shell::resumed(vm.console())
+            .check("echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sum")
+            .with_context(|| format!("{name}: the disk is another"))?;
+        ensure!(told.contains("OK"), "{name}: {told}");
+        Ok(())
+    };
+    let layers_in = |folder: &Path| -> Result<usize> {
+        let entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+        Ok(entries.iter().filter(|entry| entry.path().extension().is_some_and(|end| end == "layer")).count())
+    };
+    write(&mut vm, 9)?;
+    vm.control().snapshot("one", None)?;
+    let one = case.path("snapshots/one");
+    ensure!(layers_in(&one)? == 1 && !one.join("disk0.img").exists(), "the disk was copied");
+    // The machine goes on, and its copies are as it was.
+    write(&mut vm, 20)?;
+    let (raw, over) = (case.path("raw.img"), case.path("over.img"));
+    let disk = |path: &Path, more: &str| OsString::from(format!("path={}{more}", path.display()));
+    let runs = [
+        ("scratch", options([])),
+        ("raw", options([&"--disk", &disk(&raw, "")])),
+        ("over", options([&"--disk", &disk(&over, ",format=qcow2")])),
+    ];
+    for (name, options) in runs {
+        let mut copy = restore(case, name, &options)?;
+        is_same(&mut copy, name)?;
+        Shell::resumed(copy.console())
+            .check("dd if=/dev/zero of=/dev/vda bs=64k count=9 2>/dev/null; sync")?;
+        copy.control().stop()?;
+        copy.wait(Patience::Shutdown)?.expect_code(3)?;
+    }
+    is_same(&mut vm, "the first")?;
+    // When there are many, the disk takes them in while the guest goes on.
+    for number in 2..=8 {
+        write(&mut vm, 30 + number)?;
+        vm.control().snapshot(&format!("s{number}"), None)?;
+    }
+    let begun = Instant::now();
+    loop {
+        let Reply::Disks(told) = vm.control().ask(Request::Disks {})? else { bail!("no disks") };
+        if told.disks[0].chain.len() == 1 && told.disks[0].job.is_none() {
+            break;
+        }
+        ensure!(begun.elapsed() < Patience::Command.limit(), "layers stay: {told:?}");
+    }
+    ensure!(layers_in(&folder)? == 0, "files of layers stay");
+    is_same(&mut vm, "the first, with all in one image")?;
+    vm.control().stop()?;
+    vm.wait(Patience::Shutdown)?.expect_code(3)?;
+    qemu_img(&[&"check", &"-q", &top])?;
+    ensure!(layers_in(&case.path("snapshots/s8"))? == 8, "the last snapshot has not all its layers");
+    let mut copy = Vm::restore(&case.program, &case.path("snapshots/s8"), &[], &case.path("eight"))?;
+    is_same(&mut copy, "the last snapshot")?;
+    ensure!(fs::read(&base)? == pattern, "the image below was changed");
     Ok(())
 }
 

@@ -264,6 +264,7 @@ fn merge(
                 from_image(image, entry.size, given.is_some())
             }
             SavedDisk::Layers(layers) => {
+                let allow = [&layers.below[..], &allow].concat();
                 let image = SavedImage::new(dir.join(&layers.files[0]), Format::Qcow2, &allow);
                 from_image(image, layers.size, given.is_some())
             }

@@ -479,7 +479,9 @@ fn seal_layers(partial: &Partial, disk: &DiskLayers, bytes: &mut u64) -> io::Res
     if let Some(folder) = disk.layers.first().and_then(|layer| layer.parent()) {
         sync(&File::open(folder)?)?;
     }
-    Ok(SavedDisk::Layers(Layers { files, size: disk.live.info().size }))
+    let info = disk.live.info();
+    let below = info.chain[files.len().min(info.chain.len())..].to_vec();
+    Ok(SavedDisk::Layers(Layers { files, below, size: info.size }))
 }
 
 /// Memory in the making.
