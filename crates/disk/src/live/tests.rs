@@ -284,7 +284,7 @@ fn layers_keep_what_was_there_for_others_and_go_when_they_are_too_many() {
     let stale = bed.live.prepare_freeze("stale").unwrap();
     let layers = meanwhile(&mut writer, &disk, || bed.live.collapse(&Progress::default()).unwrap());
     assert_eq!(layers.len(), 3);
-    assert_eq!(bed.live.info().chain, [PathBuf::new(); 0]);
+    assert!(bed.live.info().chain.is_empty());
     bed.live.resize(SIZE + 4096).unwrap();
     assert!(bed.live.freeze(stale).is_err());
     layers.iter().for_each(|layer| std::fs::remove_file(layer).unwrap());
