@@ -37,6 +37,12 @@ pub(crate) const GUESTS: &[Need] = &[
 pub(crate) const GUESTS_ROOTLESS: &[Need] =
     &[Need { probe: "newuidmap", package: "uidmap" }, Need { probe: "fakeroot", package: "fakeroot" }];
 
+/// QEMU's guest agent, for a guest that has it.
+pub(crate) const QEMU_AGENT: &[Need] = &[
+    Need { probe: "/usr/sbin/qemu-ga", package: "qemu-guest-agent" },
+    Need { probe: "ldd", package: "libc-bin" },
+];
+
 /// The firmware that boots disks.
 pub(crate) const FIRMWARE: &[Need] = &[
     Need { probe: "/usr/share/seabios/bios-256k.bin", package: "seabios" },

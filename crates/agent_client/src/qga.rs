@@ -40,7 +40,18 @@ impl Qga<UnixStream> {
     /// # Errors
     /// [`ErrorKind::NotReady`] or [`ErrorKind::TimedOut`] if no agent answers.
     pub fn connect(socket: &Path) -> Result<Self, Error> {
-        Qga::new(Connection::direct(socket, TIMEOUT)?.stream)
+        Qga::connect_within(socket, TIMEOUT)
+    }
+
+    /// The same; the agent has `limit` to say that it is there.
+    ///
+    /// # Errors
+    /// As [`Qga::connect`].
+    pub fn connect_within(socket: &Path, limit: Duration) -> Result<Self, Error> {
+        let qga = Qga::new(Connection::direct(socket, limit)?.stream)?;
+        let set = qga.stream.set_read_timeout(Some(TIMEOUT));
+        set.map_err(|error| Error::io("the guest agent's line broke", error))?;
+        Ok(qga)
     }
 
     /// Connects through a worker's socket to an agent that listens on the guest's virtio socket
@@ -103,6 +114,26 @@ impl<S: Read + Write> Qga<S> {
         let enabled = |command: &&Value| command.get("enabled") == Some(&Value::Bool(true));
         let commands = commands.into_iter().flatten().filter(enabled).map(|command| text(command, "name"));
         Ok((text(&answer, "version"), commands.collect()))
+    }
+
+    /// The guest's name for itself.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    pub fn host_name(&mut self) -> Result<String, Error> {
+        let answer = self.ask("guest-get-host-name", json!({}))?;
+        let name = answer.get("host-name").and_then(Value::as_str);
+        name.map(str::to_owned).ok_or_else(|| nonsense("guest-get-host-name"))
+    }
+
+    /// The guest's system, like `Debian GNU/Linux 12 (bookworm)`, and the release of its kernel.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    pub fn system(&mut self) -> Result<(String, String), Error> {
+        let answer = self.ask("guest-get-osinfo", json!({}))?;
+        let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok((text("pretty-name"), text("kernel-release")))
     }
 
     /// Runs a program to its end.

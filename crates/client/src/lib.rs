@@ -25,6 +25,7 @@ use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, 
 use api::v1::error::ErrorBody;
 use api::v1::host::Host;
 use api::v1::image::ImageParams;
+use api::v1::network::{Network, NetworkParams};
 use api::v1::operation::{Operation, OperationState};
 use api::v1::page::Page;
 use api::v1::project::{Project, ProjectParams};
@@ -216,10 +217,18 @@ impl Client {
         patch: &serde_json::Value,
         revision: Option<i64>,
     ) -> Result<Vm, Error> {
+        self.patch(&format!("/v1/vms/{}", escaped(name)), patch, revision).await
+    }
+
+    async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        patch: &serde_json::Value,
+        revision: Option<i64>,
+    ) -> Result<T, Error> {
         let tag = revision.map_or_else(|| "*".to_owned(), |revision| format!("\"{revision}\""));
         let body = serde_json::to_vec(patch).map_err(|e| Error::malformed(e.to_string()))?;
-        let path = format!("/v1/vms/{}", escaped(name));
-        read(&self.call("PATCH", &path, &[("if-match", &tag)], Some(body)).await?.1)
+        read(&self.call("PATCH", path, &[("if-match", &tag)], Some(body)).await?.1)
     }
 
     /// Removes a machine.
@@ -374,6 +383,36 @@ impl Client {
     /// Removes a volume.
     pub async fn volume_delete(&self, name: &str) -> Result<(), Error> {
         self.delete(&format!("/v1/volumes/{}", escaped(name))).await
+    }
+
+    /// All networks of the project.
+    pub async fn networks(&self) -> Result<Vec<Network>, Error> {
+        self.all("/v1/networks").await
+    }
+
+    /// One network.
+    pub async fn network(&self, name: &str) -> Result<Network, Error> {
+        self.get(&format!("/v1/networks/{}", escaped(name))).await
+    }
+
+    /// Creates a network.
+    pub async fn network_create(&self, params: &NetworkParams) -> Result<Network, Error> {
+        self.post("/v1/networks", params).await
+    }
+
+    /// Changes a network by a merge patch of its configuration, if it is still of this revision.
+    pub async fn network_update(
+        &self,
+        name: &str,
+        patch: &serde_json::Value,
+        revision: Option<i64>,
+    ) -> Result<Network, Error> {
+        self.patch(&format!("/v1/networks/{}", escaped(name)), patch, revision).await
+    }
+
+    /// Removes a network.
+    pub async fn network_delete(&self, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/networks/{}", escaped(name))).await
     }
 
     /// All pools.

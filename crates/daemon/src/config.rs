@@ -25,6 +25,8 @@ pub struct Config {
     pub paths: Paths,
     /// The program `arnia-vmm`.
     pub worker: PathBuf,
+    /// The program `arnia`, which is the switch of a network when it is started as `arnia switch`.
+    pub switch: PathBuf,
     /// The program `arnia-agent`, which images get on board; none can be built without it.
     pub agent: Option<PathBuf>,
     /// The folder of the images.
@@ -110,6 +112,11 @@ impl Paths {
         self.runtime.join("vms").join(id)
     }
 
+    /// The runtime folder of a network.
+    pub(crate) fn network_runtime(&self, id: &str) -> PathBuf {
+        self.runtime.join("networks").join(id)
+    }
+
     /// Makes the folders, for this user alone, and makes sure that this is their only daemon. The lock lives as
     /// long as what is returned.
     pub(crate) fn prepare(&self) -> Result<File, StartError> {
@@ -124,6 +131,7 @@ impl Paths {
             self.warm(),
             self.runtime.join("vms"),
             self.runtime.join("warm"),
+            self.runtime.join("networks"),
         ] {
             private_folder(&folder)?;
         }

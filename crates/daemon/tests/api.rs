@@ -3,9 +3,10 @@
 //!
 //! This program plays three parts: the tests, the daemon, and the worker. Which one, a variable says.
 
+use api::switch::SwitchConfig;
 use api::v1::access::{Grant, Role, TokenParams, UserParams};
 use api::v1::error::ErrorCode;
-use api::v1::network::Port;
+use api::v1::network::{NetworkConfig, NetworkMode, NetworkParams, NicConfig, Port};
 use api::v1::operation::OperationState;
 use api::v1::project::ProjectParams;
 use api::v1::screen::Keys;
@@ -16,6 +17,9 @@ use api::worker::control::{
 };
 use client::{Client, Created, Remote};
 use daemon::{Config, Mode, Paths};
+use net::Backend;
+use net::switch::{Switch, SwitchLink, SwitchPort};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -36,6 +40,7 @@ fn part() {
             daemon::run(config(&folder)).expect("the daemon runs");
             std::process::exit(0);
         }
+        Ok("switch") => play_switch(Path::new(&std::env::var_os(FOLDER).expect("a configuration"))),
         Ok("worker") => play_worker(Path::new(&std::env::var_os(FOLDER).expect("a configuration"))),
         _ => {}
     }
@@ -46,7 +51,34 @@ fn config(folder: &Path) -> Config {
     let listen = std::fs::read_to_string(folder.join("listen")).ok();
     let listen = listen.map(|address| address.parse().expect("an address"));
     let images = paths.images();
-    Config { mode: Mode::User, paths, worker: folder.join("worker"), agent: None, images, listen }
+    let (worker, switch) = (folder.join("worker"), folder.join("switch"));
+    Config { mode: Mode::User, paths, worker, switch, agent: None, images, listen }
+}
+
+/// The switch of a network, as `arnia switch` is one.
+fn play_switch(path: &Path) {
+    let read = || {
+        let config: SwitchConfig = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let port = |port: &api::switch::SwitchPortConfig| SwitchPort {
+            key: port.key.parse().expect("a key"),
+            mac: port.mac.parse().expect("an address"),
+            address: port.address.as_deref().map(|address| address.parse().expect("an address")),
+            name: port.name.clone(),
+        };
+        Some((config.ports.iter().map(port).collect::<Vec<_>>(), config))
+    };
+    let (mut ports, config) = read().expect("a configuration");
+    let nat =
+        net::NatConfig { subnet: config.subnet.parse().expect("a subnet"), ..net::NatConfig::default() };
+    let listener = net::switch::listen(&config.socket).expect("a socket");
+    let mut switch = Switch::new(listener, nat).expect("a switch");
+    loop {
+        switch.set_ports(ports.clone());
+        let _ = switch.turn(Duration::from_millis(20));
+        // The network is gone when its file is.
+        let Some((now, _)) = read() else { break };
+        ports = now;
+    }
 }
 
 /// A worker without a guest. Its power button works, unless its command line says `deaf`.
@@ -141,9 +173,13 @@ impl Daemon {
             "#!/bin/sh\nexec env {PART}=worker {FOLDER}=\"$2\" {} part --exact --nocapture\n",
             program.display()
         );
-        std::fs::write(folder.join("worker"), script).expect("a script");
-        let executable = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder.join("worker"), executable).expect("an executable script");
+        // A worker is called with `--config FILE`, a switch with `switch --config FILE`.
+        let switch = script.replace("worker", "switch").replace("$2", "$3");
+        for (name, script) in [("worker", script), ("switch", switch)] {
+            std::fs::write(folder.join(name), script).expect("a script");
+            let executable = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(folder.join(name), executable).expect("an executable script");
+        }
         std::fs::write(folder.join("kernel"), "no kernel").expect("a file");
         let mut daemon = Daemon { folder, child: None };
         daemon.start();
@@ -289,6 +325,145 @@ fn ports_are_opened_and_closed_while_a_machine_runs() {
     block_on(client.vm_create(&daemon.params("off", "", false), "k2")).expect("a machine");
     block_on(client.port_create("off", &port("8080:80", 0))).expect("a port");
     assert_eq!(block_on(client.vm("off")).expect("a machine").config.nics[0].ports, ["8080:80"]);
+}
+
+#[test]
+fn networks_are_made_used_and_removed() {
+    let daemon = Daemon::new("nets");
+    let client = daemon.client("default");
+    let params = |name: &str, config: NetworkConfig| NetworkParams { name: name.into(), config };
+    let internal = || NetworkConfig::new(NetworkMode::Internal);
+    let small = NetworkConfig { subnet: Some("10.77.0.0/29".into()), ..internal() };
+    let lab = block_on(client.network_create(&params("lab", small))).expect("a network");
+    assert_eq!(
+        (lab.gateway.as_deref(), lab.config.domain.as_deref()),
+        (Some("10.77.0.1"), Some("lab.internal"))
+    );
+    let chosen = block_on(client.network_create(&params("back", internal()))).expect("a network");
+    assert!(chosen.config.subnet.is_some_and(|subnet| subnet.starts_with("10.") && subnet.ends_with("/24")));
+    let names = block_on(client.networks()).expect("networks").into_iter().map(|network| network.name);
+    assert_eq!(names.collect::<Vec<_>>(), ["back", "lab", "user"]);
+    for (config, why) in [
+        (NetworkConfig { subnet: Some("10.77.0.1/24".into()), ..internal() }, ErrorCode::Invalid),
+        (NetworkConfig { mtu: 10, ..internal() }, ErrorCode::Invalid),
+        (NetworkConfig::new(NetworkMode::User), ErrorCode::Invalid),
+        (NetworkConfig::new(NetworkMode::Bridged), ErrorCode::Unsupported),
+    ] {
+        assert_eq!(code(block_on(client.network_create(&params("bad", config.clone())))), why, "{config:?}");
+    }
+    assert_eq!(code(block_on(client.network_create(&params("lab", internal())))), ErrorCode::AlreadyExists);
+    assert_eq!(code(block_on(client.network_create(&params("user", internal())))), ErrorCode::AlreadyExists);
+
+    // Cards get addresses until there are none, and nobody gets another's.
+    let in_lab = |name: &str, address: Option<&str>| {
+        let mut params = daemon.params(name, "", false);
+        let nic = NicConfig { address: address.map(Into::into), ..NicConfig::of_network("lab") };
+        params.config.nics = vec![NicConfig::default(), nic];
+        block_on(client.vm_create(&params, name))
+    };
+    let mut addresses = Vec::new();
+    for (name, address) in [("a", None), ("b", Some("10.77.0.5")), ("c", None), ("d", None)] {
+        let Ok(Created::Vm(vm)) = in_lab(name, address) else { panic!("{name} is made") };
+        let nic = &vm.config.nics[1];
+        assert_eq!((nic.name.as_deref(), vm.config.nics[0].address.as_deref()), (Some("net1"), None));
+        addresses.push(nic.address.clone().expect("an address"));
+    }
+    assert_eq!(addresses, ["10.77.0.3", "10.77.0.5", "10.77.0.4", "10.77.0.6"]);
+    assert_eq!(code(in_lab("e", None)), ErrorCode::AlreadyExists, "it is full");
+    assert_eq!(code(in_lab("e", Some("10.77.0.5"))), ErrorCode::AlreadyExists);
+    assert_eq!(code(in_lab("e", Some("10.77.0.1"))), ErrorCode::Invalid, "the gateway's");
+    for nic in [
+        serde_json::json!({"network": "nowhere"}),
+        serde_json::json!({"network": "lab", "ports": ["1:1"]}),
+        serde_json::json!({"network": "user", "address": "10.0.2.15"}),
+        serde_json::json!({"network": "user", "name": "A"}),
+        serde_json::json!({"network": "user", "limits": {"bytes": 0}}),
+    ] {
+        let patch = serde_json::json!({"nics": [nic]});
+        assert_eq!(code(block_on(client.vm_update("a", &patch, None))), ErrorCode::Invalid, "{patch}");
+    }
+    let shown = block_on(client.network("lab")).expect("a network");
+    assert_eq!((shown.cards.len(), shown.cards[0].vm.as_str()), (4, "a"));
+
+    // What its machines were told stays while they are in it.
+    let patch = serde_json::json!({"description": "for the course"});
+    let changed = block_on(client.network_update("lab", &patch, Some(shown.revision))).expect("a change");
+    assert_eq!((changed.config.description.as_str(), changed.revision), ("for the course", 2));
+    assert_eq!(code(block_on(client.network_update("lab", &patch, Some(1)))), ErrorCode::Changed);
+    let patch = serde_json::json!({"mtu": 9000});
+    assert_eq!(code(block_on(client.network_update("lab", &patch, None))), ErrorCode::InUse);
+    assert_eq!(code(block_on(client.network_delete("lab"))), ErrorCode::InUse);
+    assert_eq!(code(block_on(client.network_delete("user"))), ErrorCode::InUse);
+    block_on(client.network_delete("back")).expect("it goes");
+
+    // Another project has no such network, not even for its machines.
+    let other = serde_json::from_str::<ProjectParams>(r#"{"name": "other"}"#).expect("a project");
+    block_on(client.project_create(&other)).expect("a project");
+    let stranger = daemon.client("other");
+    assert_eq!(code(block_on(stranger.network("lab"))), ErrorCode::NotFound);
+    let mut params = daemon.params("spy", "", false);
+    params.config.nics = vec![NicConfig::of_network("lab")];
+    assert_eq!(code(block_on(stranger.vm_create(&params, "spy"))), ErrorCode::Invalid);
+}
+
+#[test]
+fn a_network_outlives_the_daemon_and_comes_back_when_it_is_killed() {
+    let mut daemon = Daemon::new("switch");
+    let client = daemon.client("default");
+    let config = NetworkConfig::new(NetworkMode::Internal);
+    block_on(client.network_create(&NetworkParams { name: "lab".into(), config })).expect("a network");
+    for name in ["one", "two"] {
+        let mut params = daemon.params(name, "", true);
+        params.config.nics = vec![NicConfig::of_network("lab")];
+        run(&client, &params, name);
+    }
+    // The fake workers have no cards; the test plugs in for them, by the keys that they were given.
+    let card = |name: &str| {
+        let id = block_on(client.vm(name)).expect("a machine").id;
+        let text = std::fs::read(daemon.folder.join("run/vms").join(id).join("worker.json")).expect("a file");
+        let config: worker::VmConfig = serde_json::from_slice(&text).expect("a configuration");
+        let worker::NetConfig::Switch(card) = config.nets[0].clone() else { panic!("it is in a network") };
+        card
+    };
+    let (one, two) = (card("one"), card("two"));
+    let plug = |card: &worker::SwitchNetConfig| {
+        SwitchLink::connect(&card.socket, card.key.parse().expect("a key"), card.mtu)
+    };
+    let (mut first, mut second) = (plug(&one).expect("one is let in"), plug(&two).expect("two is let in"));
+    let mac = |card: &worker::SwitchNetConfig| {
+        card.mac.as_deref().expect("one").parse::<net::MacAddress>().unwrap()
+    };
+    let frame = [&mac(&two).0[..], &mac(&one).0, &[0x88, 0xb5], b"hello"].concat();
+    let mut reach = |what: &str| {
+        let mut buffer = [0; 2000];
+        wait(what, || {
+            first.poll();
+            second.poll();
+            first.transmit(&frame);
+            let _ = first.receive(&mut buffer);
+            second.receive(&mut buffer).is_some_and(|len| buffer[..len] == frame)
+        });
+    };
+    reach("one reaches two");
+    daemon.kill();
+    reach("without a daemon");
+    daemon.start();
+    reach("with the next one");
+    let switch = || {
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(&one.socket).ok()?).ok()?;
+        Some(rustix::net::sockopt::socket_peercred(&socket).ok()?.pid)
+    };
+    let before = switch().expect("it listens");
+    rustix::process::kill_process(before, rustix::process::Signal::KILL).expect("it is killed");
+    wait("another process", || switch().is_some_and(|now| now != before));
+    reach("after its process was killed");
+    // A machine that has ended is out, whatever its key.
+    let client = daemon.client("default");
+    let stop = block_on(client.vm_stop("two", StopParams::default())).expect("an operation");
+    block_on(client.wait(stop)).expect("it is off");
+    wait("two is out", || plug(&two).is_err());
+    assert!(plug(&one).is_ok());
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! - [`Nat`] is a backend made of ordinary sockets: a router with DHCP and DNS for one guest network. It is
 //!   described by a [`NatConfig`], which reads from text, and controlled from other threads by a [`NatHandle`]:
 //!   [`Forward`] rules come and go while it runs, [`NatStats`] count.
+//! - [`switch`] is the network that several machines have in common: a process of its own, with a `Nat` in it for
+//!   addresses and names.
 //! - [`MacAddress`] parses, prints and makes up MAC addresses.
 //!
 //! **Threads**: a backend belongs to the one thread that moves its frames, never blocks it and starts none.
@@ -37,11 +39,12 @@ pub mod fuzzing;
 mod mac;
 mod nat;
 mod random;
+pub mod switch;
 
 pub use backend::Backend;
 pub use error::{NetError, NetErrorKind};
 pub use mac::MacAddress;
 pub use nat::{
     Forward, ForwardId, ForwardStatus, GATEWAY_NAME, HOST_NAME, HostLoopback, Ipv4Subnet, Nat, NatConfig,
-    NatHandle, NatLimits, NatStats, Outside, Resolvers, Transport,
+    NatHandle, NatHost, NatLimits, NatStats, Outside, Resolvers, Transport,
 };

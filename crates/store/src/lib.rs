@@ -9,6 +9,7 @@
 
 mod audit;
 mod error;
+mod networks;
 mod operations;
 mod projects;
 mod schema;
@@ -18,6 +19,7 @@ mod users;
 mod vms;
 
 pub use error::{Error, ErrorKind};
+pub use networks::NetworkRecord;
 pub use operations::OperationRecord;
 pub use projects::ProjectRecord;
 pub use snapshots::SnapshotRecord;

@@ -57,6 +57,21 @@ const MIGRATIONS: &[&str] = &[
         UNIQUE (vm, name)
     ) STRICT;
 ",
+    // Networks; and network cards have names from now on, where the daemon would choose the same.
+    "
+    CREATE TABLE networks (
+        id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects(name), name TEXT NOT NULL,
+        config TEXT NOT NULL, secret BLOB NOT NULL, created INTEGER NOT NULL, revision INTEGER NOT NULL,
+        UNIQUE (project, name)
+    ) STRICT;
+    UPDATE vms SET config = json_set(config, '$.nics', json('[{}]')) WHERE json_type(config, '$.nics') IS NULL;
+    UPDATE vms SET config = json_set(config, '$.nics', (
+        SELECT json_group_array(json_set(value, '$.name', 'net' || key)) FROM json_each(config, '$.nics')
+    )) WHERE json_array_length(config, '$.nics') > 0;
+    UPDATE snapshots SET config = json_set(config, '$.nics', (
+        SELECT json_group_array(json_set(value, '$.name', 'net' || key)) FROM json_each(config, '$.nics')
+    )) WHERE json_array_length(config, '$.nics') > 0;
+",
 ];
 
 /// Brings the file up to date, in one transaction for each step.
@@ -95,14 +110,27 @@ mod tests {
         db.execute_batch(MIGRATIONS[0]).unwrap();
         db.execute_batch(
             r#"INSERT INTO vms VALUES ('id', 'default', 'web', '{"boot": {"kernel": "/k"}}', 1, 1, 'stopped',
-               0, NULL, NULL, NULL)"#,
+               0, NULL, NULL, NULL);
+               INSERT INTO vms VALUES ('two', 'default', 'two', '{"boot": {"kernel": "/k"},
+               "nics": [{"mac": "02:00:00:00:00:01", "ports": ["1:2"]}, {"network": "user"}]}', 1, 1,
+               'stopped', 0, NULL, NULL, NULL);
+               INSERT INTO vms VALUES ('none', 'default', 'none', '{"boot": {"kernel": "/k"}, "nics": []}', 1, 1,
+               'stopped', 0, NULL, NULL, NULL)"#,
         )
         .unwrap();
         db.pragma_update(None, "user_version", 1).unwrap();
         drop(db);
         let store = crate::Store::open(&path).unwrap();
         let vm = store.read(|records| records.vm("default", "web")).unwrap();
-        assert_eq!(vm.config, api::v1::vm::VmConfig::new("/k"));
+        let mut config = api::v1::vm::VmConfig::new("/k");
+        config.nics[0].name = Some("net0".into());
+        assert_eq!(vm.config, config);
+        let two = store.read(|records| records.vm("default", "two")).unwrap().config.nics;
+        let names: Vec<_> = two.iter().map(|nic| nic.name.as_deref()).collect();
+        assert_eq!(names, [Some("net0"), Some("net1")]);
+        assert_eq!((two[0].mac.as_deref(), two[0].ports.len()), (Some("02:00:00:00:00:01"), 1));
+        let none = store.read(|records| records.vm("default", "none")).unwrap().config.nics;
+        assert!(none.is_empty(), "a machine without cards stays so");
         assert!(vm.origin.is_none() && vm.resume.is_none());
     }
 

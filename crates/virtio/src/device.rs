@@ -104,6 +104,8 @@ pub enum DeviceSaved {
     Balloon(crate::balloon::BalloonSaved),
     /// A socket device.
     Vsock(crate::vsock::VsockSaved),
+    /// A serial port.
+    Serial(crate::serial::SerialSaved),
 }
 
 /// Copies the part of a configuration structure that an access asks for.

@@ -31,6 +31,11 @@ impl AgentFiles {
         self.folder.join("initramfs.cpio")
     }
 
+    /// The same guest with QEMU's agent instead of ours, which the test `qemu_agent` starts.
+    pub fn initramfs_with_qemus(&self) -> PathBuf {
+        self.folder.join("initramfs-qemu-agent.cpio")
+    }
+
     /// Installs the agent on an unmounted ext4 file system, as our images have it.
     ///
     /// # Errors

@@ -124,13 +124,13 @@ pub struct Parts {
     /// What the machine goes on from, instead of booting.
     pub restored: Option<Restored>,
     /// The networks behind its cards, in their order.
-    pub networks: Vec<NatHandle>,
+    pub networks: Vec<Option<NatHandle>>,
 }
 
 /// A machine with its vCPU threads, and what happens to it.
 pub struct Controller {
     machine: Machine,
-    networks: Vec<NatHandle>,
+    networks: Vec<Option<NatHandle>>,
     vcpus: Vec<VcpuHandle>,
     /// The state of each vCPU after reset.
     after_reset: Vec<CpuState>,

@@ -7,13 +7,14 @@ use crate::snapshot::disks::Tracked;
 use crate::snapshot::restore::{Restored, RestoredDisk, SavedImage};
 use crate::snapshot::{Folder, Snapshot};
 use crate::source::{BootSource, open_file};
-use crate::spec::{DiskSpec, NetSpec, VmSpec};
+use crate::spec::{DiskSpec, NetSpec, NetworkSpec, VmSpec};
 use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
 use api::worker::config::{BootKind, CharDevice, DiskBus, LineSocketConfig};
 use disk::qcow2::CreateOptions;
 use disk::{Access, Disk, Format, Image, Live, Progress, Raw, Scratch, TargetOptions};
 use memory::{Ram, RamRange, VideoMemory};
+use net::switch::SwitchLink;
 use net::{Backend, MacAddress, NatHandle};
 use platform::DisplayConfig;
 use platform::vga::spec as vga;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use virtio::console::{Console, ConsoleInput};
 use virtio::limit::Limits;
+use virtio::serial::{QEMU_AGENT, SerialPort};
 use virtio::vsock::{Vsock, VsockConfig};
 
 /// All that a machine is made of.
@@ -43,8 +45,8 @@ pub struct Inputs {
     pub live: Vec<Option<Arc<Live>>>,
     /// What goes on the PCI bus.
     pub devices: Devices,
-    /// The networks behind the cards, in their order.
-    pub networks: Vec<NatHandle>,
+    /// The networks behind the cards, in their order, where they are the machine's own.
+    pub networks: Vec<Option<NatHandle>>,
     /// Where COM1 writes to.
     pub serial_output: Box<dyn Write + Send>,
     /// The display adapter.
@@ -66,6 +68,8 @@ pub struct Devices {
     pub balloon: bool,
     /// Sockets between host and guest.
     pub vsock: Option<Vsock>,
+    /// The serial port of QEMU's guest agent.
+    pub qemu_agent: Option<SerialPort>,
     /// The console.
     pub console: Option<Console>,
 }
@@ -208,6 +212,14 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
             Some(device)
         }
     };
+    let qemu_agent = spec.qemu_agent.as_deref().map(|path| {
+        SerialPort::new(QEMU_AGENT, path).map_err(|e| {
+            Error::bad_input(format!("the socket {path:?} for QEMU's guest agent cannot be made"))
+                .with_source(e)
+                .with_advice("check --qemu-agent")
+        })
+    });
+    let qemu_agent = qemu_agent.transpose()?;
     let serial_output = open_output(&spec.serial, Line::Serial, &mut lines)?;
     let console = match &spec.console {
         _ if !spec.has_console => None,
@@ -236,6 +248,7 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
         boot_order: spec.boot_order.clone(),
         balloon: spec.balloon,
         vsock,
+        qemu_agent,
         console,
     };
     let restored = snapshot.map(Snapshot::into_restored);
@@ -452,12 +465,23 @@ fn is_bytes_of(file: &File, disk: &dyn Disk) -> bool {
     is_sized && file.read_exact_at(&mut head, 0).is_ok() && &head != b"QFI\xfb"
 }
 
-fn plug_in(spec: &NetSpec) -> Result<(Card, NatHandle), Error> {
-    let nat = net::Nat::new(spec.network.clone()).map_err(|e| {
-        Error::bad_input("the network cannot be made").with_source(e).with_advice("check --net")
-    })?;
-    let handle = nat.handle();
-    Ok((Card { mac: spec.mac, backend: Box::new(nat), limits: spec.limits }, handle))
+fn plug_in(spec: &NetSpec) -> Result<(Card, Option<NatHandle>), Error> {
+    let failed = |what: &str, e: net::NetError| {
+        Error::bad_input(what.to_owned()).with_source(e).with_advice("check --net")
+    };
+    match &spec.network {
+        NetworkSpec::User(config) => {
+            let nat =
+                net::Nat::new((**config).clone()).map_err(|e| failed("the network cannot be made", e))?;
+            let handle = nat.handle();
+            Ok((Card { mac: spec.mac, backend: Box::new(nat), limits: spec.limits }, Some(handle)))
+        }
+        NetworkSpec::Switch { socket, key, mtu } => {
+            let link = SwitchLink::connect(socket, *key, *mtu)
+                .map_err(|e| failed("a network card cannot be plugged in", e))?;
+            Ok((Card { mac: spec.mac, backend: Box::new(link), limits: spec.limits }, None))
+        }
+    }
 }
 
 /// Opens where a serial line writes to.

@@ -183,8 +183,15 @@ fn needs(spec: &VmSpec, engine: &str) -> Needs {
         _ => None,
     });
     Needs {
-        removed: spec.control.iter().cloned().chain(vsock).chain(lines).collect(),
-        name_servers: !spec.nets.is_empty(),
+        removed: spec
+            .control
+            .iter()
+            .cloned()
+            .chain(vsock)
+            .chain(spec.qemu_agent.clone())
+            .chain(lines)
+            .collect(),
+        name_servers: spec.nets.iter().any(|net| net.network.asks_name_servers()),
         snapshots: spec.snapshots.clone(),
         media: spec.config.cdroms.iter().filter_map(|drive| drive.media.clone()).collect(),
         disk_folder: spec.disk_folder.clone(),

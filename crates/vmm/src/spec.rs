@@ -6,8 +6,9 @@
 use crate::Error;
 use api::worker::config::{
     BootKind, BootMethod, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice, FORMAT_AUTO,
-    FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, UserNetConfig, VmConfig,
+    FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, SwitchNetConfig, UserNetConfig, VmConfig,
 };
+use net::switch::PortKey;
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
 use virtio::limit::{Limits, Rate};
@@ -68,6 +69,8 @@ pub struct VmSpec {
     pub balloon: bool,
     /// Sockets between host and guest.
     pub vsock: Option<VsockSpec>,
+    /// Socket that leads to the serial port of QEMU's guest agent.
+    pub qemu_agent: Option<PathBuf>,
     /// Where COM1 leads.
     pub serial: CharDevice,
     /// Where the virtio console leads; there is none when nowhere.
@@ -163,9 +166,32 @@ pub struct NetSpec {
     /// Its address.
     pub mac: MacAddress,
     /// The network it is plugged into.
-    pub network: NatConfig,
+    pub network: NetworkSpec,
     /// How fast frames go in each direction.
     pub limits: Limits,
+}
+
+/// What a network card is plugged into, checked.
+#[derive(Clone, Debug)]
+pub enum NetworkSpec {
+    /// A network of its own.
+    User(Box<NatConfig>),
+    /// The switch of a network of several machines.
+    Switch {
+        /// Its socket.
+        socket: PathBuf,
+        /// By which it lets the card in.
+        key: PortKey,
+        /// Largest IP packet, in bytes.
+        mtu: u16,
+    },
+}
+
+impl NetworkSpec {
+    /// Whether names are looked up for the guest here.
+    pub fn asks_name_servers(&self) -> bool {
+        matches!(self, NetworkSpec::User(_))
+    }
 }
 
 /// Sockets between host and guest, checked.
@@ -341,7 +367,10 @@ impl TryFrom<VmConfig> for VmSpec {
             None => matches!(boot, BootSpec::Firmware(_)),
         };
         // Entropy device and console take a slot each.
-        let optional = [vsock.is_some(), display, sata > 0, config.balloon];
+        if let Some(path) = &config.qemu_agent {
+            check_socket_path(path, "--qemu-agent")?;
+        }
+        let optional = [vsock.is_some(), display, sata > 0, config.balloon, config.qemu_agent.is_some()];
         let devices = disks.len() + nets.len() + 2 + optional.into_iter().filter(|has| *has).count();
         if devices > PCI_DEVICES_MAX {
             return Err(Error::bad_input(format!("{devices} devices do not fit on the PCI bus"))
@@ -368,6 +397,7 @@ impl TryFrom<VmConfig> for VmSpec {
             display,
             balloon: config.balloon,
             vsock,
+            qemu_agent: config.qemu_agent.clone(),
             serial: config.serial,
             console: config.console,
             has_console: as_given.console != CharDevice::None,
@@ -467,9 +497,8 @@ pub fn limits(config: &RateLimits) -> Result<Limits, &'static str> {
 }
 
 fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {
-    let NetConfig::User(UserNetConfig { mac, forward, restrict, subnet, hostname, limits: rates }) = config;
     let bad = |e: net::NetError| Error::bad_input("the network is not as it should be").with_source(e);
-    let mac = match mac {
+    let mac = match config.mac() {
         None => {
             MacAddress::random().map_err(|e| Error::host("a MAC address is not to be had").with_source(e))?
         }
@@ -479,19 +508,35 @@ fn net_spec(config: NetConfig) -> Result<NetSpec, Error> {
         return Err(Error::bad_input(format!("{mac} is no address for a network card"))
             .with_advice("choose one whose first byte is even, like a6:41:72:00:00:01"));
     }
+    let limits = limits(config.limits())
+        .map_err(|why| Error::bad_input("the limits of a network card are unsuitable").with_advice(why))?;
+    let network = match config {
+        NetConfig::User(user) => user_network(user).map_err(bad)?,
+        NetConfig::Switch(SwitchNetConfig { mac: _, socket, key, mtu, limits: _ }) => {
+            check_socket_path(&socket, "--net")?;
+            if !(NatConfig::MTU_MIN..=NatConfig::MTU_MAX).contains(&mtu) {
+                return Err(Error::bad_input(format!("a network card cannot have an MTU of {mtu}"))
+                    .with_advice(format!("choose {} to {}", NatConfig::MTU_MIN, NatConfig::MTU_MAX)));
+            }
+            NetworkSpec::Switch { socket, key: key.parse().map_err(bad)?, mtu }
+        }
+    };
+    Ok(NetSpec { mac, network, limits })
+}
+
+fn user_network(config: UserNetConfig) -> Result<NetworkSpec, net::NetError> {
+    let UserNetConfig { mac: _, forward, restrict, subnet, hostname, limits: _ } = config;
     let mut network = NatConfig { hostname, ..NatConfig::default() };
     if let Some(subnet) = subnet {
-        network.subnet = subnet.parse().map_err(bad)?;
+        network.subnet = subnet.parse()?;
     }
     if restrict {
         network.outside = net::Outside::Restricted;
     }
     for rule in forward {
-        network.forwards.push(rule.parse().map_err(bad)?);
+        network.forwards.push(rule.parse()?);
     }
-    let limits = limits(&rates)
-        .map_err(|why| Error::bad_input("the limits of a network card are unsuitable").with_advice(why))?;
-    Ok(NetSpec { mac, network, limits })
+    Ok(NetworkSpec::User(Box::new(network)))
 }
 
 fn check_socket_path(path: &Path, option: &str) -> Result<(), Error> {
@@ -529,6 +574,16 @@ mod tests {
         assert_eq!(guid[..10], [0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99]);
     }
 
+    fn switched(key: &str, socket: &str, mtu: u16) -> NetConfig {
+        NetConfig::Switch(SwitchNetConfig {
+            mac: None,
+            socket: socket.into(),
+            key: key.into(),
+            mtu,
+            limits: RateLimits::default(),
+        })
+    }
+
     #[test]
     fn bad_values_are_refused_with_advice() {
         let disk = |serial: &str| DiskConfig { serial: Some(serial.into()), ..DiskConfig::new("d") };
@@ -558,6 +613,9 @@ mod tests {
             refused(|c| {
                 c.nets = net(UserNetConfig { subnet: Some("10.0.2.1/24".into()), ..Default::default() })
             }),
+            refused(|c| c.nets = vec![switched("00", "s", 1500)]),
+            refused(|c| c.nets = vec![switched(&"0".repeat(64), "", 1500)]),
+            refused(|c| c.nets = vec![switched(&"0".repeat(64), "s", 60)]),
             refused(|c| c.vsock = Some(VsockConfig { cid: 2, socket: "s".into() })),
             refused(|c| c.vsock = Some(VsockConfig { cid: u64::MAX, socket: "s".into() })),
             refused(|c| c.control = Some("x".repeat(108).into())),
@@ -585,7 +643,8 @@ mod tests {
         let spec = VmSpec::try_from(config).unwrap();
         let net = &spec.nets[0];
         assert_eq!(net.mac, MacAddress([0xa6, 0x41, 0x72, 1, 2, 3]));
-        assert_eq!((net.network.forwards.len(), net.network.outside), (2, net::Outside::Restricted));
-        assert_eq!(net.network.subnet.to_string(), "192.168.9.0/24");
+        let NetworkSpec::User(network) = &net.network else { panic!("a network of its own") };
+        assert_eq!((network.forwards.len(), network.outside), (2, net::Outside::Restricted));
+        assert_eq!(network.subnet.to_string(), "192.168.9.0/24");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// An image to be: one of the two.
+/// An image to be: one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -11,6 +11,23 @@ pub enum ImageParams {
     Build(ImageBuild),
     /// Fetch it from elsewhere.
     Pull(ImagePull),
+    /// Make it of a machine.
+    Publish(ImagePublish),
+}
+
+/// An image of a machine of the request's project, which comes from an image itself. A machine that runs forgets who it
+/// is, by its agent, and is shut down; one that does not run is taken as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ImagePublish {
+    /// The machine, by name or identity.
+    pub vm: String,
+    /// The image's name, like `web:2`.
+    pub name: String,
+    /// A sentence about it; that of the machine's image when absent.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
 }
 
 /// An image to be built.

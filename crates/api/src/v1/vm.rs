@@ -210,6 +210,9 @@ pub struct InstanceParams {
     /// What it is given at its first boot: users, files, commands.
     #[serde(skip_serializing_if = "Provision::is_empty")]
     pub provision: Provision,
+    /// In which form it finds that at its first boot.
+    #[serde(skip_serializing_if = "SeedKind::is_default")]
+    pub seed: SeedKind,
     /// Boot it, also where it could go on from a snapshot that an earlier machine of the image left.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
@@ -219,6 +222,24 @@ impl InstanceParams {
     /// Whether nothing is asked for.
     pub fn is_default(&self) -> bool {
         *self == InstanceParams::default()
+    }
+}
+
+/// The form of the disk by which a machine learns at its first boot who it is and what it is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SeedKind {
+    /// For `arnia-agent`, and for cloud-init's NoCloud source.
+    #[default]
+    NoCloud,
+    /// For cloud-init's ConfigDrive source: the form of OpenStack.
+    ConfigDrive,
+}
+
+impl SeedKind {
+    fn is_default(&self) -> bool {
+        *self == SeedKind::default()
     }
 }
 

@@ -92,6 +92,9 @@ pub struct VmConfig {
     /// Sockets between host and guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// Unix socket that leads to the serial port of QEMU's guest agent; there is no such port by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_agent: Option<PathBuf>,
     /// Where the first serial port leads. Default: the terminal.
     #[serde(default = "default_serial")]
     pub serial: CharDevice,
@@ -174,6 +177,7 @@ impl VmConfig {
             display: None,
             balloon: default_balloon(),
             vsock: None,
+            qemu_agent: None,
             serial: default_serial(),
             console: default_console(),
             control: None,
@@ -230,6 +234,9 @@ pub struct RestoreConfig {
     /// Sockets between host and guest; needed if the machine has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// Unix socket that leads to the serial port of QEMU's guest agent; needed if the machine has one, and nothing if not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_agent: Option<PathBuf>,
     /// Where the first serial port leads. Default: the terminal.
     #[serde(default = "default_serial")]
     pub serial: CharDevice,
@@ -276,6 +283,7 @@ impl RestoreConfig {
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
+            qemu_agent: None,
             serial: default_serial(),
             console: default_console(),
             control: None,
@@ -595,6 +603,35 @@ impl DiskConfig {
 pub enum NetConfig {
     /// The worker's own network with DHCP, DNS and address translation; needs no rights.
     User(UserNetConfig),
+    /// A network of several machines, which a process of its own is the switch of.
+    Switch(SwitchNetConfig),
+}
+
+impl NetConfig {
+    /// The card's MAC address, if one is given.
+    pub fn mac(&self) -> Option<&str> {
+        match self {
+            NetConfig::User(user) => user.mac.as_deref(),
+            NetConfig::Switch(switch) => switch.mac.as_deref(),
+        }
+    }
+
+    /// How fast its frames go.
+    pub fn limits(&self) -> &RateLimits {
+        match self {
+            NetConfig::User(user) => &user.limits,
+            NetConfig::Switch(switch) => &switch.limits,
+        }
+    }
+
+    /// Gives the card an address if it has none.
+    pub fn default_mac(&mut self, mac: &str) {
+        let own = match self {
+            NetConfig::User(user) => &mut user.mac,
+            NetConfig::Switch(switch) => &mut switch.mac,
+        };
+        own.get_or_insert_with(|| mac.to_owned());
+    }
 }
 
 /// The worker's own network: what QEMU calls user networking. The default is 10.0.2.0/24 with the gateway
@@ -621,6 +658,42 @@ pub struct UserNetConfig {
     /// How fast frames go, in each direction. Default: as fast as they can.
     #[serde(default, skip_serializing_if = "RateLimits::is_none")]
     pub limits: RateLimits,
+}
+
+/// A card in a network of several machines.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchNetConfig {
+    /// The card's MAC address, as text: the one that the switch knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The socket of the network's process.
+    pub socket: PathBuf,
+    /// The secret by which the card is let in: 64 hexadecimal digits.
+    pub key: String,
+    /// Largest IP packet of the network, in bytes.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+    /// How fast frames go, in each direction. Default: as fast as they can.
+    #[serde(default, skip_serializing_if = "RateLimits::is_none")]
+    pub limits: RateLimits,
+}
+
+fn default_mtu() -> u16 {
+    crate::v1::network::MTU_DEFAULT
+}
+
+impl std::fmt::Debug for SwitchNetConfig {
+    /// Without the key: it is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let SwitchNetConfig { mac, socket, key: _, mtu, limits } = self;
+        f.debug_struct("SwitchNetConfig")
+            .field("mac", mac)
+            .field("socket", socket)
+            .field("mtu", mtu)
+            .field("limits", limits)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Sockets between host and guest.
@@ -680,7 +753,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.memory, ByteSize(1 << 30));
-        let NetConfig::User(user) = &config.nets[0];
+        let NetConfig::User(user) = &config.nets[0] else { panic!("the machine's own network") };
         assert_eq!(user.forward, ["2222:22"]);
         let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
         assert_eq!(again, config);

@@ -35,7 +35,10 @@ impl Run for Daemon {
             false => default_paths()?,
         };
         let (agent, images) = (programs::agent().ok(), image_folder(&paths));
-        let config = Config { mode, paths, worker: programs::worker()?, agent, images, listen: self.listen };
+        let switch = std::env::current_exe()
+            .map_err(|e| Error::failed("this program does not know where it is").with_source(e))?;
+        let worker = programs::worker()?;
+        let config = Config { mode, paths, worker, switch, agent, images, listen: self.listen };
         daemon::run(config).map_err(|e| {
             let message = e.to_string();
             match std::error::Error::source(&e) {

@@ -49,7 +49,10 @@ fn vm_lines(vm: &Vm) -> Vec<(&'static str, String)> {
     });
     let nics = config.nics.iter().map(|nic| {
         let ports = nic.ports.join(" ");
-        format!("{} {} {ports}", nic.network, nic.mac.as_deref().unwrap_or_default()).trim().to_owned()
+        let (name, address) = (nic.name.as_deref().unwrap_or_default(), nic.address.as_deref());
+        let words =
+            [name, &nic.network, nic.mac.as_deref().unwrap_or_default(), address.unwrap_or_default(), &ports];
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     });
     let state = match &vm.reason {
         Some(reason) => format!("{} ({reason})", vm.state),

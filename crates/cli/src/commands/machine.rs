@@ -6,8 +6,10 @@ use api::agent::{Provision, UserAccount};
 use api::image::ImageFirmware;
 use api::v1::error::ErrorCode;
 use api::v1::image::{ImageBuild, ImageParams};
-use api::v1::network::NicConfig;
-use api::v1::vm::{Autostart, BootConfig, CloneKind, DiskConfig, InstanceParams, VmConfig, VmParams};
+use api::v1::network::{NicConfig, USER_NETWORK};
+use api::v1::vm::{
+    Autostart, BootConfig, CloneKind, DiskConfig, InstanceParams, SeedKind, VmConfig, VmParams,
+};
 use client::Client;
 use std::path::{Path, PathBuf};
 
@@ -48,12 +50,19 @@ pub(super) struct Machine {
     /// A port of the host that leads into the guest: [ADDRESS:]PORT:PORT[/udp]; may be repeated
     #[arg(short, long, value_name = "PORTS")]
     port: Vec<String>,
+    /// A network card, in this network [default: one in `user`, where the machine is alone]; may be repeated. With an
+    /// address or a MAC address of its own, or slower: NETWORK,address=10.20.0.5,mac=a6:41:72:00:00:01,limit-bytes=10M
+    #[arg(long, value_name = "NETWORK", value_parser = card)]
+    network: Vec<NicConfig>,
     /// No network card
-    #[arg(long, conflicts_with = "port")]
+    #[arg(long, conflicts_with_all = ["port", "network"])]
     no_network: bool,
     /// A public SSH key that may log in as the image's default user; may be repeated
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "firmware"])]
     ssh_key: Vec<PathBuf>,
+    /// How cloud-init in the image is told who the machine is: nocloud, or config-drive as OpenStack does
+    #[arg(long, value_name = "FORM", value_parser = seed, default_value = "nocloud", conflicts_with_all = ["kernel", "firmware"])]
+    seed: SeedKind,
     /// Give it a copy of its own of the image's disks, instead of sharing what it does not change
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     full: bool,
@@ -66,6 +75,34 @@ pub(super) struct Machine {
     /// For people
     #[arg(long, value_name = "TEXT", default_value = "")]
     description: String,
+}
+
+fn card(text: &str) -> Result<NicConfig, String> {
+    let (network, options) = text.split_once(',').unwrap_or((text, ""));
+    let mut card = NicConfig::of_network(network);
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("address", value)) => card.address = Some(value.into()),
+            Some(("mac", value)) => card.mac = Some(value.into()),
+            Some(("name", value)) => card.name = Some(value.into()),
+            Some(("limit-bytes", value)) => {
+                card.limits.bytes = Some(value.parse().map_err(|e| format!("{option}: {e}"))?);
+            }
+            _ => return Err(format!("{option:?} is not known: write address=, mac=, name= or limit-bytes=")),
+        }
+    }
+    match network {
+        "" => Err("name a network: see `arnia network ls`".into()),
+        _ => Ok(card),
+    }
+}
+
+fn seed(text: &str) -> Result<SeedKind, String> {
+    match text {
+        "nocloud" => Ok(SeedKind::NoCloud),
+        "config-drive" => Ok(SeedKind::ConfigDrive),
+        _ => Err("write nocloud or config-drive".into()),
+    }
 }
 
 fn firmware(text: &str) -> Result<ImageFirmware, String> {
@@ -98,12 +135,13 @@ impl Machine {
         let size = self.add_disks(&mut config, is_image)?;
         config.nics = match self.no_network {
             true => Vec::new(),
-            false => vec![NicConfig { ports: self.port.clone(), ..NicConfig::default() }],
+            false => self.cards(),
         };
         let mut instance = InstanceParams {
             clone: if self.full { CloneKind::Full } else { CloneKind::Linked },
             disk: size,
             provision: Provision::default(),
+            seed: self.seed,
             cold: self.cold,
         };
         let name = match (&self.name, &self.what) {
@@ -123,6 +161,19 @@ impl Machine {
             }
         }
         Ok(VmParams { name, config, instance, start: false })
+    }
+
+    /// The network cards. Ports lead in by the network `user`: if there are some, there is a card in it.
+    fn cards(&self) -> Vec<NicConfig> {
+        let mut cards = self.network.clone();
+        match cards.iter().position(|card| card.network == USER_NETWORK) {
+            Some(index) => cards[index].ports = self.port.clone(),
+            None if cards.is_empty() || !self.port.is_empty() => {
+                cards.insert(0, NicConfig { ports: self.port.clone(), ..NicConfig::default() });
+            }
+            None => {}
+        }
+        cards
     }
 
     /// Adds the disks; returns the size that the image's disk shall have.

@@ -18,6 +18,7 @@ mod logs;
 mod ls;
 mod machine;
 mod man;
+mod network;
 mod operation;
 mod port;
 mod project;
@@ -28,6 +29,7 @@ mod screen;
 mod set;
 mod shell;
 mod snapshot;
+mod switch;
 mod token;
 mod top;
 mod user;
@@ -94,6 +96,9 @@ pub enum Command {
     /// Ports of this host that lead into virtual machines
     #[command(subcommand)]
     Port(port::Port),
+    /// Networks that machines have in common
+    #[command(subcommand, visible_alias = "net")]
+    Network(network::Network),
     /// Connect to the serial console of a virtual machine
     Console(console::Console),
     /// Show what a virtual machine wrote to its serial console
@@ -111,7 +116,7 @@ pub enum Command {
     Apply(lab::Apply),
     /// Show what `arnia apply` would do
     Diff(lab::Diff),
-    /// Write machines and volumes as a file for `arnia apply`
+    /// Write machines, networks and volumes as a file for `arnia apply`
     Export(lab::Export),
     /// Show who changed what, or was refused to
     Audit(audit::Audit),
@@ -134,6 +139,9 @@ pub enum Command {
     Context(context::Context),
     /// Run the daemon
     Daemon(daemon::Daemon),
+    /// Run the switch of a network, as the daemon does
+    #[command(hide = true)]
+    Switch(switch::RunSwitch),
     /// Write the completions for a shell
     Completions(completions::Completions),
     /// Write the manual pages
@@ -170,6 +178,7 @@ impl Command {
             Command::Screenshot(command) => command,
             Command::Key(command) => command,
             Command::Port(command) => command,
+            Command::Network(command) => command,
             Command::Console(command) => command,
             Command::Logs(command) => command,
             Command::Top(command) => command,
@@ -187,6 +196,7 @@ impl Command {
             Command::Token(command) => command,
             Command::Context(command) => command,
             Command::Daemon(command) => command,
+            Command::Switch(command) => command,
             Command::Completions(command) => command,
             Command::Man(command) => command,
             Command::Version(command) => command,

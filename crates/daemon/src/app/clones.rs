@@ -133,11 +133,11 @@ impl App {
         }
         let mut config = VmConfig { autostart: Default::default(), ..vm.config.clone() };
         for nic in &mut config.nics {
-            nic.mac = None;
+            (nic.mac, nic.address) = (None, None);
             // The host's ports are the other's.
             nic.ports.clear();
         }
-        super::vms::complete(&mut config)?;
+        super::networks::complete_cards(&mut config)?;
         let origin = vm.origin.as_ref().map(|origin| Origin {
             image: origin.image,
             params: match from.disks {
@@ -156,6 +156,7 @@ impl App {
             }
         }
         let inserted = self.write(|records| {
+            super::networks::assign_addresses(records, &vm.project, &record.id, &mut record.config)?;
             let before = records.usage(&vm.project)?;
             records.vm_insert(&record)?;
             super::projects::check_quota(records, &vm.project, before)

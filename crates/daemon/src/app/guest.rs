@@ -55,6 +55,16 @@ impl App {
         self.folder(id).file("vsock")
     }
 
+    /// The socket of QEMU's guest agent in a machine that runs.
+    pub(crate) fn qemu_agent(&self, id: &str) -> PathBuf {
+        self.folder(id).file("qemu-agent")
+    }
+
+    /// Both ways into a guest.
+    fn ways(&self, id: &str) -> Ways {
+        Ways { arnia: self.vsock(id), qemu: self.qemu_agent(id) }
+    }
+
     /// A place among those who ask a guest, and the socket that leads there.
     pub(crate) fn guest_place(&self, vm: &VmRecord) -> Result<(OwnedSemaphorePermit, PathBuf), Error> {
         let machine = self.running(vm)?;
@@ -82,7 +92,8 @@ impl App {
 
     /// What a guest tells of itself, now.
     pub(crate) async fn guest_view(&self, vm: &VmRecord) -> Result<Guest, Error> {
-        let guest = self.guest_ask(vm, ask).await?;
+        let ways = self.ways(&vm.id);
+        let guest = self.guest_ask(vm, move |_| ways.ask()).await?;
         let machine = self.machine(&vm.id);
         *app::lock(&machine.guest.view) =
             Cached { guest: Some(guest.clone()), asked: Some(Instant::now()), asking: false };
@@ -95,8 +106,8 @@ impl App {
         let old = view.asked.is_some_and(|asked| asked.elapsed() > FRESH);
         if old && !view.asking && view.guest.is_some() {
             view.asking = true;
-            let (machine, socket) = (machine.clone(), self.vsock(&machine.id));
-            tokio::spawn(async move { refresh(&machine, socket).await });
+            let (machine, ways) = (machine.clone(), self.ways(&machine.id));
+            tokio::spawn(async move { refresh(&machine, ways).await });
         }
         view.guest.clone()
     }
@@ -104,11 +115,11 @@ impl App {
     /// Looks for the agent of a guest that has just been started, or found again.
     pub(super) fn guest_appears(&self, machine: &Arc<Machine>, process: Arc<Process>) {
         machine.guest.forget();
-        let (machine, socket) = (machine.clone(), self.vsock(&machine.id));
+        let (machine, ways) = (machine.clone(), self.ways(&machine.id));
         tokio::spawn(async move {
             let appear = async {
                 let mut pause = APPEAR_INTERVAL.0;
-                while !refresh(&machine, socket.clone()).await {
+                while !refresh(&machine, ways.clone()).await {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(APPEAR_INTERVAL.1);
                 }
@@ -122,21 +133,39 @@ impl App {
 
     /// Asks the agent of a guest to shut it down; whether it will.
     pub(super) async fn guest_shutdown(&self, id: &str) -> bool {
-        let socket = self.vsock(id);
+        let ways = self.ways(id);
         let asked = tokio::task::spawn_blocking(move || {
-            Agent::of_worker(socket).shutdown(ShutdownMode::Poweroff, false)
+            let ours = Agent::of_worker(ways.arnia).shutdown(ShutdownMode::Poweroff, false);
+            ours.or_else(|_| guest::qemu::shutdown(&ways.qemu))
         });
         matches!(tokio::time::timeout(SHUTDOWN_PATIENCE, asked).await, Ok(Ok(Ok(()))))
     }
 }
 
-fn ask(agent: &Agent) -> Result<Guest, agent_client::Error> {
-    Ok(guest::view(&agent.info()?, agent.interfaces()?))
+/// The sockets that lead to the agents of a guest: ours, and QEMU's.
+#[derive(Clone, Debug)]
+struct Ways {
+    arnia: PathBuf,
+    qemu: PathBuf,
+}
+
+impl Ways {
+    /// What the guest tells of itself, by the agent that it has.
+    fn ask(&self) -> Result<Guest, agent_client::Error> {
+        let agent = Agent::of_worker(&self.arnia);
+        match agent.info() {
+            Ok(info) => Ok(guest::view(&info, agent.interfaces()?)),
+            Err(error) if error.kind() == agent_client::ErrorKind::NotReady => {
+                guest::qemu::view(&self.qemu).map_err(|_| error)
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Asks a guest for what it tells of itself; whether it did.
-async fn refresh(machine: &Machine, socket: PathBuf) -> bool {
-    let answer = tokio::task::spawn_blocking(move || ask(&Agent::of_worker(socket))).await;
+async fn refresh(machine: &Machine, ways: Ways) -> bool {
+    let answer = tokio::task::spawn_blocking(move || ways.ask()).await;
     let mut view = app::lock(&machine.guest.view);
     view.asking = false;
     let Ok(Ok(guest)) = answer else { return false };

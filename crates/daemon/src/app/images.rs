@@ -5,13 +5,14 @@ use super::{App, Caller, Request};
 use crate::Error;
 use api::image::{Digest, ImageName, ImageView};
 use api::v1::error::ErrorCode;
-use api::v1::image::{ImageBuild, ImageParams, ImagePull};
+use api::v1::image::{ImageBuild, ImageParams, ImagePublish, ImagePull};
 use api::v1::operation::{Operation, Target};
+use api::v1::vm::StopParams;
 use image::build::{BuildOptions, Programs, build};
 use image::recipe::RecipeSource;
 use image::sign::TrustedKey;
 use image::transfer::{Place, PullOptions, pull};
-use image::{PruneOptions, Store};
+use image::{Instance, PruneOptions, Store};
 use std::sync::Arc;
 
 /// vCPUs of the machine in which a recipe's commands run.
@@ -60,6 +61,16 @@ impl App {
                 let name = name.map_or_else(|| pull.place.clone(), |name| name.to_string());
                 (name, Request::ImagePull { params: pull })
             }
+            ImageParams::Publish(publish) => {
+                let name = image_name(&publish.name)?.to_string();
+                let vm = self.read(|records| Ok(records.vm(project, &publish.vm)?))?;
+                if vm.origin.is_none() {
+                    let message = format!("the virtual machine {:?} does not come from an image", vm.name);
+                    return Err(Error::new(ErrorCode::Invalid, message)
+                        .with_remedy("import its disk with `arnia image import`"));
+                }
+                (name, Request::ImagePublish { vm: vm.id, params: publish })
+            }
         };
         let target = Target { kind: "image".into(), id: name.clone(), name };
         let record = self.write(|records| self.plan(records, caller, project, target, &request))?;
@@ -92,6 +103,41 @@ impl App {
         let options = BuildOptions { no_cache: params.no_cache, cpus: BUILD_CPUS };
         self.with_images(work, move |store, watch| {
             build(store, &recipe(&params.recipe)?, &programs, &options, watch).map(drop)
+        })
+        .await
+    }
+
+    /// Makes an image of a machine: one that runs forgets who it is and shuts down first.
+    pub(super) async fn image_publish(
+        self: &Arc<App>,
+        id: &str,
+        params: ImagePublish,
+        work: &Arc<Work>,
+    ) -> Result<(), Error> {
+        let vm = self.read(|records| Ok(records.vm_by_id(id)?))?;
+        if self.machine(id).process().is_some() {
+            work.begin("generalising the guest", None);
+            self.guest_ask(&vm, |agent| agent.generalise()).await.map_err(|e| {
+                e.with_remedy(format!("shut it down with `arnia stop {}`, and it is taken as it is", vm.name))
+            })?;
+            self.stop(id, StopParams::default()).await?;
+        }
+        // Nobody starts it meanwhile.
+        let machine = self.machine(id);
+        let _lifecycle = machine.lifecycle.lock().await;
+        if machine.state().is_active() {
+            let message = format!("the virtual machine {:?} was started meanwhile", vm.name);
+            return Err(Error::new(ErrorCode::WrongState, message).with_remedy("stop it, and try again"));
+        }
+        let folder = self.instance_folder(id);
+        if !folder.join(image::INSTANCE_FILE).exists() {
+            let message = format!("the virtual machine {:?} has not been started yet", vm.name);
+            return Err(Error::new(ErrorCode::WrongState, message)
+                .with_remedy("it is what its image is: give that another name instead"));
+        }
+        let (instance, name) = (Instance::load(&folder)?, image_name(&params.name)?);
+        self.with_images(work, move |store, watch| {
+            image::publish(store, &instance, &name, &params.description, watch).map(drop)
         })
         .await
     }

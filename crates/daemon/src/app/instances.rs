@@ -8,7 +8,7 @@ use agent_client::{Agent, Command};
 use api::agent::{Identity, Personality, Provision};
 use api::image::PersonalitySource;
 use api::v1::error::ErrorCode;
-use api::v1::vm::VmConfig;
+use api::v1::vm::{SeedKind, VmConfig};
 use image::{Instance, InstanceParams};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,6 +56,12 @@ impl App {
             return Err(invalid(format!("nothing in the image {name} can set up users, files and commands"))
                 .with_remedy("use an image with the guest agent or cloud-init"));
         }
+        if manifest.personality != PersonalitySource::CloudInit && params.seed == SeedKind::ConfigDrive {
+            return Err(invalid(format!(
+                "only cloud-init reads a config drive, and the image {name} has none"
+            ))
+            .with_remedy("leave `seed` out"));
+        }
         let check = Personality { provision: params.provision.clone(), ..Personality::default() };
         check.check().map_err(|error| invalid(error.to_string()))?;
         self.images.pin(&pin(id), image)?;
@@ -93,6 +99,7 @@ impl App {
             over: warm.as_ref().map(Warm::disks).transpose()?.unwrap_or_default(),
             disk: origin.params.disk,
             provision: origin.params.provision.clone(),
+            seed: origin.params.seed,
             ..InstanceParams::default()
         };
         let image = origin.image;
@@ -126,8 +133,10 @@ impl App {
         let _ = first.await;
         let wait = !provision.is_empty();
         let rest = tokio::task::spawn_blocking(move || {
+            // Before its keys, which take their time: until then its network may not hear it.
+            tell("its addresses", &name, agent.run(&Command::shell(readdress(&macs))).map(drop));
             tell("its keys", &name, take_rest(&agent, personality));
-            tell("its addresses", &name, agent.run(&Command::shell(settle(&macs))).map(drop));
+            tell("that it is somebody", &name, agent.run(&Command::shell(super::warm::RELEASE)).map(drop));
         });
         if wait {
             let _ = rest.await;
@@ -192,19 +201,27 @@ fn is_mac(text: &str) -> bool {
     text.parse::<net::MacAddress>().is_ok()
 }
 
-/// What a guest does that goes on as another machine: its cards get their addresses, and the services that were
-/// held back until it is somebody start.
-fn settle(macs: &[(String, String)]) -> String {
+/// What a guest does that goes on as another machine: its cards get their MAC addresses, and ask for IPv4 addresses anew,
+/// by whatever does that there.
+fn readdress(macs: &[(String, String)]) -> String {
     let mut script = String::new();
     for (old, new) in macs {
         script.push_str(&format!(
-            "for card in /sys/class/net/*; do
-                if [ \"$(cat $card/address)\" = {old} ]; then
-                    ip link set dev ${{card##*/}} address {new}
-                    networkctl reconfigure ${{card##*/}} 2>/dev/null || true
+            "for path in /sys/class/net/*; do
+                [ \"$(cat \"$path/address\")\" = {old} ] || continue
+                card=${{path##*/}}
+                ip link set dev \"$card\" address {new} || {{
+                    ip link set dev \"$card\" down
+                    ip link set dev \"$card\" address {new}
+                    ip link set dev \"$card\" up
+                }}
+                if networkctl reconfigure \"$card\" 2>/dev/null; then :
+                elif nmcli device reapply \"$card\" 2>/dev/null; then :
+                elif pidof dhclient >/dev/null; then dhclient -r \"$card\"; dhclient -nw \"$card\"
+                elif pidof udhcpc >/dev/null; then killall -USR2 udhcpc; killall -USR1 udhcpc
                 fi
             done\n"
         ));
     }
-    script + super::warm::RELEASE
+    script + "true"
 }

@@ -1,7 +1,7 @@
 //! Starting machines: booting them, or letting them go on from a snapshot.
 
 use super::work::Work;
-use super::{App, Machine};
+use super::{App, Machine, switches};
 use crate::machine::{self, Folder, Process, process};
 use crate::{Error, util};
 use api::v1::error::ErrorCode;
@@ -66,7 +66,8 @@ impl App {
         let unusable = |e: std::io::Error| Error::internal("the machine's process cannot be started", e);
         crate::config::private_folder(&data).map_err(|e| Error::internal(e.to_string(), ""))?;
         let (instance, resume) = self.instance(vm, work).await?;
-        let config = self.start_config(vm, instance.as_ref(), resume.as_ref())?;
+        let cards = self.plug_in(vm).await?;
+        let config = self.start_config(vm, instance.as_ref(), resume.as_ref(), &cards)?;
         // Written down first: should the daemon be killed now, the next one knows what to look for.
         self.write(|records| {
             records.vm_set_state(&vm.id, Desired::Running, false, None)?;
@@ -113,16 +114,16 @@ impl App {
         vm: &VmRecord,
         instance: Option<&Instance>,
         resume: Option<&Resume>,
+        cards: &switches::Cards,
     ) -> Result<machine::Start, Error> {
         let (folder, volumes) = (self.folder(&vm.id), self.volume_paths(vm)?);
-        let config = machine::worker_config(vm, instance, &folder, self.console_log(&vm.id), |disk| {
-            match (&disk.path, &disk.volume) {
-                (Some(path), _) => path.into(),
-                (None, volume) => {
-                    volumes.get(volume.as_deref().unwrap_or_default()).cloned().unwrap_or_default()
-                }
-            }
-        });
+        let disk_path = |disk: &api::v1::vm::DiskConfig| match (&disk.path, &disk.volume) {
+            (Some(path), _) => path.into(),
+            (None, volume) => volumes.get(volume.as_deref().unwrap_or_default()).cloned().unwrap_or_default(),
+        };
+        let card = |nic: &api::v1::network::NicConfig| cards.get(nic.name.as_deref()?).cloned();
+        let console_log = self.console_log(&vm.id);
+        let config = machine::worker_config(vm, instance, &folder, console_log, disk_path, card);
         let config = api::worker::config::VmConfig { snapshots: Some(self.saving_folder(&vm.id)?), ..config };
         Ok(match resume {
             None => machine::Start::Boot(Box::new(config)),

@@ -73,6 +73,7 @@ impl App {
         let again = fault && !stopping && self.may_restart(machine);
         if !again {
             self.settle(machine, fault, reason.as_deref());
+            self.unplug(&machine.id).await;
             return;
         }
         log::warn!("machine {} starts again: {}", machine.id, reason.as_deref().unwrap_or_default());

@@ -8,6 +8,7 @@ mod images;
 mod instances;
 mod launch;
 mod lifecycle;
+mod networks;
 mod operations;
 pub(crate) mod people;
 pub(crate) mod ports;
@@ -17,6 +18,7 @@ mod screen;
 mod snapshots;
 mod storage;
 mod sweep;
+mod switches;
 mod vms;
 mod warm;
 mod work;
@@ -50,6 +52,8 @@ pub(crate) struct App {
     operations: Mutex<HashMap<String, operations::Running>>,
     events: broadcast::Sender<Event>,
     past_events: Mutex<VecDeque<Event>>,
+    /// The processes of networks, by the networks' identities.
+    switches: Mutex<HashMap<String, Arc<switches::Switch>>>,
 }
 
 /// A machine as the daemon sees it. Exists from the first time that somebody asks for more than its record.
@@ -120,6 +124,7 @@ impl App {
             operations: Mutex::default(),
             events: broadcast::channel(1024).0,
             past_events: Mutex::default(),
+            switches: Mutex::default(),
             config,
         };
         app.ensure_default_pool().map_err(refused)?;

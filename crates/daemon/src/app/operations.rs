@@ -7,7 +7,7 @@ use crate::{Error, util};
 use api::v1::Time;
 use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
-use api::v1::image::{ImageBuild, ImagePull};
+use api::v1::image::{ImageBuild, ImagePublish, ImagePull};
 use api::v1::operation::{Operation, OperationState, Target};
 use api::v1::snapshot::SnapshotParams;
 use api::v1::vm::StopParams;
@@ -80,6 +80,13 @@ pub(crate) enum Request {
         /// How.
         params: ImageBuild,
     },
+    /// Make an image of a machine.
+    ImagePublish {
+        /// The machine's identity.
+        vm: String,
+        /// How.
+        params: ImagePublish,
+    },
     /// Fetch an image.
     ImagePull {
         /// From where.
@@ -99,6 +106,7 @@ impl Request {
             Request::SnapshotRestore { .. } => "snapshot_restore",
             Request::ImageBuild { .. } => "image_build",
             Request::ImagePull { .. } => "image_pull",
+            Request::ImagePublish { .. } => "image_publish",
         }
     }
 }
@@ -107,7 +115,7 @@ impl Cancellable {
     fn of(kind: &str) -> Cancellable {
         match kind {
             "vm_stop" => Cancellable::AtOnce,
-            "image_build" | "image_pull" | "snapshot_create" => Cancellable::ByItself,
+            "image_build" | "image_pull" | "image_publish" | "snapshot_create" => Cancellable::ByItself,
             _ => Cancellable::No,
         }
     }
@@ -204,6 +212,7 @@ impl App {
             Request::SnapshotRestore { snapshot } => self.snapshot_restore(id, &snapshot, work).await,
             Request::ImageBuild { params } => self.image_build(params, work).await,
             Request::ImagePull { params } => self.image_pull(params, work).await,
+            Request::ImagePublish { vm, params } => self.image_publish(&vm, params, work).await,
         }
     }
 

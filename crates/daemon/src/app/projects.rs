@@ -83,9 +83,12 @@ impl App {
         self.write(|records| {
             records.project(name)?;
             let usage = records.usage(name)?;
-            if usage.vms > 0 || !records.volumes(name, "", 1)?.is_empty() {
+            let is_empty = usage.vms == 0
+                && records.volumes(name, "", 1)?.is_empty()
+                && records.networks(name, "", 1)?.is_empty();
+            if !is_empty {
                 return Err(Error::new(ErrorCode::InUse, format!("the project {name:?} is not empty"))
-                    .with_remedy("remove its virtual machines and volumes first"));
+                    .with_remedy("remove its virtual machines, volumes and networks first"));
             }
             Ok(records.project_delete(name)?)
         })

@@ -51,6 +51,7 @@ impl App {
         for machine in looking {
             let _ = machine.await;
         }
+        self.find_switches().await;
         self.end_left_templates().await;
         self.resume_operations();
         self.autostart().await;

@@ -166,10 +166,11 @@ impl App {
         }
         self.restore_volumes(&vm, &record, &folder)?;
         let vm = self.write(|records| {
-            let config = &record.config;
-            let vm = match vm.config == *config {
+            let mut config = record.config.clone();
+            super::networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
+            let vm = match vm.config == config {
                 true => vm.clone(),
-                false => records.vm_update(&vm.id, vm.revision, &vm.name, config)?,
+                false => records.vm_update(&vm.id, vm.revision, &vm.name, &config)?,
             };
             let resume = Resume { snapshot: folder.clone(), other: false };
             records.vm_set_resume(&vm.id, Some(&resume))?;
@@ -181,6 +182,8 @@ impl App {
     /// Refuses a machine whose disks cannot be put back.
     pub(crate) fn check_restorable(&self, vm: &VmRecord, snapshot: &str) -> Result<(), Error> {
         let record = self.snapshot_record(vm, snapshot)?;
+        let mut config = record.config.clone();
+        self.read(|records| super::networks::assign_addresses(records, &vm.project, &vm.id, &mut config))?;
         let disks = &record.config.disks;
         if disks != &vm.config.disks {
             return Err(Error::new(ErrorCode::WrongState, "the machine has other disks than at that time")

@@ -1,5 +1,6 @@
 //! Virtual machines: their records, and views of them.
 
+use super::networks;
 use super::people::check_description;
 use super::projects::check_quota;
 use super::{App, Caller, Request};
@@ -7,7 +8,6 @@ use crate::{Error, util};
 use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
 use api::v1::name;
-use api::v1::network::USER_NETWORK;
 use api::v1::operation::Operation;
 use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState};
 use std::path::Path;
@@ -69,11 +69,11 @@ impl App {
         });
         let mut config = params.config;
         check_config(caller, None, &config)?;
-        complete(&mut config)?;
+        networks::complete_cards(&mut config)?;
         let id = util::uuid();
         let origin = self.choose_image(&id, &config, params.instance)?;
         let has_image = origin.is_some();
-        let record =
+        let mut record =
             VmRecord { origin, ..VmRecord::new(id.clone(), project, params.name, config, util::now()) };
         let result = self.write(|records| {
             if let (Some(key), Some(fingerprint)) = (key, &fingerprint)
@@ -82,6 +82,7 @@ impl App {
                 return repeated(records, &known, fingerprint, &answer);
             }
             check_volumes(records, project, &record.config)?;
+            networks::assign_addresses(records, project, &record.id, &mut record.config)?;
             let before = records.usage(project)?;
             records.vm_insert(&record)?;
             check_quota(records, project, before)?;
@@ -130,9 +131,10 @@ impl App {
             return Err(Error::new(ErrorCode::Invalid, "the image of a machine stays what it was")
                 .with_remedy("create another machine"));
         }
-        complete(&mut config)?;
+        networks::complete_cards(&mut config)?;
         let record = self.write(|records| {
             check_volumes(records, &vm.project, &config)?;
+            networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
             let before = records.usage(&vm.project)?;
             let record = records.vm_update(&vm.id, expected.unwrap_or(vm.revision), &vm.name, &config)?;
             check_quota(records, &vm.project, before)?;
@@ -298,22 +300,7 @@ fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -
             return invalid("a disk's serial number has at most 20 printable ASCII characters".into());
         }
     }
-    for nic in &config.nics {
-        if nic.network != USER_NETWORK {
-            return Err(Error::new(ErrorCode::Invalid, format!("there is no network {:?}", nic.network))
-                .with_remedy(format!("use the network {USER_NETWORK:?}")));
-        }
-        if let Some(mac) = &nic.mac {
-            match mac.parse::<net::MacAddress>() {
-                Ok(mac) if mac.is_station() => {}
-                Ok(mac) => return invalid(format!("{mac} is no address for a network card")),
-                Err(e) => return Err(Error::new(ErrorCode::Invalid, e.to_string())),
-            }
-        }
-        for port in &nic.ports {
-            port.parse::<net::Forward>().map_err(|e| Error::new(ErrorCode::Invalid, e.to_string()))?;
-        }
-    }
+    networks::check_cards(config)?;
     check_paths(caller, before, config)
 }
 
@@ -350,15 +337,6 @@ fn check_volumes(records: &Records<'_>, project: &str, config: &VmConfig) -> Res
             return Err(Error::new(ErrorCode::Invalid, format!("there is no volume {volume:?}"))
                 .with_remedy(format!("make it with `arnia volume create {volume} 10G`")));
         }
-    }
-    Ok(())
-}
-
-/// Fills in what the daemon chooses and what then stays.
-pub(super) fn complete(config: &mut VmConfig) -> Result<(), Error> {
-    for nic in config.nics.iter_mut().filter(|nic| nic.mac.is_none()) {
-        let mac = net::MacAddress::random();
-        nic.mac = Some(mac.map_err(|e| Error::internal("a MAC address is not to be had", e))?.to_string());
     }
     Ok(())
 }

@@ -163,9 +163,14 @@ impl App {
         let config = worker::VmConfig {
             snapshots: Some(folder.join("snapshots")),
             on_reset: worker::OnReset::Exit,
-            ..machine::worker_config(&record, Some(&instance), &runtime, folder.join("console.log"), |_| {
-                PathBuf::new()
-            })
+            ..machine::worker_config(
+                &record,
+                Some(&instance),
+                &runtime,
+                folder.join("console.log"),
+                |_| PathBuf::new(),
+                |_| None,
+            )
         };
         work.begin("booting once, for later machines to start at once", None);
         let log = folder.join("worker.log");

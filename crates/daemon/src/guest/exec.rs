@@ -10,6 +10,7 @@
 //! its output from coming, nor a client that does not take it the signals.
 
 use super::frames::{self, Frames};
+use super::qemu;
 use crate::Error;
 use api::agent::frame::{CHUNK_LEN, FrameKind};
 use api::agent::{Control, Event, ExecParams, Reply, Request, STDIN_WINDOW};
@@ -36,29 +37,49 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Pauses between tries to reach an agent that is not up yet.
 const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// Connects to the agent; tries again for so long.
-async fn connect(socket: &Path, wait: Duration) -> Result<tokio::net::UnixStream, Error> {
+/// Connects to our agent; nothing if the guest has QEMU's instead. Tries again for so long.
+async fn connect(
+    socket: &Path,
+    qemu: &Path,
+    wait: Duration,
+) -> Result<Option<tokio::net::UnixStream>, Error> {
     let deadline = tokio::time::Instant::now() + wait;
     let mut pause = RETRY.0;
+    // Only where ours does not answer, and beside further tries: it takes its time to find that nobody is there.
+    let mut looking = None;
     loop {
-        match frames::connect(socket).await {
-            Err(error) if tokio::time::Instant::now() + pause < deadline && socket.exists() => {
-                log::trace!("the agent behind {socket:?} is not there yet: {error}");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY.1);
+        let error = match frames::connect(socket).await {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(error) => error,
+        };
+        let late = tokio::time::Instant::now() + pause >= deadline || !socket.exists();
+        let look = looking.get_or_insert_with(|| {
+            let qemu = qemu.to_owned();
+            tokio::task::spawn_blocking(move || qemu::answers(&qemu))
+        });
+        if late || look.is_finished() {
+            let there = look.await.unwrap_or(false);
+            looking = None;
+            match there {
+                true => return Ok(None),
+                false if late => return Err(error),
+                false => {}
             }
-            result => return result,
         }
+        log::trace!("the agent behind {socket:?} is not there yet: {error}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
     }
 }
 
-/// Serves a client to its end.
-pub(crate) async fn serve(mut client: WebSocket, socket: &Path, wait: Duration) {
-    let opened = open(&mut client, socket, wait).await;
+/// Serves a client to its end. `socket` leads to our agent, `qemu` to QEMU's.
+pub(crate) async fn serve(mut client: WebSocket, socket: &Path, qemu: &Path, wait: Duration) {
+    let opened = open(&mut client, socket, qemu, wait).await;
     let (mut sink, mut stream) = client.split();
     let outcome = match opened {
         Err(error) => Err(error),
-        Ok((frames, writer)) => {
+        Ok(Opened::Done(last)) => Ok(last),
+        Ok(Opened::Runs(frames, writer)) => {
             let window = Window::default();
             tokio::select! {
                 outcome = from_guest(&mut sink, frames, &window) => outcome,
@@ -75,25 +96,45 @@ pub(crate) async fn serve(mut client: WebSocket, socket: &Path, wait: Duration) 
     let _ = tokio::time::timeout(PATIENCE, rest).await;
 }
 
-type Opened = (Frames<OwnedReadHalf>, OwnedWriteHalf);
+enum Opened {
+    /// It runs by our agent.
+    Runs(Frames<OwnedReadHalf>, OwnedWriteHalf),
+    /// It ran by QEMU's agent.
+    Done(ExecMessage),
+}
 
 /// Takes the first message and starts the program.
-async fn open(client: &mut WebSocket, socket: &Path, wait: Duration) -> Result<Opened, Error> {
+async fn open(client: &mut WebSocket, socket: &Path, qemu: &Path, wait: Duration) -> Result<Opened, Error> {
     let bad = |message: &str| Error::new(ErrorCode::BadRequest, message);
     let first = tokio::time::timeout(PATIENCE, client.recv()).await;
     let Ok(Some(Ok(Message::Text(text)))) = first else {
         return Err(bad("the first message is not text that says what to run"));
     };
     let params: ExecParams = crate::http::extract::parse(text.as_bytes())?;
-    let (reader, mut writer) = connect(socket, wait).await?.into_split();
+    let Some(stream) = connect(socket, qemu, wait).await? else {
+        tell_client(client, &ExecMessage::Started).await?;
+        let (stdout, stderr, exit) = qemu::run(client, qemu, &params).await?;
+        for (channel, bytes) in [(EXEC_STDOUT, stdout), (EXEC_STDERR, stderr)] {
+            for piece in bytes.chunks(CHUNK_LEN) {
+                client.send(output(channel, piece)).await.map_err(|_| bad("the client has gone"))?;
+            }
+        }
+        return Ok(Opened::Done(ExecMessage::Exited(exit)));
+    };
+    let (reader, mut writer) = stream.into_split();
     let mut frames = Frames::new(reader);
     match frames::request(&mut frames, &mut writer, Request::Exec(params)).await? {
         Reply::Started => {}
         _ => return Err(frames::failed("it answered something else")),
     }
-    let started = serde_json::to_string(&ExecMessage::Started).unwrap_or_default();
-    client.send(Message::Text(started.into())).await.map_err(|_| bad("the client has gone"))?;
-    Ok((frames, writer))
+    tell_client(client, &ExecMessage::Started).await?;
+    Ok(Opened::Runs(frames, writer))
+}
+
+async fn tell_client(client: &mut WebSocket, message: &ExecMessage) -> Result<(), Error> {
+    let text = serde_json::to_string(message).unwrap_or_default();
+    let sent = client.send(Message::Text(text.into())).await;
+    sent.map_err(|_| Error::new(ErrorCode::Cancelled, "the client has gone"))
 }
 
 async fn tell(sink: &mut SplitSink<WebSocket, Message>, message: &ExecMessage) -> Result<(), axum::Error> {

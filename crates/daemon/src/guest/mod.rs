@@ -6,6 +6,7 @@
 pub(crate) mod exec;
 pub(crate) mod files;
 mod frames;
+pub(crate) mod qemu;
 mod view;
 
 pub(crate) use view::{printable, view};

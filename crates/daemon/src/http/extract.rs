@@ -75,6 +75,40 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Path<T> {
     }
 }
 
+/// A configuration changed by a JSON merge patch; `what` it is of.
+pub(crate) fn patched<T: serde::Serialize + DeserializeOwned>(
+    what: &str,
+    config: &T,
+    patch: serde_json::Value,
+) -> Result<T, Error> {
+    let mut config =
+        serde_json::to_value(config).map_err(|e| Error::internal("the configuration is lost", e))?;
+    merge(&mut config, patch);
+    serde_json::from_value(config).map_err(|e| {
+        let message = format!("the {what}'s configuration would not be well formed");
+        Error::new(ErrorCode::Invalid, message).with_cause(e)
+    })
+}
+
+/// RFC 7396, section 2.
+fn merge(target: &mut serde_json::Value, patch: serde_json::Value) {
+    let serde_json::Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = serde_json::Value::Object(serde_json::Map::new());
+    }
+    let Some(target) = target.as_object_mut() else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            target.remove(&name);
+        } else {
+            merge(target.entry(name).or_insert(serde_json::Value::Null), value);
+        }
+    }
+}
+
 /// Who calls, and in which project; both have been checked.
 pub(crate) struct Scope {
     pub(crate) caller: Caller,

@@ -14,9 +14,11 @@
 //! |---|---|
 //! | `lock` | locked as long as the worker lives: it inherits the locked file as its standard input |
 //! | `worker.json` | what the worker was started with |
-//! | `control`, `console`, `vsock` | the worker's sockets |
+//! | `control`, `console`, `vsock`, `qemu-agent` | the worker's sockets |
 //! | `report` | why the machine ended; empty until then |
 //! | `boot` | the run of the host's kernel in which the worker was started |
+//!
+//! The processes of networks have such folders, too: `lock`, `boot`, `switch.json`, and `ports`, the socket for cards.
 
 mod control;
 pub(crate) mod process;

@@ -45,32 +45,50 @@ pub(crate) enum Ending {
 impl Process {
     /// Starts a worker in `folder`, which must have none.
     pub(crate) fn start(program: &Path, folder: &Folder, config: &Start, log: &Path) -> io::Result<Process> {
+        let stale = ["report", "control", "console", "vsock", "qemu-agent"];
+        let config_path = folder.file("worker.json");
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&config_path);
+        Process::spawn(command, folder, &stale, (&config_path, &config.to_json()?), log)
+    }
+
+    /// Starts the process of a network in `folder`, which must have none. Its configuration is there.
+    pub(crate) fn start_switch(
+        program: &Path,
+        folder: &Folder,
+        config: (&Path, &[u8]),
+    ) -> io::Result<Process> {
+        let mut command = Command::new(program);
+        command.arg("switch").arg("--config").arg(config.0);
+        Process::spawn(command, folder, &["ports"], config, &folder.file("log"))
+    }
+
+    /// Starts a process that goes on without this one. `stale` names what an earlier one may have left.
+    fn spawn(
+        mut command: Command,
+        folder: &Folder,
+        stale: &[&str],
+        (config_path, config): (&Path, &[u8]),
+        log: &Path,
+    ) -> io::Result<Process> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder.path())?;
         let lock = File::create(folder.file("lock"))?;
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(io::Error::other("the machine's earlier process has not ended yet"));
+            return Err(io::Error::other("its earlier process has not ended yet"));
         }
-        for stale in ["report", "control", "console", "vsock"] {
+        for stale in stale {
             match std::fs::remove_file(folder.file(stale)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
         }
         std::fs::write(folder.file("boot"), util::boot_id())?;
-        let config_path = folder.file("worker.json");
         let mut config_file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&config_path)?;
-        config_file.write_all(&config.to_json()?)?;
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(config_path)?;
+        config_file.write_all(config)?;
         let log = File::options().write(true).create(true).truncate(true).mode(0o600).open(log)?;
-        let mut command = Command::new(program);
         // The lock goes with the descriptor: it is held until the worker's last copy is closed.
-        command
-            .arg("--config")
-            .arg(config_path)
-            .current_dir("/")
-            .stdin(lock)
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.current_dir("/").stdin(lock).stdout(Stdio::null()).stderr(log);
         // A Ctrl-C at the daemon's terminal is not for guests.
         command.process_group(0);
         let child = command.spawn()?;

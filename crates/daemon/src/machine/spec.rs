@@ -2,6 +2,7 @@
 
 use super::Folder;
 use api::image::ImageFirmware;
+use api::v1::network::NicConfig;
 use api::v1::vm::DiskConfig;
 use api::worker::config as worker;
 use image::Instance;
@@ -41,6 +42,7 @@ pub(crate) fn restore_config(config: worker::VmConfig, resume: &Resume) -> worke
         disks: config.disks,
         nets: config.nets,
         vsock: config.vsock,
+        qemu_agent: config.qemu_agent,
         serial: config.serial,
         control: config.control,
         snapshots: config.snapshots,
@@ -52,13 +54,15 @@ pub(crate) fn restore_config(config: worker::VmConfig, resume: &Resume) -> worke
     }
 }
 
-/// What the machine's worker is started with. `disk_path` says where a volume is.
+/// What the machine's worker is started with. `disk_path` says where a volume is, `card` what a card is plugged into if
+/// not into a network of its own.
 pub(crate) fn worker_config(
     vm: &VmRecord,
     instance: Option<&Instance>,
     folder: &Folder,
     console_log: PathBuf,
     mut disk_path: impl FnMut(&DiskConfig) -> PathBuf,
+    mut card: impl FnMut(&NicConfig) -> Option<worker::NetConfig>,
 ) -> worker::VmConfig {
     let config = &vm.config;
     let disks = config.disks.iter().map(|disk| worker::DiskConfig {
@@ -68,15 +72,17 @@ pub(crate) fn worker_config(
         serial: disk.serial.clone(),
         ..worker::DiskConfig::new(disk_path(disk))
     });
-    let nets = config.nics.iter().map(|nic| {
+    let user = |nic: &NicConfig| {
         worker::NetConfig::User(worker::UserNetConfig {
             mac: nic.mac.clone(),
             forward: nic.ports.clone(),
             restrict: nic.restrict,
             hostname: Some(vm.name.clone()),
+            limits: nic.limits.clone(),
             ..worker::UserNetConfig::default()
         })
-    });
+    };
+    let nets = config.nics.iter().map(|nic| card(nic).unwrap_or_else(|| user(nic)));
     let base = match instance {
         Some(instance) => instance.vm_config(),
         None => {
@@ -103,6 +109,7 @@ pub(crate) fn worker_config(
         disk_folder: instance.and_then(Instance::disk_folder),
         disks: base.disks.into_iter().chain(disks).collect(),
         nets: nets.collect(),
+        qemu_agent: Some(folder.file("qemu-agent")),
         vsock: Some(worker::VsockConfig { cid: VSOCK_CID, socket: folder.file("vsock") }),
         serial: worker::CharDevice::Socket(worker::LineSocketConfig {
             path: folder.file("console"),

@@ -9,21 +9,11 @@ use std::fs::File;
 use std::path::Path;
 
 use api::agent::Personality;
+pub use api::v1::vm::SeedKind;
 use serde_json::{Value, json};
 
 use crate::error::AboutFile;
 use crate::{Error, Result, files};
-
-/// For whom a seed is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SeedKind {
-    /// `arnia-agent`, and cloud-init's NoCloud source.
-    #[default]
-    NoCloud,
-    /// cloud-init's ConfigDrive source.
-    ConfigDrive,
-}
 
 /// A network for the first card, if not DHCP.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

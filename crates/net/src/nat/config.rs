@@ -96,7 +96,8 @@ impl Ipv4Subnet {
         self.contains(address) && address != self.network && address != self.broadcast()
     }
 
-    fn nth(self, n: u32) -> Ipv4Addr {
+    /// The address at this distance from the first.
+    pub fn nth(self, n: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.network).wrapping_add(n))
     }
 }
@@ -194,6 +195,13 @@ pub struct NatConfig {
     pub hostname: Option<String>,
     /// Domains told to the guest by DHCP, in which it looks up short names; the first is also its own.
     pub domain_search: Vec<String>,
+    /// The domain of the guests that are known by name ([`super::Nat::set_hosts`]): names in it are answered here and
+    /// never asked elsewhere.
+    pub domain: Option<String>,
+    /// Whether addresses are given by DHCP.
+    pub dhcp: bool,
+    /// Whether DHCP names the gateway as the way to everywhere.
+    pub default_route: bool,
     /// How long a DHCP lease holds.
     pub lease: Duration,
     /// Where questions about names go.
@@ -216,6 +224,9 @@ impl Default for NatConfig {
             outside: Outside::Allowed,
             hostname: None,
             domain_search: Vec::new(),
+            domain: None,
+            dhcp: true,
+            default_route: true,
             lease: Duration::from_secs(24 * 3600),
             resolvers: Resolvers::System,
             forwards: Vec::new(),
@@ -250,12 +261,25 @@ impl FromStr for NatConfig {
 }
 
 impl NatConfig {
+    /// Smallest MTU taken: what every IPv4 host must accept (RFC 791 §3.1).
+    pub const MTU_MIN: u16 = MTU_MIN;
+    /// Largest MTU taken: an Ethernet frame of it stays below 64 KiB.
+    pub const MTU_MAX: u16 = MTU_MAX;
+
     /// Checks the configuration without opening anything. Returns the address that the first guest gets.
     ///
     /// # Errors
     /// Fails when its parts do not fit together.
     pub fn check(&self) -> Result<Ipv4Addr, NetError> {
         NatSpec::try_from(self.clone()).map(|spec| spec.guest)
+    }
+
+    /// The addresses that the network itself has: the gateway's and the name server's.
+    ///
+    /// # Errors
+    /// Fails when its parts do not fit together.
+    pub fn addresses(&self) -> Result<[Ipv4Addr; 2], NetError> {
+        NatSpec::try_from(self.clone()).map(|spec| [spec.gateway, spec.dns])
     }
 
     fn apply_option(&mut self, option: &str) -> Result<(), NetError> {
@@ -343,6 +367,9 @@ pub(super) struct NatSpec {
     pub(super) outside: Outside,
     pub(super) hostname: Option<String>,
     pub(super) domain_search: Vec<String>,
+    pub(super) domain: Option<String>,
+    pub(super) dhcp: bool,
+    pub(super) default_route: bool,
     pub(super) lease: Duration,
     pub(super) resolvers: Resolvers,
     pub(super) limits: NatLimits,
@@ -419,7 +446,7 @@ impl TryFrom<NatConfig> for NatSpec {
                 config.mtu
             )));
         }
-        for name in config.hostname.iter().chain(&config.domain_search) {
+        for name in config.hostname.iter().chain(&config.domain_search).chain(&config.domain) {
             if !is_host_name(name) {
                 return Err(config_error(format!(
                     "{name:?} is not a host or domain name: use letters, digits and hyphens, with dots between parts"
@@ -462,6 +489,9 @@ impl TryFrom<NatConfig> for NatSpec {
             outside: config.outside,
             hostname: config.hostname,
             domain_search: config.domain_search,
+            domain: config.domain.map(|domain| domain.to_ascii_lowercase()),
+            dhcp: config.dhcp,
+            default_route: config.default_route,
             // A lease is a 32-bit number of seconds (RFC 2132 §9.2) and below a minute makes only noise.
             lease: config.lease.clamp(Duration::from_secs(60), Duration::from_secs(u64::from(u32::MAX))),
             resolvers: config.resolvers,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::config::{HostLoopback, NatSpec, Outside};
 use super::host::Epoll;
+use super::hosts::Hosts;
 use super::stats::Counters;
 use super::wire::{self, ETHERNET, IPV4, Ipv4Out, Link, PROTOCOL_UDP, Reject, UDP};
 use crate::{MacAddress, NetError};
@@ -68,6 +69,7 @@ pub(super) enum Route {
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) spec: NatSpec,
+    pub(super) hosts: Hosts,
     pub(super) counters: Arc<Counters>,
     pub(super) outbox: Outbox,
     pub(super) epoll: Epoll,
@@ -85,6 +87,7 @@ impl Core {
     pub(super) fn new(spec: NatSpec) -> Result<Self, NetError> {
         Ok(Self {
             spec,
+            hosts: Hosts::default(),
             counters: Arc::default(),
             outbox: Outbox::default(),
             epoll: Epoll::new()?,

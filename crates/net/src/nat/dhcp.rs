@@ -9,6 +9,7 @@ use dhcproto::v4::{
 use dhcproto::{Encodable, Encoder, Name};
 
 use super::config::NatSpec;
+use super::hosts::Hosts;
 use crate::MacAddress;
 
 /// The server's port.
@@ -57,6 +58,7 @@ impl DhcpServer {
     pub(super) fn on_message(
         &mut self,
         spec: &NatSpec,
+        hosts: &Hosts,
         frame_source: MacAddress,
         bytes: &[u8],
         now: Instant,
@@ -69,16 +71,16 @@ impl DhcpServer {
         let wanted = request.wanted;
         match request.kind {
             MessageType::Discover => {
-                let address = self.choose(spec, mac, wanted, now)?;
+                let address = self.choose(spec, hosts, mac, wanted, now)?;
                 // RFC 4039: two messages instead of four.
                 if request.rapid_commit {
                     self.give(spec, address, mac, now + spec.lease);
-                    let mut reply = self.reply(spec, &request, MessageType::Ack, address)?;
+                    let mut reply = self.reply(spec, hosts, &request, MessageType::Ack, address)?;
                     reply.0.opts_mut().insert(DhcpOption::RapidCommit);
                     return encode(spec, &request, mac, reply);
                 }
                 self.give(spec, address, mac, now + OFFER);
-                let reply = self.reply(spec, &request, MessageType::Offer, address)?;
+                let reply = self.reply(spec, hosts, &request, MessageType::Offer, address)?;
                 encode(spec, &request, mac, reply)
             }
             MessageType::Request => {
@@ -89,18 +91,18 @@ impl DhcpServer {
                 }
                 // Selecting and rebooting clients name the address in an option, renewing ones have it.
                 let address = wanted.unwrap_or(request.ciaddr);
-                if self.is_available(spec, address, mac, now) {
+                if self.is_available(spec, hosts, address, mac, now) {
                     self.release(spec, mac, Some(address));
                     self.give(spec, address, mac, now + spec.lease);
-                    let reply = self.reply(spec, &request, MessageType::Ack, address)?;
+                    let reply = self.reply(spec, hosts, &request, MessageType::Ack, address)?;
                     encode(spec, &request, mac, reply)
                 } else {
-                    let reply = self.reply(spec, &request, MessageType::Nak, Ipv4Addr::UNSPECIFIED)?;
+                    let reply = self.reply(spec, hosts, &request, MessageType::Nak, Ipv4Addr::UNSPECIFIED)?;
                     encode(spec, &request, mac, reply)
                 }
             }
             MessageType::Inform => {
-                let reply = self.reply(spec, &request, MessageType::Ack, Ipv4Addr::UNSPECIFIED)?;
+                let reply = self.reply(spec, hosts, &request, MessageType::Ack, Ipv4Addr::UNSPECIFIED)?;
                 encode(spec, &request, mac, reply)
             }
             MessageType::Release => {
@@ -122,25 +124,44 @@ impl DhcpServer {
     fn choose(
         &self,
         spec: &NatSpec,
+        hosts: &Hosts,
         mac: MacAddress,
         wanted: Option<Ipv4Addr>,
         now: Instant,
     ) -> Option<Ipv4Addr> {
+        if let Some(host) = hosts.of_card(mac) {
+            return Some(host.address);
+        }
         let own = self.leases.iter().position(|lease| lease.is_some_and(|lease| lease.mac == Some(mac)));
         if let Some(place) = own {
             return Some(spec.pool[place]);
         }
         wanted
-            .filter(|&address| self.is_available(spec, address, mac, now))
+            .filter(|&address| self.is_available(spec, hosts, address, mac, now))
             .or_else(|| {
                 // An address never given before one whose lease has run out: its client may come back.
-                let never = self.leases.iter().position(Option::is_none);
-                never.map(|place| spec.pool[place])
+                let mut free = spec.pool.iter().zip(&self.leases).filter(|(_, lease)| lease.is_none());
+                free.find(|(address, _)| !hosts.is_kept(**address)).map(|(&address, _)| address)
             })
-            .or_else(|| spec.pool.iter().copied().find(|&address| self.is_available(spec, address, mac, now)))
+            .or_else(|| {
+                let mut pool = spec.pool.iter().copied();
+                pool.find(|&address| self.is_available(spec, hosts, address, mac, now))
+            })
     }
 
-    fn is_available(&self, spec: &NatSpec, address: Ipv4Addr, mac: MacAddress, now: Instant) -> bool {
+    fn is_available(
+        &self,
+        spec: &NatSpec,
+        hosts: &Hosts,
+        address: Ipv4Addr,
+        mac: MacAddress,
+        now: Instant,
+    ) -> bool {
+        match hosts.of_card(mac) {
+            Some(host) => return host.address == address,
+            None if hosts.is_kept(address) => return false,
+            None => {}
+        }
         spec.pool.iter().position(|&other| other == address).is_some_and(|place| {
             self.leases[place].is_none_or(|lease| lease.mac == Some(mac) || lease.until <= now)
         })
@@ -170,6 +191,7 @@ impl DhcpServer {
     fn reply(
         &self,
         spec: &NatSpec,
+        hosts: &Hosts,
         request: &Request,
         kind: MessageType,
         address: Ipv4Addr,
@@ -195,29 +217,34 @@ impl DhcpServer {
             options.insert(DhcpOption::Renewal(lease / 2));
             options.insert(DhcpOption::Rebinding((u64::from(lease) * 7 / 8) as u32));
         }
-        self.insert_network(spec, options)?;
+        let hostname = hosts.of_card(request.mac).map(|host| &host.name).or(spec.hostname.as_ref());
+        insert_network(spec, hostname, options)?;
         if kind == MessageType::Ack {
             message.set_ciaddr(request.ciaddr);
         }
         Some((message, kind))
     }
+}
 
-    fn insert_network(&self, spec: &NatSpec, options: &mut DhcpOptions) -> Option<()> {
-        options.insert(DhcpOption::SubnetMask(spec.subnet.mask()));
-        options.insert(DhcpOption::BroadcastAddr(spec.subnet.broadcast()));
+/// Says what a guest of the network has to know.
+fn insert_network(spec: &NatSpec, hostname: Option<&String>, options: &mut DhcpOptions) -> Option<()> {
+    options.insert(DhcpOption::SubnetMask(spec.subnet.mask()));
+    options.insert(DhcpOption::BroadcastAddr(spec.subnet.broadcast()));
+    if spec.default_route {
         options.insert(DhcpOption::Router(vec![spec.gateway]));
-        options.insert(DhcpOption::DomainNameServer(vec![spec.dns]));
-        options.insert(DhcpOption::InterfaceMtu(spec.mtu));
-        if let Some(hostname) = &spec.hostname {
-            options.insert(DhcpOption::Hostname(hostname.clone()));
-        }
-        if let Some(domain) = spec.domain_search.first() {
-            options.insert(DhcpOption::DomainName(domain.clone()));
-            let names: Result<Vec<_>, _> = spec.domain_search.iter().map(Name::from_ascii).collect();
-            options.insert(DhcpOption::DomainSearch(names.ok()?));
-        }
-        Some(())
     }
+    options.insert(DhcpOption::DomainNameServer(vec![spec.dns]));
+    options.insert(DhcpOption::InterfaceMtu(spec.mtu));
+    if let Some(hostname) = hostname {
+        options.insert(DhcpOption::Hostname(hostname.clone()));
+    }
+    let domains: Vec<_> = spec.domain.iter().chain(&spec.domain_search).collect();
+    if let Some(&domain) = domains.first() {
+        options.insert(DhcpOption::DomainName(domain.clone()));
+        let names: Result<Vec<_>, _> = domains.into_iter().map(Name::from_ascii).collect();
+        options.insert(DhcpOption::DomainSearch(names.ok()?));
+    }
+    Some(())
 }
 
 /// What a client's message says, as far as it matters.
@@ -306,6 +333,7 @@ mod tests {
     use dhcproto::{Decodable, Decoder};
 
     use super::super::config::NatConfig;
+    use super::super::hosts::NatHost;
     use super::*;
 
     fn spec(text: &str) -> NatSpec {
@@ -318,6 +346,7 @@ mod tests {
 
     struct Client {
         spec: NatSpec,
+        hosts: Hosts,
         server: DhcpServer,
         now: Instant,
     }
@@ -325,7 +354,7 @@ mod tests {
     impl Client {
         fn new(text: &str) -> Self {
             let spec = spec(text);
-            Self { server: DhcpServer::new(&spec), spec, now: Instant::now() }
+            Self { server: DhcpServer::new(&spec), spec, hosts: Hosts::default(), now: Instant::now() }
         }
 
         fn send(&mut self, last: u8, ciaddr: Ipv4Addr, options: &[DhcpOption]) -> Option<(Reply, Message)> {
@@ -336,7 +365,7 @@ mod tests {
             }
             let mut bytes = Vec::new();
             message.encode(&mut Encoder::new(&mut bytes)).unwrap();
-            let reply = self.server.on_message(&self.spec, mac(last), &bytes, self.now)?;
+            let reply = self.server.on_message(&self.spec, &self.hosts, mac(last), &bytes, self.now)?;
             let message = Message::decode(&mut Decoder::new(&reply.message)).unwrap();
             assert_eq!(message.xid(), u32::from(last));
             Some((reply, message))
@@ -358,6 +387,30 @@ mod tests {
     }
 
     const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+    #[test]
+    fn guests_that_are_known_get_their_own_address_and_nobody_else_does() {
+        let mut client = Client::new("domain=lab.internal");
+        (client.spec.default_route, client.spec.domain) = (false, Some("net.internal".into()));
+        let own = Ipv4Addr::new(10, 0, 2, 40);
+        let host = |last, address, name: &str| NatHost { mac: mac(last), address, name: name.into() };
+        client.hosts = Hosts::new([host(1, own, "one"), host(2, FIRST, "two")]);
+        assert_eq!(client.discover(1), Some(own));
+        assert_eq!(client.request(1, FIRST), MessageType::Nak, "another's");
+        assert_eq!(client.request(1, own), MessageType::Ack);
+        // One that is not known gets neither of theirs.
+        assert_eq!(client.discover(3), Some(Ipv4Addr::new(10, 0, 2, 16)));
+        assert_eq!(client.request(3, own), MessageType::Nak);
+        let options = [DhcpOption::MessageType(MessageType::Discover)];
+        let (_, message) = client.send(2, Ipv4Addr::UNSPECIFIED, &options).unwrap();
+        assert_eq!(message.yiaddr(), FIRST);
+        assert_eq!(message.opts().get(OptionCode::Hostname), Some(&DhcpOption::Hostname("two".into())));
+        assert_eq!(
+            message.opts().get(OptionCode::DomainName),
+            Some(&DhcpOption::DomainName("net.internal".into()))
+        );
+        assert_eq!(message.opts().get(OptionCode::Router), None);
+    }
 
     #[test]
     fn offer_request_renew_with_all_options() {
@@ -443,12 +496,18 @@ mod tests {
         let mut bytes = Vec::new();
         message.encode(&mut Encoder::new(&mut bytes)).unwrap();
         let now = client.now;
-        assert!(client.server.on_message(&client.spec, mac(1), &bytes, now).is_some());
-        assert!(client.server.on_message(&client.spec, mac(2), &bytes, now).is_none(), "another's name");
+        assert!(client.server.on_message(&client.spec, &client.hosts, mac(1), &bytes, now).is_some());
+        assert!(
+            client.server.on_message(&client.spec, &client.hosts, mac(2), &bytes, now).is_none(),
+            "another's name"
+        );
         for (place, value) in [(0, 2), (1, 6), (2, 255), (2, 0), (24, 1)] {
             let mut changed = bytes.clone();
             changed[place] = value;
-            assert!(client.server.on_message(&client.spec, mac(1), &changed, now).is_none(), "byte {place}");
+            assert!(
+                client.server.on_message(&client.spec, &client.hosts, mac(1), &changed, now).is_none(),
+                "byte {place}"
+            );
         }
         // Options that the decoder of whole messages panics on.
         for option in [&[94, 1, 0][..], &[121, 5, 200, 1, 2, 3, 4], &[116, 0], &[53, 0], &[50, 3, 1, 2, 3]] {
@@ -456,10 +515,15 @@ mod tests {
             changed.pop();
             changed.extend_from_slice(option);
             changed.push(255);
-            client.server.on_message(&client.spec, mac(1), &changed, now);
+            client.server.on_message(&client.spec, &client.hosts, mac(1), &changed, now);
         }
         for length in 0..240 {
-            assert!(client.server.on_message(&client.spec, mac(1), &bytes[..length], now).is_none());
+            assert!(
+                client
+                    .server
+                    .on_message(&client.spec, &client.hosts, mac(1), &bytes[..length], now)
+                    .is_none()
+            );
         }
     }
 }

@@ -108,6 +108,20 @@ fn answer(query: &[u8], question_end: usize, code: u8, address: Option<Ipv4Addr>
     message
 }
 
+/// Answers questions about guests that are known by name, and about all else in their domain.
+fn answer_host(query: &[u8], question: &Question, core: &Core) -> Option<Vec<u8>> {
+    let domain = core.spec.domain.as_deref();
+    let address = core.hosts.named(&question.name, domain);
+    let below = domain.and_then(|domain| question.name.strip_suffix(domain));
+    let in_domain = below.is_some_and(|below| below.is_empty() || below.ends_with('.'));
+    if address.is_none() && !in_domain {
+        return None;
+    }
+    let exists = address.is_some() || below == Some("");
+    let address = address.filter(|_| matches!(question.kind, TYPE_A | TYPE_ANY));
+    Some(answer(query, question.end, if exists { NO_ERROR } else { NO_SUCH_NAME }, address))
+}
+
 /// Answers questions about the local domain.
 fn answer_local(query: &[u8], question: &Question, gateway: Ipv4Addr) -> Option<Vec<u8>> {
     let below = question.name.strip_suffix(LOCAL_DOMAIN)?;
@@ -223,8 +237,11 @@ impl DnsForwarder {
         let link = core.link(mac);
         let question = question(message);
         let question_end = question.as_ref().map_or(HEADER, |question| question.end);
-        if let Some(reply) = question.and_then(|question| answer_local(message, &question, core.spec.gateway))
-        {
+        let local = |question: Question| {
+            answer_local(message, &question, core.spec.gateway)
+                .or_else(|| answer_host(message, &question, core))
+        };
+        if let Some(reply) = question.and_then(local) {
             return core.queue_udp(link, udp.destination, udp.source, &reply);
         }
         let refusal = if core.spec.outside == Outside::Restricted {
@@ -335,6 +352,8 @@ impl DnsForwarder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::NatConfig;
+    use super::super::hosts::{Hosts, NatHost};
     use super::*;
 
     /// A query as a resolver sends it.
@@ -396,6 +415,30 @@ mod tests {
                 assert!(reply.ends_with(&gateway.octets()));
             }
             assert!(is_answer(&message, message.len(), &reply));
+        }
+    }
+
+    #[test]
+    fn guests_are_found_by_name_alone_and_in_their_domain() {
+        let config = NatConfig { domain: Some("Lab.internal".into()), ..NatConfig::default() };
+        let mut core = Core::new(config.try_into().unwrap()).unwrap();
+        let address = Ipv4Addr::new(10, 0, 2, 40);
+        let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+        core.hosts = Hosts::new([NatHost { mac, address, name: "Web".into() }]);
+        for (name, kind, code, found) in [
+            ("web", 1, Some(0), true),
+            ("WEB.lab.Internal", 1, Some(0), true),
+            ("web.lab.internal", 28, Some(0), false),
+            ("lab.internal", 1, Some(0), false),
+            ("db.lab.internal", 1, Some(3), false),
+            ("db", 1, None, false),
+            ("web.example.com", 1, None, false),
+            ("weblab.internal", 1, None, false),
+        ] {
+            let message = query(name, kind);
+            let reply = answer_host(&message, &question(&message).unwrap(), &core);
+            assert_eq!(reply.as_ref().map(|reply| reply[3] & 0xf), code, "{name} {kind}");
+            assert_eq!(reply.is_some_and(|reply| reply.ends_with(&address.octets())), found, "{name} {kind}");
         }
     }
 

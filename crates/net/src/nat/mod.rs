@@ -43,6 +43,7 @@ mod dns;
 mod forward;
 mod handle;
 mod host;
+mod hosts;
 mod icmp;
 mod reassembly;
 mod slab;
@@ -62,6 +63,7 @@ pub use self::config::{HostLoopback, Ipv4Subnet, NatConfig, NatLimits, Outside, 
 pub use self::dns::{GATEWAY_NAME, HOST_NAME};
 pub use self::forward::{Forward, Transport};
 pub use self::handle::{ForwardId, ForwardStatus, NatHandle};
+pub use self::hosts::NatHost;
 pub use self::stats::NatStats;
 
 use self::config::NatSpec;
@@ -71,6 +73,7 @@ use self::dns::DnsForwarder;
 use self::forward::ForwardSocket;
 use self::handle::{Command, Shared};
 use self::host::{Event, Flag, Timer, Token, Watch};
+use self::hosts::Hosts;
 use self::icmp::{PingTable, Unreachable};
 use self::reassembly::Reassembly;
 use self::slab::Key;
@@ -167,6 +170,11 @@ impl Nat {
         NatHandle { shared: Arc::clone(&self.shared) }
     }
 
+    /// Says which guests there are: each gets its address by DHCP, and is found by its name.
+    pub fn set_hosts(&mut self, hosts: impl IntoIterator<Item = NatHost>) {
+        self.core.hosts = Hosts::new(hosts);
+    }
+
     fn on_ipv4(&mut self, ip: &Ipv4<'_>) {
         if !ip.is_fragment() {
             return self.on_packet(ip);
@@ -217,7 +225,8 @@ impl Nat {
 
     /// Takes a packet for the DHCP server. Returns false when it is not for it.
     fn on_dhcp(&mut self, ip: &Ipv4<'_>) -> bool {
-        if !ip.destination.is_broadcast() && ip.destination != self.core.spec.gateway {
+        let for_us = ip.destination.is_broadcast() || ip.destination == self.core.spec.gateway;
+        if !for_us || !self.core.spec.dhcp {
             return false;
         }
         let Ok(udp) = wire::parse_udp(ip.source, ip.destination, ip.payload) else { return false };
@@ -225,7 +234,9 @@ impl Nat {
             return false;
         }
         let core = &mut self.core;
-        if let Some(reply) = self.dhcp.on_message(&core.spec, ip.source_mac, udp.payload, core.now) {
+        if let Some(reply) =
+            self.dhcp.on_message(&core.spec, &core.hosts, ip.source_mac, udp.payload, core.now)
+        {
             if reply.acked {
                 core.counters.dhcp_acks.add(1);
             }

@@ -31,6 +31,8 @@ const ETHERNET_HEADER_LEN: usize = 14;
 /// A network card.
 pub struct Net {
     mac: [u8; 6],
+    /// The driver has not been told that this is another address than before.
+    mac_is_news: bool,
     mtu: u16,
     /// Here while at rest; the worker has it while at work.
     backend: Option<Box<dyn Backend>>,
@@ -92,7 +94,7 @@ impl Net {
         // 68 is the least that the specification allows (§5.1.4.1).
         let mtu = mtu.clamp(68, u16::MAX as usize) as u16;
         let limiters = [(); 2].map(|()| Arc::new(Limiter::new(Default::default())));
-        Net { mac, mtu, backend: Some(backend), link: Link::new(), limiters }
+        Net { mac, mac_is_news: false, mtu, backend: Some(backend), link: Link::new(), limiters }
     }
 
     /// What keeps the rate of frames from the guest, and of frames to it.
@@ -144,6 +146,9 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, mut activation: Activation) -> Vec<Box<dyn Work>> {
         self.link.connect(Some(activation.interrupt.clone()));
+        if std::mem::take(&mut self.mac_is_news) {
+            activation.interrupt.config_changed();
+        }
         let has = |wanted| activation.features & wanted != 0;
         let agreed = work::Agreed {
             merge: has(feature::MRG_RXBUF),
@@ -182,8 +187,10 @@ impl VirtioDevice for Net {
         let DeviceSaved::Net(saved) = saved else {
             return Err(RestoreError::new("network card", "it is the state of another kind of device"));
         };
-        // The address is the one that this card was made with: a copy of a machine may have another. The
-        // guest's driver notices when it looks at it the next time.
+        // The address is the one that this card was made with: a copy of a machine may have another. Its driver
+        // is told that something has changed; Linux does not look at the address then, so that the agent in
+        // the guest is told, too.
+        self.mac_is_news = saved.mac != self.mac;
         self.link.shared.up.store(saved.link_up, Ordering::Relaxed);
         Ok(())
     }

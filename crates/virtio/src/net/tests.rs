@@ -151,6 +151,21 @@ fn a_pulled_cable_loses_frames_and_tells_the_driver() {
 }
 
 #[test]
+fn a_copy_with_another_address_tells_its_driver() {
+    let other = [2, 0, 0, 9, 9, 9];
+    for (mac, changes) in [(MAC, 0), (other, 1)] {
+        let saved = Net::new(MAC, Box::new(Wire::new(1514).0)).save();
+        let mut net = Net::new(mac, Box::new(Wire::new(1514).0));
+        net.restore(saved).unwrap();
+        let bench = Bench::new(&mut net, 16, 0);
+        assert_eq!(bench.recorder.config_changes(), changes);
+        let mut shown = [0; 6];
+        net.config_read(config::MAC as u64, &mut shown);
+        assert_eq!(shown, mac);
+    }
+}
+
+#[test]
 fn the_configuration_has_address_and_mtu() {
     for (frame_size_max, mtu) in [(1514, 1500), (9014, 9000), (0, 68), (1 << 20, 65535)] {
         let (wire, _) = Wire::new(frame_size_max);

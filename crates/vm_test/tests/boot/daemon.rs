@@ -72,7 +72,7 @@ impl Arnia {
         Ok(())
     }
 
-    fn kill_daemon(&self) -> Result<()> {
+    pub(crate) fn kill_daemon(&self) -> Result<()> {
         let pid = self.json(&["info"])?["pid"].as_i64().context("a process")?;
         let pid = rustix::process::Pid::from_raw(pid as i32).context("a process")?;
         rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;

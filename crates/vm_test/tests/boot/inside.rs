@@ -12,6 +12,7 @@ use crate::daemon::Arnia;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("daemon::programs_and_files_in_a_guest", inside);
+    suite.engineless_test("daemon::a_guest_with_qemus_agent", qemus_agent);
 }
 
 /// Starts a guest with an agent.
@@ -21,6 +22,61 @@ pub(crate) fn start(case: &Case, arnia: &Arnia, name: &str, more: &[&str]) -> Re
     let append = "console=ttyS0 panic=-1 arnia.test=agent arnia.end=idle";
     let common = ["run", "--kernel", &kernel, "--initrd", &initrd, "--append", append, "--memory", "256M"];
     arnia.run(&[&common[..], more, &[name]].concat())?;
+    Ok(())
+}
+
+/// A guest that has Debian's package of QEMU's agent and not ours.
+fn qemus_agent(case: &Case) -> Result<()> {
+    let arnia = Arnia::new()?;
+    let kernel = case.artifacts.kernel.image.to_string_lossy().into_owned();
+    let initrd = AgentFiles::from_env()?.initramfs_with_qemus().to_string_lossy().into_owned();
+    let append = "console=ttyS0 panic=-1 arnia.test=qemu_agent arnia.end=idle";
+    arnia.run(&[
+        "run", "--kernel", &kernel, "--initrd", &initrd, "--append", append, "--memory", "256M", "demo",
+    ])?;
+    let patience = Patience::Boot.limit().as_secs().to_string();
+    let first = arnia.run(&["exec", "--wait", &patience, "demo", "--", "hostname"])?;
+    ensure!(first == "arnia\n", "the guest calls itself {first:?}");
+    let both = arnia.try_run(&["exec", "demo", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])?;
+    ensure!(both.status.code() == Some(7), "the status is {:?}", both.status);
+    ensure!(both.stdout == b"out\n" && both.stderr == b"err\n", "{both:?}");
+    let missing = arnia.try_run(&["exec", "demo", "--", "no-such-program"])?;
+    ensure!(missing.status.code() == Some(127), "{missing:?}");
+    let placed =
+        arnia.run(&["exec", "-e", "A=b c", "-w", "/tmp", "demo", "--", "sh", "-c", "echo $A; pwd"])?;
+    ensure!(placed == "b c\n/tmp\n", "{placed:?}");
+    let mut child = arnia
+        .command(&["exec", "-i", "demo", "--", "sha256sum"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let bytes = HttpServer::bytes(300_000);
+    child.stdin.take().context("piped")?.write_all(&bytes)?;
+    let output = child.wait_with_output()?;
+    ensure!(output.stdout.starts_with(sha256_hex(&bytes).as_bytes()), "the guest read something else");
+    arnia.run(&[
+        "exec",
+        "demo",
+        "--",
+        "sh",
+        "-c",
+        "ip link set eth0 up; ip address add 10.0.2.15/24 dev eth0",
+    ])?;
+    let started = Instant::now();
+    loop {
+        let vm = arnia.json(&["info", "demo"])?;
+        let guest = &vm["guest"];
+        if guest["agent"].as_str().is_some_and(|agent| agent.starts_with("qemu "))
+            && guest["interfaces"].to_string().contains("10.0.2.15/24")
+        {
+            ensure!(guest["hostname"] == "arnia", "{guest}");
+            break;
+        }
+        ensure!(started.elapsed() < Patience::Boot.limit(), "what it tells of itself: {vm}");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    let terminal = arnia.try_run(&["exec", "-t", "demo", "--", "sh"])?;
+    ensure!(!terminal.status.success(), "a terminal: {terminal:?}");
     Ok(())
 }
 

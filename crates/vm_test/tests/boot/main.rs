@@ -13,6 +13,7 @@ mod engines;
 mod firmware;
 mod forced;
 mod inside;
+mod networks;
 mod refusals;
 mod snapshots;
 mod software;
@@ -37,6 +38,7 @@ fn main() -> Result<ExitCode> {
     software::add(&mut suite);
     daemon::add(&mut suite);
     inside::add(&mut suite);
+    networks::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     discs::add(&mut suite);

@@ -145,6 +145,9 @@ pub struct Cli {
     /// Sockets between host and guest: cid=N,socket=PATH
     #[arg(long, value_name = "VSOCK", value_parser = options::vsock)]
     vsock: Option<VsockConfig>,
+    /// A serial port for QEMU's guest agent (org.qemu.guest_agent.0), which this Unix socket leads to
+    #[arg(long, value_name = "PATH")]
+    qemu_agent: Option<PathBuf>,
     /// Where the serial port COM1 (ttyS0) leads: stdio, file=PATH, socket=PATH[,log=FILE] or none
     /// [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = options::char_device)]
@@ -362,6 +365,7 @@ impl Cli {
         config.disks = self.disk;
         config.nets = Cli::nets(self.net)?;
         config.vsock = self.vsock;
+        config.qemu_agent = self.qemu_agent;
         if let Some(serial) = self.serial {
             config.serial = serial;
         }
@@ -414,6 +418,7 @@ impl Cli {
         set(&mut config.memory, self.memory);
         set_option(&mut config.cpu_model, self.cpu_model);
         set_option(&mut config.vsock, self.vsock);
+        set_option(&mut config.qemu_agent, self.qemu_agent);
         let display = self.display.map(|display| match display {
             DisplayKind::None => Display::None,
             DisplayKind::Vga => Display::Vga,

@@ -4,7 +4,7 @@ use super::Net;
 use api::ByteSize;
 use api::worker::config::{
     CdromConfig, CharDevice, DiskBus, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, RateLimits,
-    TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
+    SwitchNetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
 };
 use std::path::PathBuf;
 
@@ -111,11 +111,12 @@ fn limit(limits: &mut RateLimits, name: &str, value: &str) -> Result<bool, Strin
 pub(super) fn net(text: &str) -> Result<Net, String> {
     const FORM: &str = "user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]\
                         [,subnet=NETWORK][,hostname=NAME][,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE]\
-                        [,burst-ops=N]";
+                        [,burst-ops=N], or switch=SOCKET,key=KEY[,mac=MAC][,mtu=BYTES][,limit-…]";
     let parts = parts(text);
     match (parts[0].as_str(), parts.len()) {
         ("none", 1) => return Ok(Net(None)),
         ("user", _) => {}
+        (first, _) if first.starts_with("switch=") => return switch(&parts, FORM),
         (other, _) => return Err(format!("{other:?} is not a network: write none or {FORM}")),
     }
     let mut user = UserNetConfig::default();
@@ -134,6 +135,30 @@ pub(super) fn net(text: &str) -> Result<Net, String> {
         }
     }
     Ok(Net(Some(NetConfig::User(user))))
+}
+
+/// A card in a network of several machines.
+fn switch(parts: &[String], form: &str) -> Result<Net, String> {
+    let (mut socket, mut key, mut mac, mut mtu) = (None, None, None, None);
+    let mut limits = RateLimits::default();
+    for part in parts {
+        match part.split_once('=') {
+            Some(("switch", value)) => once(&mut socket, "switch", not_empty("switch", value)?.into())?,
+            Some(("key", value)) => once(&mut key, "key", value.to_owned())?,
+            Some(("mac", value)) => once(&mut mac, "mac", value.to_owned())?,
+            Some(("mtu", value)) => {
+                let bytes = value.parse().map_err(|_| format!("mtu={value}: write a number of bytes"))?;
+                once(&mut mtu, "mtu", bytes)?;
+            }
+            Some((name, value)) if limit(&mut limits, name, value)? => {}
+            _ => return Err(format!("{part:?} is not known: write {form}")),
+        }
+    }
+    let (Some(socket), Some(key)) = (socket, key) else {
+        return Err(format!("a card at a switch needs the switch's key: write {form}"));
+    };
+    let mtu = mtu.unwrap_or(api::v1::network::MTU_DEFAULT);
+    Ok(Net(Some(NetConfig::Switch(SwitchNetConfig { mac, socket, key, mtu, limits }))))
 }
 
 pub(super) fn vsock(text: &str) -> Result<VsockConfig, String> {
@@ -285,6 +310,11 @@ mod tests {
         let Net(Some(NetConfig::User(user))) = full else { panic!() };
         assert_eq!(user.forward, ["2222:22", "[::1]:53:53/udp"]);
         assert!(user.restrict);
+        let Ok(Net(Some(NetConfig::Switch(card)))) = net("switch=/run/s,key=ab,mtu=9000") else { panic!() };
+        assert_eq!((card.socket, card.key.as_str(), card.mtu), ("/run/s".into(), "ab", 9000));
+        for text in ["switch=/s", "switch=,key=a", "switch=/s,key=a,forward=1:1", "switch=/s,key=a,mtu=x"] {
+            assert!(net(text).is_err(), "{text}");
+        }
         for text in ["", "tap", "none,mac=1", "user,forward=22", "user,mac", "user,mac=1,mac=2", "user,mtu=1"]
         {
             assert!(net(text).is_err(), "{text}");

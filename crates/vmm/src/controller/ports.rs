@@ -4,9 +4,10 @@ use api::worker::control::{ControlError, ControlErrorKind, PortStatus, Reply};
 use net::{Forward, ForwardStatus, NatHandle, NetErrorKind};
 
 /// All of them.
-pub(super) fn list(networks: &[NatHandle]) -> Reply {
-    let of_card = |(card, network): (usize, &NatHandle)| {
-        network.forwards().into_iter().map(move |status| written(card, &status)).collect::<Vec<_>>()
+pub(super) fn list(networks: &[Option<NatHandle>]) -> Reply {
+    let of_card = |(card, network): (usize, &Option<NatHandle>)| {
+        let forwards = network.as_ref().map(NatHandle::forwards).unwrap_or_default();
+        forwards.into_iter().map(move |status| written(card, &status)).collect::<Vec<_>>()
     };
     Reply::Ports { ports: networks.iter().enumerate().flat_map(of_card).collect() }
 }
@@ -16,7 +17,7 @@ fn written(card: usize, status: &ForwardStatus) -> PortStatus {
 }
 
 /// Opens one.
-pub(super) fn add(networks: &[NatHandle], card: usize, rule: &str) -> Result<Reply, ControlError> {
+pub(super) fn add(networks: &[Option<NatHandle>], card: usize, rule: &str) -> Result<Reply, ControlError> {
     let network = network(networks, card)?;
     let status = parse(rule)?;
     let status = network.add_forward(&status).map_err(|error| {
@@ -30,7 +31,7 @@ pub(super) fn add(networks: &[NatHandle], card: usize, rule: &str) -> Result<Rep
 }
 
 /// Closes one.
-pub(super) fn remove(networks: &[NatHandle], card: usize, rule: &str) -> Result<Reply, ControlError> {
+pub(super) fn remove(networks: &[Option<NatHandle>], card: usize, rule: &str) -> Result<Reply, ControlError> {
     let network = network(networks, card)?;
     let wanted = parse(rule)?;
     let same = |status: &ForwardStatus| {
@@ -42,8 +43,12 @@ pub(super) fn remove(networks: &[NatHandle], card: usize, rule: &str) -> Result<
     Ok(Reply::Done)
 }
 
-fn network(networks: &[NatHandle], card: usize) -> Result<&NatHandle, ControlError> {
-    networks.get(card).ok_or_else(|| bad(format!("there is no network card {card}")))
+fn network(networks: &[Option<NatHandle>], card: usize) -> Result<&NatHandle, ControlError> {
+    match networks.get(card) {
+        Some(Some(network)) => Ok(network),
+        Some(None) => Err(bad(format!("network card {card} is in a network that has no ports of the host"))),
+        None => Err(bad(format!("there is no network card {card}"))),
+    }
 }
 
 fn parse(rule: &str) -> Result<Forward, ControlError> {
@@ -63,7 +68,7 @@ mod tests {
     #[test]
     fn ports_open_and_close_while_the_network_lives() {
         let mut nat = Nat::new(NatConfig::default()).unwrap();
-        let networks = [nat.handle()];
+        let networks = [Some(nat.handle()), None];
         let Ok(Reply::Ports { ports }) = add(&networks, 0, "0:22") else { panic!("it opens") };
         let rule = ports[0].rule.clone();
         let listen = rule.parse::<Forward>().unwrap().listen;
@@ -75,7 +80,7 @@ mod tests {
             taken.kind == ControlErrorKind::BadRequest && taken.message.contains("already uses"),
             "{taken:?}"
         );
-        for (card, rule) in [(1, "0:22"), (0, "x"), (0, "0:10.9.9.9:22")] {
+        for (card, rule) in [(1, "0:22"), (2, "0:22"), (0, "x"), (0, "0:10.9.9.9:22")] {
             assert_eq!(add(&networks, card, rule).unwrap_err().kind, ControlErrorKind::BadRequest, "{rule}");
         }
         remove(&networks, 0, &rule).unwrap();

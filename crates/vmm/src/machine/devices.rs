@@ -122,6 +122,10 @@ impl PciBus<'_> {
             functions.push(function.clone());
             handles.balloon = Some((function, control));
         }
+        // Last: machines of before had none, and their other devices stay where they were.
+        if let Some(port) = devices.qemu_agent {
+            functions.push(self.add("serial".into(), Box::new(port))?);
+        }
         Ok(Populated { functions, ahci, boot_order, handles })
     }
 

@@ -122,6 +122,8 @@ const IOCTLS_FOR_SNAPSHOTS: [u64; 1] = [0x4004_9409];
 /// What a socket may be: local, or of the Internet protocols.
 const SOCKET_FAMILIES: [i32; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 const SOCKET_TYPES: [i32; 2] = [libc::SOCK_STREAM, libc::SOCK_DGRAM];
+/// By such a local one a card comes back to the switch of its network.
+const SWITCH_SOCKET: (i32, i32) = (libc::AF_UNIX, libc::SOCK_SEQPACKET);
 /// The bits of a socket's type beside its flags.
 const SOCKET_TYPE_MASK: u64 = 0xf;
 
@@ -219,16 +221,15 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     let no_change = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     rules.insert(libc::SYS_prlimit64, vec![SeccompRule::new(vec![own, no_change])?]);
     let mut sockets = Vec::new();
-    for family in SOCKET_FAMILIES {
-        for kind in SOCKET_TYPES {
-            let has_kind = SeccompCondition::new(
-                1,
-                SeccompCmpArgLen::Dword,
-                SeccompCmpOp::MaskedEq(SOCKET_TYPE_MASK),
-                kind as u64,
-            )?;
-            sockets.push(SeccompRule::new(vec![equals(0, family as u64)?, has_kind])?);
-        }
+    let kinds = SOCKET_FAMILIES.iter().flat_map(|family| SOCKET_TYPES.map(|kind| (*family, kind)));
+    for (family, kind) in kinds.chain([SWITCH_SOCKET]) {
+        let has_kind = SeccompCondition::new(
+            1,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::MaskedEq(SOCKET_TYPE_MASK),
+            kind as u64,
+        )?;
+        sockets.push(SeccompRule::new(vec![equals(0, family as u64)?, has_kind])?);
     }
     rules.insert(libc::SYS_socket, sockets);
     Ok(rules)

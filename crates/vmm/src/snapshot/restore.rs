@@ -5,7 +5,7 @@ use super::manifest::STATE_SIZE_MAX;
 use super::{MachineSaved, checksum};
 use crate::Error;
 use crate::spec::VmSpec;
-use api::worker::config::{CharDevice, NetConfig, RestoreConfig, VmConfig};
+use api::worker::config::{CharDevice, RestoreConfig, VmConfig};
 use api::worker::snapshot::{CpuidLeaf, FileEntry, Layers, Manifest, SavedDisk};
 use clock::ClockSaved;
 use disk::{Access, Format, OpenOptions};
@@ -231,6 +231,14 @@ fn merge(
         }
         (_, vsock) => vsock,
     };
+    machine.qemu_agent = match (&machine.qemu_agent, config.qemu_agent) {
+        (Some(_), None) => {
+            let what = "the machine of the snapshot has a port for QEMU's guest agent".into();
+            return bad(what, "add --qemu-agent PATH");
+        }
+        (None, _) => None,
+        (Some(_), agent) => agent,
+    };
     let count = |what: &str, has: usize, given: usize, option: &str| match given == 0 || given == has {
         true => Ok(()),
         false => Err(Error::bad_input(format!(
@@ -274,8 +282,7 @@ fn merge(
         machine.nets = config.nets;
     }
     for (net, mac) in machine.nets.iter_mut().zip(&manifest.macs) {
-        let NetConfig::User(user) = net;
-        user.mac.get_or_insert_with(|| mac.clone());
+        net.default_mac(mac);
     }
     if config.firmware_variables.is_some() && machine.firmware.is_none() {
         return bad("the machine of the snapshot has no firmware".into(), "leave out --firmware-variables");

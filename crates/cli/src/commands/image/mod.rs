@@ -5,6 +5,7 @@ mod build;
 mod keep;
 mod list;
 mod moving;
+mod publish;
 mod signing;
 mod watch;
 
@@ -42,6 +43,7 @@ enum Command {
     Prune(keep::Prune),
     Pull(moving::Pull),
     Push(moving::Push),
+    Publish(publish::Publish),
     Keygen(signing::Keygen),
     Sign(signing::Sign),
     Verify(signing::Verify),
@@ -54,6 +56,9 @@ trait Act {
 
 impl Run for Image {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        if let Command::Publish(publish) = &self.command {
+            return publish.run(context);
+        }
         let folder = match &self.store {
             Some(folder) => folder.clone(),
             None => image_folder(&default_paths()?.1),
@@ -69,6 +74,7 @@ impl Run for Image {
             Command::Prune(command) => command,
             Command::Pull(command) => command,
             Command::Push(command) => command,
+            Command::Publish(_) => return Ok(ExitCode::SUCCESS),
             Command::Keygen(command) => command,
             Command::Sign(command) => command,
             Command::Verify(command) => command,

@@ -16,6 +16,10 @@ pub(super) async fn carry_out(
     for step in steps {
         match step {
             Step::CreateVolume { volume } => drop(client.volume_create(volume).await?),
+            Step::CreateNetwork { network } => drop(client.network_create(network).await?),
+            Step::ChangeNetwork { network, revision, patch } => {
+                client.network_update(network, patch, Some(*revision)).await?;
+            }
             Step::CreateVm { vm, config, start } => {
                 let params = VmParams { start: *start, ..VmParams::new(vm, (**config).clone()) };
                 if let Created::Starting(operation) =

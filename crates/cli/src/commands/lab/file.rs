@@ -3,6 +3,7 @@
 use crate::commands::machine::absolute;
 use crate::{Error, ErrorKind};
 use api::ByteSize;
+use api::v1::network::{Network, NetworkConfig, USER_NETWORK};
 use api::v1::storage::Volume;
 use api::v1::vm::{Vm, VmConfig};
 use client::Client;
@@ -22,6 +23,8 @@ pub(super) struct Lab {
     /// By which `--prune` knows what came from the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) networks: BTreeMap<String, NetworkConfig>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) volumes: BTreeMap<String, LabVolume>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -115,7 +118,12 @@ impl Lab {
             let running = vm.state.is_active();
             let mut config = vm.config;
             if !exact {
-                config.nics.iter_mut().for_each(|nic| nic.mac = None);
+                config.nics.iter_mut().for_each(|nic| (nic.mac, nic.address) = (None, None));
+            }
+            for nic in &config.nics {
+                if let Some(network) = present.networks.get(&nic.network) {
+                    lab.networks.insert(network.name.clone(), network.config.clone());
+                }
             }
             for volume in config.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
                 if let Some(volume) = present.volumes.get(volume) {
@@ -126,6 +134,9 @@ impl Lab {
             lab.vms.insert(name, LabVm { running, config });
         }
         if names.is_empty() {
+            for (name, network) in present.networks {
+                lab.networks.insert(name, network.config);
+            }
             for (name, volume) in present.volumes {
                 lab.volumes.insert(name, LabVolume { size: volume.size, pool: Some(volume.pool) });
             }
@@ -139,12 +150,16 @@ impl Lab {
 pub(super) struct Present {
     pub(super) vms: BTreeMap<String, Vm>,
     pub(super) volumes: BTreeMap<String, Volume>,
+    /// Without the one that is always there.
+    pub(super) networks: BTreeMap<String, Network>,
 }
 
 impl Present {
     pub(super) async fn ask(client: &Client) -> Result<Present, Error> {
         let vms = client.vms().await?.into_iter().map(|vm| (vm.name.clone(), vm));
         let volumes = client.volumes().await?.into_iter().map(|volume| (volume.name.clone(), volume));
-        Ok(Present { vms: vms.collect(), volumes: volumes.collect() })
+        let networks = client.networks().await?.into_iter().filter(|network| network.name != USER_NETWORK);
+        let networks = networks.map(|network| (network.name.clone(), network));
+        Ok(Present { vms: vms.collect(), volumes: volumes.collect(), networks: networks.collect() })
     }
 }

@@ -22,6 +22,8 @@ use std::process::ExitCode;
 const FILE_HELP: &str = "The file, in YAML or JSON:
 
   name: lab                  # with a name, --prune removes what is no more in the file
+  networks:
+    back: {mode: internal}   # with `subnet: 10.20.0.0/24` if it shall be that
   volumes:
     data: {size: 10G}
   vms:
@@ -31,7 +33,7 @@ const FILE_HELP: &str = "The file, in YAML or JSON:
       cpus: 2
       memory: 1G
       disks: [{volume: data}]
-      nics: [{ports: ['8080:80']}]
+      nics: [{ports: ['8080:80']}, {network: back}]
 
 Fields of a machine are those of `arnia info NAME -o yaml` below `config`; what is absent has its default. Paths of boot and
 disks are relative to the file. `arnia export` writes such a file.";
@@ -61,7 +63,7 @@ impl Source {
     }
 }
 
-/// Makes the machines and volumes of a project what a file says. What is so already is left alone.
+/// Makes the machines, networks and volumes of a project what a file says. What is so already is left alone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   arnia apply -f lab.yaml
@@ -148,7 +150,7 @@ impl Run for Diff {
     }
 }
 
-/// Writes machines and their volumes as a file for `arnia apply`.
+/// Writes machines with their networks and volumes as a file for `arnia apply`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   arnia export > lab.yaml

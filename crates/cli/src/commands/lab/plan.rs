@@ -2,6 +2,7 @@
 
 use super::file::{Lab, LabVm, Present};
 use crate::{Error, ErrorKind};
+use api::v1::network::NetworkParams;
 use api::v1::storage::VolumeParams;
 use api::v1::vm::{Vm, VmConfig};
 use serde::Serialize;
@@ -17,6 +18,15 @@ pub(super) const LABEL: &str = "arnia.lab";
 pub(super) enum Step {
     CreateVolume {
         volume: VolumeParams,
+    },
+    CreateNetwork {
+        network: NetworkParams,
+    },
+    /// A merge patch (RFC 7396) of the configuration.
+    ChangeNetwork {
+        network: String,
+        revision: i64,
+        patch: Value,
     },
     CreateVm {
         vm: String,
@@ -52,6 +62,18 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::CreateVolume { volume } => write!(f, "+ volume {} ({})", volume.name, volume.size),
+            Step::CreateNetwork { network } => {
+                let subnet = network.config.subnet.as_deref().map_or(String::new(), |it| format!(", {it}"));
+                write!(f, "+ network {} ({}{subnet})", network.name, network.config.mode)
+            }
+            Step::ChangeNetwork { network, patch, .. } => {
+                write!(f, "~ network {network}")?;
+                patch
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .try_for_each(|(field, value)| write!(f, "\n    {field}: {value}"))
+            }
             Step::CreateVm { vm, config, start } => {
                 let then = if *start { ", started" } else { "" };
                 write!(f, "+ machine {vm} ({} vCPUs, {}{then})", config.cpus, config.memory)
@@ -96,6 +118,21 @@ pub(super) fn plan(lab: &Lab, present: &Present, prune: bool) -> Result<Vec<Step
             Some(_) => {}
         }
     }
+    for (name, wanted) in &lab.networks {
+        let Some(there) = present.networks.get(name) else {
+            let network = NetworkParams { name: name.clone(), config: wanted.clone() };
+            steps.push(Step::CreateNetwork { network });
+            continue;
+        };
+        // What the daemon chose stays, where the file leaves it open.
+        let mut wanted = wanted.clone();
+        wanted.subnet = wanted.subnet.or_else(|| there.config.subnet.clone());
+        wanted.domain = wanted.domain.or_else(|| there.config.domain.clone());
+        if let Some(patch) = patch(&there.config, &wanted) {
+            let (network, revision) = (name.clone(), there.revision);
+            steps.push(Step::ChangeNetwork { network, revision, patch });
+        }
+    }
     for (name, wanted) in &lab.vms {
         let config = completed(lab, wanted, present.vms.get(name));
         match present.vms.get(name) {
@@ -132,15 +169,18 @@ fn completed(lab: &Lab, wanted: &LabVm, there: Option<&Vm>) -> VmConfig {
         config.labels.insert(LABEL.into(), name.clone());
     }
     for (index, nic) in config.nics.iter_mut().enumerate() {
-        if nic.mac.is_none() {
-            nic.mac = there.and_then(|vm| vm.config.nics.get(index)?.mac.clone());
+        let Some(there) = there.and_then(|vm| vm.config.nics.get(index)) else { continue };
+        nic.name = nic.name.take().or_else(|| there.name.clone());
+        nic.mac = nic.mac.take().or_else(|| there.mac.clone());
+        if nic.network == there.network {
+            nic.address = nic.address.take().or_else(|| there.address.clone());
         }
     }
     config
 }
 
 /// What turns one configuration into the other; nothing if they are the same.
-fn patch(from: &VmConfig, to: &VmConfig) -> Option<Value> {
+fn patch<T: Serialize>(from: &T, to: &T) -> Option<Value> {
     let (from, to) = (serde_json::to_value(from).ok()?, serde_json::to_value(to).ok()?);
     merge_patch(&from, &to)
 }
@@ -175,6 +215,8 @@ mod tests {
 
     const FILE: &str = "
 name: lab
+networks:
+  back: {mode: internal}
 volumes:
   data: {size: 1M}
 vms:
@@ -182,6 +224,7 @@ vms:
     boot: {kernel: /k, append: quiet}
     cpus: 2
     disks: [{volume: data}]
+    nics: [{}, {network: back}]
   cold:
     running: false
     boot: {kernel: /k}
@@ -210,7 +253,11 @@ vms:
         let mut present = Present::default();
         for step in plan(lab, &present, false).unwrap() {
             if let Step::CreateVm { vm: name, mut config, start } = step {
-                config.nics.iter_mut().for_each(|nic| nic.mac = Some("02:00:00:00:00:01".into()));
+                for (index, nic) in config.nics.iter_mut().enumerate() {
+                    nic.name = Some(format!("net{index}"));
+                    nic.mac = Some(format!("02:00:00:00:00:0{index}"));
+                    nic.address = (nic.network == "back").then(|| "10.64.0.10".into());
+                }
                 let state = if start { VmState::Running } else { VmState::Stopped };
                 present.vms.insert(name.clone(), vm(&name, state, *config));
             }
@@ -218,6 +265,9 @@ vms:
         let volume = serde_json::json!({"name": "data", "project": "default", "pool": "default", "size": "1M",
             "used_bytes": 0, "vms": [], "created": 0});
         present.volumes.insert("data".into(), serde_json::from_value(volume).unwrap());
+        let network = serde_json::json!({"name": "back", "project": "default", "cards": [], "revision": 3, "config":
+            {"mode": "internal", "subnet": "10.64.0.0/24", "domain": "back.internal"}});
+        present.networks.insert("back".into(), serde_json::from_value(network).unwrap());
         present
     }
 
@@ -228,7 +278,12 @@ vms:
         let shown = steps.iter().map(Step::to_string).collect::<Vec<_>>();
         assert_eq!(
             shown,
-            ["+ volume data (1M)", "+ machine cold (1 vCPUs, 1G)", "+ machine web (2 vCPUs, 1G, started)"]
+            [
+                "+ volume data (1M)",
+                "+ network back (internal)",
+                "+ machine cold (1 vCPUs, 1G)",
+                "+ machine web (2 vCPUs, 1G, started)"
+            ]
         );
         assert_eq!(plan(&lab, &done(&lab), true).unwrap(), []);
     }
@@ -242,10 +297,16 @@ vms:
         web.config.description = "old".into();
         web.config.boot.append = String::new();
         present.vms.get_mut("cold").unwrap().state = VmState::Running;
+        present.networks.get_mut("back").unwrap().config.mtu = 9000;
         let patch = serde_json::json!({"cpus": 2, "description": null, "boot": {"append": "quiet"}});
         assert_eq!(
             plan(&lab, &present, false).unwrap(),
             [
+                Step::ChangeNetwork {
+                    network: "back".into(),
+                    revision: 3,
+                    patch: serde_json::json!({"mtu": 1500})
+                },
                 Step::StopVm { vm: "cold".into() },
                 Step::ChangeVm { vm: "web".into(), revision: 7, patch, running: true }
             ]

@@ -3,7 +3,7 @@
 use super::{ListParams, ProjectParam};
 use crate::Error;
 use crate::app::{App, Request};
-use crate::http::extract::{Body, Part, Path, Query, Scope, expected_revision, idempotency_key};
+use crate::http::extract::{Body, Part, Path, Query, Scope, expected_revision, idempotency_key, patched};
 use crate::http::respond::{Accepted, Tagged, page};
 use api::v1::error::{ErrorBody, ErrorCode};
 use api::v1::operation::Operation;
@@ -90,33 +90,9 @@ pub(crate) async fn vm_update(
 ) -> Result<Tagged<Vm>, Error> {
     let expected = expected_revision(&headers)?;
     let vm = app.vm(&scope, &name)?;
-    let mut config =
-        serde_json::to_value(&vm.config).map_err(|e| Error::internal("the configuration is lost", e))?;
-    merge(&mut config, patch);
-    let config = serde_json::from_value(config).map_err(|e| {
-        Error::new(ErrorCode::Invalid, "the machine's configuration would not be well formed").with_cause(e)
-    })?;
+    let config = patched("machine", &vm.config, patch)?;
     let vm = app.vm_update(&scope.caller, &vm, config, expected)?;
     Ok(Tagged(StatusCode::OK, vm.revision, vm))
-}
-
-/// RFC 7396, section 2.
-fn merge(target: &mut serde_json::Value, patch: serde_json::Value) {
-    let serde_json::Value::Object(patch) = patch else {
-        *target = patch;
-        return;
-    };
-    if !target.is_object() {
-        *target = serde_json::Value::Object(serde_json::Map::new());
-    }
-    let Some(target) = target.as_object_mut() else { return };
-    for (name, value) in patch {
-        if value.is_null() {
-            target.remove(&name);
-        } else {
-            merge(target.entry(name).or_insert(serde_json::Value::Null), value);
-        }
-    }
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]

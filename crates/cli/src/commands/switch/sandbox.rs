@@ -1,0 +1,43 @@
+//! What the process of a network gives up before the first frame comes.
+//!
+//! It reads what hostile guests send. Everything is open by then: it needs no files but its configuration, no
+//! capabilities, and no other processes.
+
+use crate::Error;
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, Scope,
+};
+use std::path::Path;
+
+const ABI_USED: ABI = ABI::V6;
+
+/// Gives up all rights but those that a network needs; `names` tells whether names are looked up.
+pub(super) fn enter(config: &Path, names: bool) -> Result<(), Error> {
+    let failed = || Error::failed("the process of a network cannot give up its rights");
+    for set in
+        [caps::CapSet::Ambient, caps::CapSet::Inheritable, caps::CapSet::Effective, caps::CapSet::Permitted]
+    {
+        caps::clear(None, set).map_err(|e| failed().with_source(std::io::Error::other(e)))?;
+    }
+    rustix::thread::set_no_new_privs(true).map_err(|e| failed().with_source(std::io::Error::from(e)))?;
+    restrict_files(config, names).map_err(|e| failed().with_source(e))
+}
+
+fn restrict_files(config: &Path, names: bool) -> Result<(), RulesetError> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI_USED))?
+        .scope(Scope::from_all(ABI_USED))?
+        .create()?;
+    // The folder: the file is replaced as a whole.
+    let resolv = std::fs::canonicalize("/etc/resolv.conf").ok().filter(|_| names);
+    let folders = config.parent().into_iter().chain(resolv.as_deref().and_then(Path::parent));
+    let files = names.then_some(Path::new("/etc/resolv.conf"));
+    for path in folders.filter(|folder| *folder != Path::new("/etc")).chain(files) {
+        if let Ok(fd) = PathFd::new(path) {
+            rules = rules.add_rule(PathBeneath::new(fd, AccessFs::ReadFile))?;
+        }
+    }
+    rules.restrict_self().map(drop)
+}
