@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::report::Report;
 use super::{Bed, process};
-use crate::{After, Guest, Patience, Program, copy_sparse};
+use crate::{After, Guest, Patience, Program, Vm, copy_sparse};
 
 const CPUS: u32 = 2;
 const MEMORY_MIB: u32 = 512;
@@ -44,8 +44,23 @@ fn one_login(bed: &Bed<'_>, program: Program, report: &mut Report) -> Result<()>
     let mut vm = Guest::debian(bed.artifacts, &disk).cpus(CPUS).start(&program, bed.scratch)?;
     vm.console().expect("arnia login: ", Patience::Login)?;
     report.add("Debian to login", "s", &program.to_string(), vm.started().elapsed().as_secs_f64());
+    if let Program::Worker(_) = program {
+        translation(&vm, &program.to_string(), report)?;
+    }
     drop(vm);
     std::fs::remove_file(disk)?;
+    Ok(())
+}
+
+/// What the software engine's translator has needed until now.
+fn translation(vm: &Vm, subject: &str, report: &mut Report) -> Result<()> {
+    let engine = vm.control().counters()?.engine;
+    let count = |name: &str| engine.get(name).copied().unwrap_or(0) as f64;
+    let instructions = count("translated_instructions");
+    if instructions > 0.0 {
+        let each = count("translation_nanoseconds") / instructions / 1000.0;
+        report.add("translation, Debian to login", "µs per guest instruction", subject, each);
+    }
     Ok(())
 }
 

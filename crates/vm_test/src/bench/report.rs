@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::ratios::Ratios;
+use super::ratios::{Beside, Ratios};
 
 /// What others are compared with: the engine, and the command line program.
 const OURS: [&str; 2] = ["bt", "arnia"];
@@ -29,6 +29,13 @@ struct Measure {
     unit: &'static str,
     /// Subject to figures, in the order in which they were taken.
     subjects: BTreeMap<String, Vec<f64>>,
+}
+
+impl Measure {
+    /// The median of a subject.
+    fn of(&self, subject: &str) -> Option<f64> {
+        self.subjects.get(subject).map(|figures| median(figures))
+    }
 }
 
 impl Report {
@@ -66,13 +73,25 @@ impl Report {
     pub(crate) fn summary(&self) -> String {
         let mut text = self.table() + &super::disk::goals(self);
         if let Some(workloads) = &self.workloads {
-            let boot = self.measures.iter().find(|measure| measure.name.starts_with("boot to init"));
-            let boots = boot.and_then(|boot| {
-                Some((median(boot.subjects.get("bt")?), median(boot.subjects.get("qemu")?)))
-            });
-            text += &format!("\n{}", workloads.summary(boots));
+            let beside = Beside {
+                boot: self.faster("boot to init"),
+                login: self.faster("Debian to login"),
+                translation: self.measure("translation").and_then(|measure| measure.of("bt")),
+            };
+            text += &format!("\n{}", workloads.summary(&beside));
         }
         text
+    }
+
+    /// The first measure whose name begins so.
+    fn measure(&self, name: &str) -> Option<&Measure> {
+        self.measures.iter().find(|measure| measure.name.starts_with(name))
+    }
+
+    /// QEMU's figure as a multiple of ours.
+    fn faster(&self, name: &str) -> Option<f64> {
+        let measure = self.measure(name)?;
+        Some(measure.of("qemu")? / measure.of("bt")?)
     }
 
     /// A table of medians, each with its ratio to ours.
