@@ -196,6 +196,8 @@ pub(super) const FEATURES: &[Feature] = {
         feature("invariant_tsc", 0x8000_0007, 0, Edx, 8, Always),
         // Leaf 0x80000008: IBRS can be set and, as SPEC_CTRL does nothing, costs nothing; no branch type
         // confusion; no speculative store bypass.
+        // FXSAVE keeps the pointers of x87 errors, so that nobody has to empty them at each switch.
+        only(Amd, feature("xsaveerptr", 0x8000_0008, 0, Ebx, 2, Optional(2))),
         only(Amd, feature("amd_ibrs", 0x8000_0008, 0, Ebx, 14, Always)),
         only(Amd, feature("amd_ssb_no", 0x8000_0008, 0, Ebx, 26, Always)),
         only(Amd, feature("btc_no", 0x8000_0008, 0, Ebx, 29, Always)),

@@ -42,6 +42,9 @@ impl HostCpuid {
         for function in 0x8000_0001..=extended.clamp(0x8000_0000, 0x8000_0004) {
             ask(function, None);
         }
+        if extended >= 0x8000_0008 {
+            ask(0x8000_0008, None);
+        }
         // SAFETY: OSXSAVE says that XGETBV can be executed.
         let xcr0 = if osxsave { unsafe { _xgetbv(0) } } else { 0 };
         HostCpuid { leaves, xcr0 }
