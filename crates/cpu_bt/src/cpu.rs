@@ -5,9 +5,11 @@ use crate::counters::VcpuCounts;
 use crate::fault::Fault;
 use crate::jit::runtime;
 use crate::jit::state::JitState;
+use crate::jit::way::Kinds;
 use crate::lapic::Lapic;
 use crate::lockstep::Guard;
 use crate::mmu::pages::Pages;
+use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{MmuIndex, Tlb};
 use crate::native::Stubs;
 use crate::options::Jit;
@@ -28,6 +30,7 @@ pub(crate) struct Cpu {
     pub(crate) regs: Regs,
     pub(crate) tlb: Tlb,
     pub(crate) pages: Pages,
+    pub(crate) spaces: Spaces,
     pub(crate) jit: JitState,
     pub(crate) sys: SystemRegs,
     pub(crate) mode: Mode,
@@ -56,6 +59,8 @@ pub(crate) struct Cpu {
     pub(crate) signals: Arc<Signals>,
     pub(crate) blocks: BlockCache,
     pub(crate) stubs: Stubs,
+    /// How instructions are translated.
+    pub(crate) kinds: Kinds,
     pub(crate) counts: Arc<VcpuCounts>,
     /// What lock-step execution watches.
     pub(crate) guard: Guard,
@@ -228,6 +233,7 @@ impl Cpu {
         init! {
             regs: Regs::new(),
             pages: Pages::new(),
+            spaces: Spaces::default(),
             sys: SystemRegs::new(),
             mode: mode,
             fault_address: 0,
@@ -248,6 +254,7 @@ impl Cpu {
             lapic: lapic,
             blocks: BlockCache::new(),
             stubs: Stubs::new(),
+            kinds: Kinds::default(),
             io: None,
         }
         // SAFETY: as above; all that is left of `jit` are integers and raw pointers, for which zero is a

@@ -124,6 +124,22 @@ impl Cpu {
         trace.write(&text);
     }
 
+    /// Tells of an access that translated code does not find in the software TLB.
+    #[cold]
+    pub(crate) fn trace_slow_access(&self, trace: &Trace, at: u64, linear: u64) {
+        if trace.filter.exits && trace.wants(self.id, at) {
+            trace.write(&format!("{} slow access at {at:#x} to {linear:#x}\n", self.id));
+        }
+    }
+
+    /// Tells of an instruction that translated code leaves to its handler.
+    #[cold]
+    pub(crate) fn trace_callout(&self, trace: &Trace, at: u64) {
+        if trace.filter.exits && trace.wants(self.id, at) {
+            trace.write(&format!("{} callout at {at:#x}\n", self.id));
+        }
+    }
+
     /// Tells of a return from translated code that was entered at `from`.
     #[cold]
     pub(crate) fn trace_exit(&self, trace: &Trace, from: u64, why: &str) {

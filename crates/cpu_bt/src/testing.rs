@@ -12,6 +12,7 @@ use clock::{Clock, Timers};
 use cpu::{CpuIo, VmConfig};
 use iced_x86::{Decoder, DecoderOptions};
 use memory::{Bytes, GuestAddress, PAGE_SIZE, Ram};
+use std::rc::Rc;
 use std::sync::Arc;
 use x86::Segment;
 use x86::cpuid::Leaf;
@@ -216,6 +217,16 @@ impl Machine {
         self.cpu.update_mode();
     }
 
+    /// Executes what follows with the rights of a supervisor; [`Machine::reset`] takes them back.
+    #[cfg(test)]
+    pub(crate) fn become_supervisor(&mut self) {
+        for segment in &mut self.cpu.regs.seg[..6] {
+            segment.access &= !(3 << 5);
+            segment.selector &= !3;
+        }
+        self.cpu.update_mode();
+    }
+
     /// Replaces the base of GS. Only in 64-bit mode; [`Machine::reset`] makes it zero.
     pub fn set_gs_base(&mut self, base: u64) {
         self.cpu.regs.seg[seg::GS].base = base;
@@ -269,7 +280,7 @@ impl Machine {
     pub(crate) fn translate_at(&mut self, linear: u64) {
         let gpa = self.physical(linear);
         let key = crate::jit::key_of(&self.cpu);
-        self.cpu.translate_trace(gpa, key).expect("code that can be translated");
+        self.cpu.translate_trace(gpa, None, key).expect("code that can be translated");
     }
 
     /// Writes one byte so that nobody notices.
@@ -439,7 +450,7 @@ fn native_twin(cpu: &mut Cpu, linear: u64, op: &Op) -> Option<Op> {
     let insn = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE).decode();
     let mut twin = Op {
         run: |_, _| Err(Fault::UNDEFINED),
-        detail: Some(Box::new(Detail { insn, stub: None })),
+        detail: Some(Rc::new(Detail { insn, stub: None })),
         ends_block: false,
         ..*op
     };

@@ -8,7 +8,7 @@ use crate::options::Options;
 use crate::signals::{Signals, signal};
 use clock::Clock;
 use memory::{CodeWatcher, PAGE_SIZE, Ram, RamRange};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use x86::cpuid::Leaf;
 
@@ -43,6 +43,8 @@ pub(crate) struct CodePages {
     versions: Box<[AtomicU32]>,
     /// For each page the 64-byte lines that code was decoded from.
     lines: Box<[AtomicU64]>,
+    /// For each page whether a vCPU may remember that it may be written without report.
+    writable: Box<[AtomicU8]>,
     /// The translations. Held while a page becomes watched or its code void.
     cache: Mutex<CodeCache>,
     signals: Vec<Arc<Signals>>,
@@ -125,6 +127,7 @@ impl CodePages {
             ranges,
             versions: memory::zeroed(pages),
             lines: memory::zeroed(pages),
+            writable: memory::zeroed(pages),
             cache: Mutex::new(CodeCache::new(cache_size_max)),
             signals,
             voided: Counter::default(),
@@ -163,6 +166,29 @@ impl CodePages {
 }
 
 impl CodePages {
+    /// A vCPU is about to remember that the page of `gpa` may be written without report. It has to look after this
+    /// whether that is so.
+    pub(crate) fn note_writable(&self, gpa: u64) {
+        if let Some(page) = self.page(gpa)
+            && self.writable[page].load(Ordering::Relaxed) == 0
+        {
+            // Who watches the page sees this, or this vCPU that the page is watched.
+            self.writable[page].swap(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a vCPU may remember that the page of `gpa`, which is watched now, may be written without report.
+    fn may_be_writable(&self, gpa: u64) -> bool {
+        self.page(gpa).is_some_and(|page| self.writable[page].load(Ordering::SeqCst) != 0)
+    }
+
+    /// All have forgotten it.
+    fn forget_writable(&self, gpa: u64) {
+        if let Some(page) = self.page(gpa) {
+            self.writable[page].store(0, Ordering::SeqCst);
+        }
+    }
+
     /// The translations.
     pub(crate) fn cache(&self) -> MutexGuard<'_, CodeCache> {
         // A panic while it was held has ended the process or a test; what it guards stays consistent.
@@ -259,9 +285,11 @@ impl crate::cpu::Cpu {
         let version = code.version(gpa);
         let newly = self.ram.watch_code(gpa);
         drop(cache);
-        if newly {
+        // Most code was never written by the guest itself.
+        if newly && code.may_be_writable(gpa) {
             self.tlb.flush_writes();
             self.revoke_writes_of_others();
+            code.forget_writable(gpa);
         }
         version
     }

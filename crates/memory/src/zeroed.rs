@@ -1,7 +1,7 @@
 //! Tables with an entry for each page.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 /// An atomic integer.
 ///
@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 /// All bytes zero is a value of the type, and it has no destructor.
 pub unsafe trait Zeroable {}
 
+// SAFETY: an integer may be zero.
+unsafe impl Zeroable for AtomicU8 {}
 // SAFETY: an integer may be zero.
 unsafe impl Zeroable for AtomicU32 {}
 // SAFETY: an integer may be zero.

@@ -24,6 +24,10 @@ pub(crate) struct BlockCache {
     /// What was noted of linear addresses in an older generation is void: for the lower and the upper
     /// half of the address space.
     generations: [u32; 2],
+    /// The youngest generations that there were.
+    youngest: [u32; 2],
+    /// How often old generations have come to look young.
+    rounds: u32,
     /// What was noted of translated code in an older generation is void.
     code_generation: u32,
     /// How often addresses of code were forgotten.
@@ -89,6 +93,19 @@ impl Hasher for AddressHasher {
     fn write_u8(&mut self, value: u8) {
         self.write_u64(value as u64);
     }
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(value as u64);
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(value as u64);
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+    fn write_u128(&mut self, value: u128) {
+        self.write_u64(value as u64);
+        self.write_u64((value >> 64) as u64);
+    }
     fn write_u64(&mut self, value: u64) {
         self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
@@ -102,6 +119,8 @@ impl BlockCache {
             code: vec![CodeEntry::default(); CODE_ENTRIES].into(),
             physical: vec![PhysicalEntry::default(); PHYSICAL_ENTRIES].into(),
             generations: [1; 2],
+            youngest: [1; 2],
+            rounds: 0,
             code_generation: 1,
             forgotten: 0,
         }
@@ -116,17 +135,37 @@ impl BlockCache {
     /// Linear addresses in the same half of the address space as `linear` may lead elsewhere now.
     pub(crate) fn forget_half(&mut self, linear: u64) {
         self.forgotten += 1;
-        let generation = &mut self.generations[half(linear)];
-        *generation = generation.wrapping_add(1);
-        if *generation == 0 {
+        let youngest = &mut self.youngest[half(linear)];
+        *youngest = youngest.wrapping_add(1);
+        if *youngest == 0 {
             // What is as old as this looks new again.
+            *youngest = 1;
+            self.rounds += 1;
             self.clear();
+        }
+        self.generations[half(linear)] = self.youngest[half(linear)];
+    }
+
+    /// What [`BlockCache::return_to_lower_addresses`] takes.
+    pub(crate) fn lower_addresses(&self) -> (u32, u32) {
+        (self.generations[0], self.rounds)
+    }
+
+    /// What was noted of linear addresses in the lower half holds again.
+    pub(crate) fn return_to_lower_addresses(&mut self, (generation, rounds): (u32, u32)) {
+        if rounds == self.rounds {
+            self.generations[0] = generation;
         }
     }
 
     /// Counts the times that addresses of code were forgotten.
     pub(crate) fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+
+    /// Another number whenever translated code may be gone.
+    pub(crate) fn code_generation(&self) -> u32 {
+        self.code_generation
     }
 
     /// Translated code has become void somewhere.
@@ -153,6 +192,25 @@ impl BlockCache {
             INTERPRET => Known::Interpret,
             code => Known::Code(code, entry.page_id),
         }
+    }
+
+    /// Whether the block at a linear address was executed lately and is not worth to be translated yet. Counts. Now
+    /// and then the answer is no, for another vCPU may have translated it.
+    #[inline]
+    pub(crate) fn stays_cold(&self, linear: u64, key: BlockKey, hot: u32) -> bool {
+        const LOOK_EVERY: u32 = 4;
+        let entry = &self.front[BlockCache::slot(linear)];
+        let Some(block) = &entry.block else { return false };
+        let hits = block.hits.get();
+        let cold = entry.linear == linear
+            && entry.generation == self.generations[half(linear)]
+            && entry.key == key
+            && hits < hot
+            && !hits.is_multiple_of(LOOK_EVERY);
+        if cold {
+            block.hits.set(hits + 1);
+        }
+        cold
     }
 
     /// The translation of a physical address, if that was noted and holds still.
@@ -183,7 +241,6 @@ impl BlockCache {
         self.blocks.clear();
         self.front.fill(FrontEntry::default());
         self.code.fill(CodeEntry::default());
-        self.generations = [1; 2];
     }
 
     #[inline(always)]
@@ -212,9 +269,9 @@ impl Cpu {
             && entry.generation == self.blocks.generations[half(linear)]
             && entry.key == self.mode.key
             && let Some(block) = &entry.block
-            && self.vm.page_version(block.gpa) == block.versions[0]
+            && self.vm.page_version(block.gpa) == block.versions.get()[0]
             // Where the second page is, is true as long as where the first is.
-            && block.second_page.is_none_or(|second| self.vm.page_version(second) == block.versions[1])
+            && block.second_page.is_none_or(|second| self.vm.page_version(second) == block.versions.get()[1])
         {
             return Ok(block.clone());
         }
@@ -226,7 +283,7 @@ impl Cpu {
         let gpa = self.fetch_address(linear)?;
         let key = self.mode.key;
         if let Some(block) = self.blocks.blocks.get(&(gpa, key)).cloned()
-            && self.is_valid(&block, linear)?
+            && (self.is_valid(&block, linear)? || self.renew_block(&block)?)
         {
             self.remember(linear, &block);
             return Ok(block);
@@ -255,12 +312,12 @@ impl Cpu {
     }
 
     fn is_valid(&mut self, block: &Block, linear: u64) -> Result<bool> {
-        if self.vm.page_version(block.gpa) != block.versions[0] {
+        if self.vm.page_version(block.gpa) != block.versions.get()[0] {
             return Ok(false);
         }
         let Some(second) = block.second_page else { return Ok(true) };
         let next = (linear & !0xfff).wrapping_add(0x1000);
         let next = if self.mode.is_64() { next } else { next & 0xffff_ffff };
-        Ok(self.fetch_address(next)? == second && self.vm.page_version(second) == block.versions[1])
+        Ok(self.fetch_address(next)? == second && self.vm.page_version(second) == block.versions.get()[1])
     }
 }

@@ -12,9 +12,11 @@ use std::cell::Cell;
 use x86::state::seg;
 
 /// Longest instruction in bytes (SDM vol. 2A, §2.3.11).
-const INSTRUCTION_LEN_MAX: usize = 15;
+pub(crate) const INSTRUCTION_LEN_MAX: usize = 15;
 /// Most instructions in a block.
 const OPS_MAX: usize = 64;
+/// Bytes that are looked at to decode a block.
+const BYTES_MAX: usize = 512;
 
 impl Cpu {
     /// The physical address that code at linear address `linear` is fetched from.
@@ -39,12 +41,12 @@ impl Cpu {
         // Watch first, then read: a write in between changes the version and unmakes the block.
         let version = self.watch_code_page(gpa);
         let room = (PAGE_SIZE - gpa % PAGE_SIZE) as usize;
-        let mut bytes = [0u8; PAGE_SIZE as usize];
-        let bytes = &mut bytes[..room.min(OPS_MAX * INSTRUCTION_LEN_MAX)];
+        let mut bytes = [0u8; BYTES_MAX];
+        let bytes = &mut bytes[..room.min(BYTES_MAX)];
         self.read_code(gpa, bytes)?;
 
         let mut decoder = Decoder::with_ip(self.mode.code_bits as u32, bytes, 0, DecoderOptions::NONE);
-        let mut ops: Vec<Op> = Vec::new();
+        let mut ops: Vec<Op> = Vec::with_capacity(16);
         let mut insn = Instruction::default();
         while ops.len() < OPS_MAX && decoder.can_decode() {
             let start = decoder.position();
@@ -68,12 +70,32 @@ impl Cpu {
         let len = ops.last().map_or(0, |op| op.offset as usize + op.len as usize);
         self.vm.note_code_lines(gpa, len as u64);
         // Writes from now on are noticed. One that came between reading and noting would not be.
-        let mut again = vec![0; len.min(bytes.len())];
-        self.read_code(gpa, &mut again)?;
+        let mut again = [0u8; BYTES_MAX];
+        let again = &mut again[..len.min(bytes.len())];
+        self.read_code(gpa, again)?;
         // The block is void from the start then, and decoded anew the next time: no retry here, which
         // another vCPU could prolong for ever.
-        let version = if again == bytes[..again.len()] { version } else { version.wrapping_sub(1) };
-        Ok(Block { gpa, second_page: None, versions: [version, 0], ops: ops.into(), hits: Cell::new(0) })
+        let version = if *again == bytes[..again.len()] { version } else { version.wrapping_sub(1) };
+        let (versions, bytes) = (Cell::new([version, 0]), (*again).into());
+        Ok(Block { gpa, second_page: None, versions, bytes, ops: ops.into(), hits: Cell::new(0) })
+    }
+
+    /// Makes a block valid again whose page was written since, if its own bytes are as they were.
+    pub(crate) fn renew_block(&mut self, block: &Block) -> Result<bool> {
+        if block.second_page.is_some() {
+            return Ok(false);
+        }
+        let version = self.watch_code_page(block.gpa);
+        // Writes from here on are noticed, and give the page another version.
+        self.vm.note_code_lines(block.gpa, block.bytes.len() as u64);
+        let mut bytes = [0u8; BYTES_MAX];
+        let bytes = &mut bytes[..block.bytes.len()];
+        self.read_code(block.gpa, bytes)?;
+        let same = *bytes == *block.bytes;
+        if same {
+            block.versions.set([version, 0]);
+        }
+        Ok(same)
     }
 
     /// Decodes the single instruction at `linear` that continues on the next page.
@@ -91,8 +113,8 @@ impl Cpu {
         op.ends_block = true;
         self.vm.note_code_lines(gpa, here as u64);
         self.vm.note_code_lines(second, INSTRUCTION_LEN_MAX as u64);
-        let versions = [version, second_version];
-        Ok(Block { gpa, second_page: Some(second), versions, ops: [op].into(), hits: Cell::new(0) })
+        let (versions, bytes) = (Cell::new([version, second_version]), Box::default());
+        Ok(Block { gpa, second_page: Some(second), versions, bytes, ops: [op].into(), hits: Cell::new(0) })
     }
 
     /// Reads code bytes of one page. Code outside RAM does not execute.

@@ -13,6 +13,7 @@ use crate::fault::Result;
 use crate::native::Stub;
 use iced_x86::Instruction;
 use std::cell::Cell;
+use std::rc::Rc;
 
 /// Executes one instruction. Before it is called [`RIP`](crate::regs::RIP) is the address of the next
 /// instruction. An exception must leave everything as it was before (RIP is put back by the caller).
@@ -35,7 +36,7 @@ pub(crate) struct Op {
     /// Displacement of the memory operand (from the next instruction if `base` is RIP).
     pub(crate) disp: u64,
     /// Details for handlers that need more than the fields above.
-    pub(crate) detail: Option<Box<Detail>>,
+    pub(crate) detail: Option<Rc<Detail>>,
     /// Distance from the start of the block.
     pub(crate) offset: u16,
     /// Length in bytes.
@@ -61,7 +62,8 @@ pub(crate) struct Op {
 
 /// What rare handlers want to know.
 pub(crate) struct Detail {
-    /// The instruction as decoded, with RIP-relative addresses as if it stood at 0.
+    /// The instruction as decoded, with RIP-relative addresses as if it stood at 0. Of one that executes natively,
+    /// without the address of its memory operand, for equal ones share this.
     pub(crate) insn: Instruction,
     /// Host code for the instruction, if it executes natively.
     pub(crate) stub: Option<Stub>,
@@ -100,7 +102,9 @@ pub(crate) struct Block {
     /// For an instruction that crosses a page: the physical address of the second page.
     pub(crate) second_page: Option<u64>,
     /// Versions of the page (and second page) when it was decoded: it is valid while they stay.
-    pub(crate) versions: [u32; 2],
+    pub(crate) versions: Cell<[u32; 2]>,
+    /// What it was decoded from, in the first page.
+    pub(crate) bytes: Box<[u8]>,
     pub(crate) ops: Box<[Op]>,
     /// How often it was looked up for translation; [`UNTRANSLATABLE`] when that failed.
     pub(crate) hits: Cell<u32>,

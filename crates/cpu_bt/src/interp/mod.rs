@@ -18,6 +18,7 @@ use crate::block::{Detail, Flow, Op};
 use crate::cpu::Cpu;
 use crate::int::Int;
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+use std::rc::Rc;
 use x86::reg::rflags;
 
 /// Chooses one of four functions by operand size in bytes.
@@ -182,5 +183,5 @@ fn modify<T: Int>(cpu: &mut Cpu, op: &Op, f: impl FnOnce(&mut Cpu, T) -> T) -> c
 }
 
 fn with_detail(insn: &Instruction, op: &mut Op) {
-    op.detail = Some(Box::new(Detail { insn: *insn, stub: None }));
+    op.detail = Some(Rc::new(Detail { insn: *insn, stub: None }));
 }

@@ -9,7 +9,12 @@ pub(crate) struct Arena {
     execute: *mut u8,
     len: usize,
     used: usize,
+    /// How much has been asked of the host.
+    populated: usize,
 }
+
+/// How much is asked of the host at once: page by page, faults would cost more than making the code.
+const POPULATE: usize = 128 << 10;
 
 // SAFETY: the pointers are to mappings that the arena owns; writing takes `&mut self` or is atomic.
 unsafe impl Send for Arena {}
@@ -34,7 +39,7 @@ impl Arena {
                 return Err(error);
             }
         };
-        Ok(Arena { write, execute, len, used: 0 })
+        Ok(Arena { write, execute, len, used: 0, populated: 0 })
     }
 
     /// The address at which the next piece of code, aligned to 16 bytes, will execute.
@@ -59,9 +64,24 @@ impl Arena {
     pub(crate) fn push(&mut self, code: &[u8]) {
         assert!(code.len() <= self.room());
         let at = self.used.next_multiple_of(16);
+        if at + code.len() > self.populated {
+            self.populate(at + code.len());
+        }
         // SAFETY: inside the writable mapping.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.used = at + code.len();
+    }
+
+    /// Takes memory from the host up to `end` and somewhat further.
+    fn populate(&mut self, end: usize) {
+        let from = self.populated;
+        self.populated = end.next_multiple_of(POPULATE).min(self.len);
+        for (start, advice) in
+            [(self.write, libc::MADV_POPULATE_WRITE), (self.execute, libc::MADV_POPULATE_READ)]
+        {
+            // SAFETY: inside the mapping. A host that does not know the advice gives pages as they are used.
+            unsafe { libc::madvise(start.add(from).cast(), self.populated - from, advice) };
+        }
     }
 
     /// Gives up everything after the first `keep` bytes. No code there may be executing or referred to.

@@ -5,6 +5,7 @@ use super::arena::Arena;
 use super::emit::Emit;
 use super::groups::{Form, Groups};
 use super::stubs::{self, Stubs};
+use super::translator::Buffers;
 use crate::block::cache::AddressHasher;
 use crate::mmu::guess::GUESSES;
 use crate::vm::line_mask;
@@ -33,6 +34,8 @@ pub(crate) struct Translation {
     pub(crate) depart: u64,
     /// The 64-byte lines of its page that it was made from.
     pub(crate) lines: u64,
+    /// Frame number of the page in which its first instruction ends, if that is another one.
+    pub(crate) second: Option<u64>,
     /// Length of its code, from the verified entry on.
     pub(crate) len: u32,
     /// It branches back to its own head.
@@ -70,6 +73,8 @@ pub(crate) struct CodeCache {
     next_guess: u32,
     /// Physical addresses of instructions whose page is often guessed wrongly.
     unguessable: HashSet<u64, BuildHasherDefault<AddressHasher>>,
+    /// Memory for the next translation.
+    pub(super) buffers: Buffers,
     /// Nothing may be added or found: the arena is about to be emptied.
     pub(crate) emptying: bool,
 }
@@ -85,6 +90,8 @@ pub(crate) struct Invalidated {
 
 /// Room that must be left before a trace is translated; no trace is as long.
 const TRACE_LEN_MAX: usize = 64 * 1024;
+/// The lines of its second page that an instruction which crosses pages may end in.
+pub(crate) const SECOND_LINES: u64 = 1;
 /// The least size of a cache.
 pub(crate) const SIZE_MIN: usize = 4 * TRACE_LEN_MAX;
 
@@ -104,6 +111,7 @@ impl CodeCache {
             exits: Vec::new(),
             next_guess: 1,
             unguessable: HashSet::default(),
+            buffers: Buffers::default(),
             emptying: false,
         }
     }
@@ -176,15 +184,18 @@ impl CodeCache {
     }
 
     /// Numbers of guesses for the groups of a trace at `gpa`. Those known to be wrong often are told so.
-    pub(crate) fn guesses_for(&mut self, groups: &mut Groups, gpa: u64) -> Vec<u32> {
-        let mut stack = [false; 2];
-        let mut numbers = Vec::with_capacity(groups.list.len());
+    pub(crate) fn guesses_for(&mut self, groups: &mut Groups, gpa: u64, numbers: &mut Vec<u32>) {
+        // The last step that needs the guess for the stack.
+        let mut stack = [None; 2];
+        numbers.clear();
         for group in &mut groups.list {
             group.often_wrong = self.unguessable.contains(&(gpa & !0xfff | group.first as u64));
-            // All code shares one guess for the stack. No two groups of a trace may share any.
+            // All code shares one guess for the stack. No two groups of a trace may share any at a time.
             let number = match &mut stack[group.write as usize] {
-                taken @ false if group.form == Form::register(Register::RSP) => {
-                    *taken = true;
+                last if group.form == Form::register(Register::RSP)
+                    && last.is_none_or(|last| last < group.check_at) =>
+                {
+                    *last = Some(group.last);
                     0
                 }
                 _ => {
@@ -194,7 +205,6 @@ impl CodeCache {
             };
             numbers.push(number);
         }
-        numbers
     }
 
     /// Notes that the page of an access is often guessed wrongly, and voids the translations with it.
@@ -204,9 +214,9 @@ impl CodeCache {
     }
 
     /// Adds a trace made for [`CodeCache::next`], and its exits made for [`CodeCache::next_exit`].
-    pub(crate) fn add(&mut self, translation: Translation, code: &[u8], exits: Vec<Exit>) {
+    pub(crate) fn add(&mut self, translation: Translation, code: &[u8], exits: &[Exit]) {
         self.arena().push(code);
-        self.exits.extend(exits);
+        self.exits.extend_from_slice(exits);
         let (gpa, key) = (translation.gpa, translation.key);
         let index = self.list.len() as u32;
         if let Some(old) = self.stale.remove(&(gpa, key)) {
@@ -216,7 +226,9 @@ impl CodeCache {
             arena.patch_jump(verified, translation.verified);
             arena.patch_jump(forward, translation.forward);
         }
-        self.by_page.entry(gpa >> 12).or_default().push(index);
+        for page in std::iter::once(gpa >> 12).chain(translation.second) {
+            self.by_page.entry(page).or_default().push(index);
+        }
         self.by_address.insert((gpa, key), index);
         self.list.push(translation);
     }
@@ -245,11 +257,17 @@ impl CodeCache {
         let (before, mut remaining) = (indices.len(), 0);
         indices.retain(|&index| {
             let translation = &self.list[index as usize];
-            if translation.lines & lines == 0 {
-                remaining |= translation.lines;
+            let (gpa, key) = (translation.gpa, translation.key);
+            let own = if gpa >> 12 == page { translation.lines } else { 0 };
+            let made_from = own | if translation.second == Some(page) { SECOND_LINES } else { 0 };
+            if made_from & lines == 0 {
+                remaining |= made_from;
                 return true;
             }
-            let (gpa, key) = (translation.gpa, translation.key);
+            if self.by_address.get(&(gpa, key)) != Some(&index) {
+                // Voided by way of its other page.
+                return false;
+            }
             let arena = self.arena.as_mut().expect("there are translations");
             arena.patch_jump(translation.direct, translation.depart);
             arena.patch_jump(translation.forward, translation.depart);

@@ -58,7 +58,29 @@ pub(crate) struct Emit {
 
 const UNBOUND: u32 = u32::MAX;
 
+/// Memory for code under construction, kept for the next.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    code: Vec<u8>,
+    labels: Vec<u32>,
+    fixups: Vec<(u32, Label)>,
+}
+
 impl Emit {
+    /// Starts code that will stand at `base` in memory that was used before.
+    pub(crate) fn reusing(base: u64, buffers: Buffers) -> Emit {
+        let Buffers { mut code, mut labels, mut fixups } = buffers;
+        code.clear();
+        labels.clear();
+        fixups.clear();
+        Emit { code, base, labels, fixups }
+    }
+
+    /// Gives the memory up for the next code.
+    pub(crate) fn into_buffers(self) -> Buffers {
+        Buffers { code: self.code, labels: self.labels, fixups: self.fixups }
+    }
+
     /// Starts code that will stand at `base`.
     pub(crate) fn new(base: u64) -> Emit {
         Emit { code: Vec::with_capacity(1024), base, labels: Vec::new(), fixups: Vec::new() }
@@ -88,13 +110,19 @@ impl Emit {
 
     /// Fills in the distances to labels.
     pub(crate) fn finish(mut self) -> Vec<u8> {
-        for (at, label) in std::mem::take(&mut self.fixups) {
+        self.fill_in();
+        self.code
+    }
+
+    /// Fills in the distances to labels, after which [`Emit::code`] is complete.
+    pub(crate) fn fill_in(&mut self) {
+        for &(at, label) in &self.fixups {
             let target = self.labels[label.0 as usize];
             assert!(target != UNBOUND, "a label was never bound");
             let distance = target as i32 - (at as i32 + 4);
             self.code[at as usize..at as usize + 4].copy_from_slice(&distance.to_le_bytes());
         }
-        self.code
+        self.fixups.clear();
     }
 
     pub(crate) fn byte(&mut self, byte: u8) {
@@ -511,12 +539,6 @@ impl Emit {
         self.gs_indexed(true, &[0x3b], reg, index, displacement);
     }
 
-    /// `cmp byte gs:[index + displacement], imm`
-    pub(crate) fn gs_cmp8_indexed_imm(&mut self, index: u8, displacement: i32, value: u8) {
-        self.gs_indexed(false, &[0x80], 7, index, displacement);
-        self.byte(value);
-    }
-
     /// `sub dword gs:[index + displacement], 1`
     pub(crate) fn gs_decrement_indexed(&mut self, index: u8, displacement: i32) {
         self.gs_indexed(false, &[0x83], 5, index, displacement);
@@ -561,6 +583,36 @@ impl Emit {
         self.byte(0xc4);
         self.byte((!dst >> 3 & 1) << 7 | 1 << 6 | (!src >> 3 & 1) << 5 | 3);
         self.bytes(&[0xfb, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
+    }
+
+    /// `sarx dst, src, count` (BMI2): shifts without touching flags.
+    pub(crate) fn sarx(&mut self, wide: bool, dst: u8, src: u8, count: u8) {
+        self.byte(0xc4);
+        self.byte((!dst >> 3 & 1) << 7 | 1 << 6 | (!src >> 3 & 1) << 5 | 2);
+        self.bytes(&[(wide as u8) << 7 | (!count & 0xf) << 3 | 2, 0xf7, 0xc0 | (dst & 7) << 3 | src & 7]);
+    }
+
+    /// `movsxd dst, src32`
+    pub(crate) fn movsxd(&mut self, dst: u8, src: u8) {
+        self.rex(true, dst, 0, src);
+        self.bytes(&[0x63, 0xc0 | (dst & 7) << 3 | src & 7]);
+    }
+
+    /// `not reg`
+    pub(crate) fn not(&mut self, reg: u8) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0xf7, 0xd0 | reg & 7]);
+    }
+
+    /// `sar reg, count`
+    pub(crate) fn sar(&mut self, reg: u8, count: u8) {
+        self.rex(true, 0, 0, reg);
+        self.bytes(&[0xc1, 0xf8 | reg & 7, count]);
+    }
+
+    /// `movzx dst32, word gs:[displacement]`
+    pub(crate) fn gs_load16(&mut self, dst: u8, displacement: i32) {
+        self.gs_op(false, &[0x0f, 0xb7], dst, displacement);
     }
 
     /// `shr reg, count`
@@ -686,7 +738,7 @@ mod tests {
     #[test]
     fn a_decoder_reads_what_was_meant() {
         type Case = (fn(&mut Emit), &'static str);
-        let cases: [Case; 57] = [
+        let cases: [Case; 62] = [
             (|e| e.gs_load(14, 0x40), "mov r14,gs:[40h]"),
             (|e| e.gs_store(0x40, 3), "mov gs:[40h],rbx"),
             (|e| e.gs_store_imm32(0x40, 7), "mov dword ptr gs:[40h],7"),
@@ -740,13 +792,18 @@ mod tests {
             (|e| e.gs_load_indexed(13, 13, 0x40), "mov r13,gs:[r13+40h]"),
             (|e| e.gs_store_indexed(1, 0x40, 13), "mov gs:[rcx+40h],r13"),
             (|e| e.gs_cmp_indexed(0, 13, 0x40), "cmp rax,gs:[r13+40h]"),
-            (|e| e.gs_cmp8_indexed_imm(1, 0x40, 1), "cmp byte ptr gs:[rcx+40h],1"),
             (|e| e.gs_decrement_indexed(1, 0x40), "sub dword ptr gs:[rcx+40h],1"),
             (|e| e.gs_increment(0x40), "add dword ptr gs:[40h],1"),
             (|e| e.gs_store32_scaled(0, 0x40, 1), "mov gs:[rax*4+40h],ecx"),
             (|e| e.and_imm(0, -4096), "and rax,0FFFFFFFFFFFFF000h"),
             (|e| e.sub(13, 0), "sub r13,rax"),
             (|e| e.xor(13, 0), "xor r13,rax"),
+            (|e| e.sarx(true, 13, 1, 13), "sarx r13,rcx,r13"),
+            (|e| e.sarx(false, 13, 9, 13), "sarx r13d,r9d,r13d"),
+            (|e| e.movsxd(13, 13), "movsxd r13,r13d"),
+            (|e| e.not(13), "not r13"),
+            (|e| e.sar(13, 16), "sar r13,10h"),
+            (|e| e.gs_load16(14, 0x40), "movzx r14d,word ptr gs:[40h]"),
         ];
         for (emit, expected) in cases {
             assert_eq!(text(emit), expected);

@@ -6,7 +6,6 @@
 //! where no flags matter if there is such a place; if that fails, the careful translation
 //! goes on, which checks each access. See [`crate::mmu::guess`].
 
-use super::liveness;
 use super::trace::Step;
 use super::way::Way;
 use crate::block::decode::gpr_number;
@@ -74,6 +73,10 @@ pub(crate) struct Group {
     displacement: i64,
     /// Offset in the page of the first instruction, by which the group is known to be often wrong.
     pub(super) first: u16,
+    /// The last step that it serves.
+    pub(super) last: usize,
+    /// It has one access.
+    pub(super) single: bool,
     /// Its page is not to be guessed but looked up.
     pub(super) often_wrong: bool,
 }
@@ -128,6 +131,8 @@ struct Value {
     offset: i64,
     /// The step before which the register first held this number.
     since: u32,
+    /// It came from the stack pointer.
+    stack: bool,
 }
 
 /// The groups of a trace.
@@ -136,6 +141,17 @@ pub(crate) struct Groups {
     pub(crate) list: Vec<Group>,
     /// For each step the group of its memory operand, and that of its stack access.
     pub(super) of_step: Vec<[Option<u16>; 2]>,
+    /// Offsets of all values before each step.
+    history: Vec<[i32; 16]>,
+}
+
+impl Groups {
+    /// Forgets them, but keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+        self.of_step.clear();
+        self.history.clear();
+    }
 }
 
 struct Analysis {
@@ -147,31 +163,49 @@ struct Analysis {
     barrier: usize,
     /// The same for anything that is not on the stack: after the last branch out.
     branch: usize,
+    /// The same for what is on the stack: after the last branch back to the head.
+    loop_branch: usize,
+    /// Where the head is.
+    head: u64,
+    /// Only what is relative to the stack pointer is grouped.
+    stack_only: bool,
 }
 
-/// Finds the groups.
-pub(super) fn find(steps: &[Step]) -> Groups {
-    let mut groups = Groups::default();
-    let value = Value { number: 0, offset: 0, since: 0 };
-    let mut analysis = Analysis { values: [value; 16], next: 1, history: Vec::new(), barrier: 0, branch: 0 };
+/// Finds the groups; with `stack_only` those of accesses relative to the stack pointer only.
+pub(super) fn find(groups: &mut Groups, steps: &[Step], stack_only: bool) {
+    groups.clear();
+    let value = Value { number: 0, offset: 0, since: 0, stack: false };
+    let history = std::mem::take(&mut groups.history);
+    let head = steps[0].offset as u64;
+    let mut analysis = Analysis {
+        values: [value; 16],
+        next: 1,
+        history,
+        barrier: 0,
+        branch: 0,
+        loop_branch: 0,
+        head,
+        stack_only,
+    };
     analysis.forget_all(0);
     for (index, step) in steps.iter().enumerate() {
         analysis.history.push(analysis.values.map(|value| value.offset as i32));
         let mut found = [None; 2];
         for (slot, access) in [explicit(step), stack(step)].into_iter().enumerate() {
             if let Some(mut access) = access {
-                found[slot] = Some(analysis.place(&mut groups.list, steps, index, &mut access));
+                found[slot] = analysis.place(&mut groups.list, steps, index, &mut access);
             }
         }
         groups.of_step.push(found);
         analysis.follow(index, step);
     }
-    groups
+    groups.history = analysis.history;
 }
 
 impl Analysis {
     fn forget(&mut self, register: usize, since: usize) {
-        self.values[register] = Value { number: self.next, offset: 0, since: since as u32 };
+        self.values[register] =
+            Value { number: self.next, offset: 0, since: since as u32, stack: register == RSP };
         self.next += 1;
     }
 
@@ -184,10 +218,23 @@ impl Analysis {
         gpr_number(register).map(|number| self.values[number as usize & 0xf])
     }
 
-    /// The group of an access, made if there is none.
-    fn place(&mut self, list: &mut Vec<Group>, steps: &[Step], index: usize, access: &mut Access) -> u16 {
+    /// The group of an access, made if there is none; `None` for an access that is checked by itself.
+    fn place(
+        &mut self,
+        list: &mut Vec<Group>,
+        steps: &[Step],
+        index: usize,
+        access: &mut Access,
+    ) -> Option<u16> {
         let Form { base, index: index_register, scale, segment } = access.form;
         let (base_value, index_value) = (self.value(base), self.value(index_register));
+        let on_stack = base_value.is_some_and(|value| value.stack)
+            && index_value.is_none()
+            && segment == Register::None
+            && !access.alone;
+        if self.stack_only && !on_stack {
+            return None;
+        }
         access.offset = access.displacement
             + base_value.map_or(0, |value| value.offset)
             + index_value.map_or(0, |value| value.offset << scale);
@@ -211,17 +258,17 @@ impl Analysis {
             (group.low, group.high) = group.with(access);
             group.write |= access.write;
             group.align = group.align.max(access.align);
-            return at as u16;
+            group.last = index;
+            group.single = false;
+            return Some(at as u16);
         }
         let since = [base_value, index_value].into_iter().flatten().map(|value| value.since as usize).max();
         let mut earliest = since.unwrap_or(0).max(self.barrier);
-        if base != Register::RSP {
-            earliest = earliest.max(self.branch);
-        }
+        earliest = earliest.max(if base == Register::RSP { self.loop_branch } else { self.branch });
         if access.alone {
             earliest = index;
         }
-        let dead = |&at: &usize| liveness::before(&steps[at].insn, steps[at].live) == 0;
+        let dead = |&at: &usize| !steps[at].needs_flags();
         let check_at = (earliest..=index).rev().find(dead).unwrap_or(index);
         let then = |register: Register| match gpr_number(register) {
             Some(number) => self.history[check_at][number as usize & 0xf] as i64,
@@ -237,6 +284,8 @@ impl Analysis {
             form: access.form,
             displacement: -then(base) - (then(index_register) << scale),
             first: steps[index].offset,
+            last: index,
+            single: true,
             often_wrong: false,
         };
         if access.alone {
@@ -244,7 +293,7 @@ impl Analysis {
             group.displacement = 0;
         }
         list.push(group);
-        list.len() as u16 - 1
+        Some(list.len() as u16 - 1)
     }
 
     /// What the registers hold after a step.
@@ -265,8 +314,19 @@ impl Analysis {
                     self.copy(RSP, RBP, 8, index);
                     self.forget(RBP, index + 1);
                 }
-                _ if insn.is_jcc_short_or_near() => self.branch = index + 1,
-                M::Jmp | M::Call | M::Ret => {}
+                _ if insn.is_jcc_short_or_near() => {
+                    self.branch = index + 1;
+                    if insn.near_branch_target() == self.head {
+                        self.loop_branch = index + 1;
+                    }
+                }
+                M::Jmp | M::Call | M::Ret | M::Cli | M::Sti | M::Vzeroupper => {}
+                M::Bt | M::Bts | M::Btr | M::Btc | M::Wrfsbase | M::Wrgsbase => {}
+                M::Mov | M::Rdfsbase | M::Rdgsbase => {
+                    if let Some(number) = gpr_number(insn.op0_register()) {
+                        self.forget(number as usize & 0xf, index + 1);
+                    }
+                }
                 _ => self.forget_all(index + 1),
             },
             _ => self.forget_all(index + 1),
@@ -333,7 +393,7 @@ fn explicit(step: &Step) -> Option<Access> {
             (plan.size as i64, plan.memory != Memory::Read, if aligned { plan.size as u8 } else { 1 })
         }
         (Way::Special, _)
-            if matches!(insn.mnemonic(), M::Jmp | M::Call) && insn.op0_kind() == OpKind::Memory =>
+            if matches!(insn.mnemonic(), M::Jmp | M::Call | M::Push) && insn.op0_kind() == OpKind::Memory =>
         {
             (8, false, 1)
         }

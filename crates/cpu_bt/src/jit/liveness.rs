@@ -6,11 +6,6 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits};
 pub(crate) const ALL: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
-/// The flags whose values matter before `insn`, given those that matter after it.
-pub(super) fn before(insn: &Instruction, after: u32) -> u32 {
-    (after & !overwritten(insn) | insn.rflags_read()) & ALL
-}
-
 /// The flags that `insn` certainly sets.
 pub(crate) fn overwritten(insn: &Instruction) -> u32 {
     // A repeated instruction may execute no iteration.
@@ -19,11 +14,19 @@ pub(crate) fn overwritten(insn: &Instruction) -> u32 {
     }
     match insn.mnemonic() {
         // A count of zero leaves all flags alone.
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => {
+        mnemonic if is_shift(mnemonic) => {
             let count = insn.op_count() - 1;
             let fixed = insn.op_kind(count) != OpKind::Register && insn.immediate(count) & 0x1f != 0;
             if fixed { insn.rflags_modified() & ALL } else { 0 }
         }
         _ => insn.rflags_modified() & ALL,
     }
+}
+
+/// Whether an instruction has a count on which depends what it does to flags.
+pub(super) fn is_shift(mnemonic: M) -> bool {
+    matches!(
+        mnemonic,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    )
 }

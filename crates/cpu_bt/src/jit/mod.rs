@@ -41,7 +41,7 @@ pub(crate) mod stubs;
 mod tests;
 mod trace;
 mod translator;
-mod way;
+pub(crate) mod way;
 
 use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;

@@ -2,13 +2,14 @@
 
 use super::cache::Key;
 use super::state::{JitState, NO_EXIT, Site};
-use super::{key_of, page_id, page_of};
+use super::{FRAMES, key_of, page_id, page_of};
 use crate::block::cache::Known;
 use crate::block::{Block, Flow, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::mmu::guess::Guess;
 use crate::mmu::tlb::MmuIndex;
+use crate::mmu::walk::Access;
 use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
@@ -39,6 +40,11 @@ impl Cpu {
         let linear = self.regs.r[RIP];
         let key = self.key_at(linear);
         let known = match self.blocks.translated(linear, key) {
+            Known::Nothing
+                if !key.careful() && self.blocks.stays_cold(linear, self.mode.key, self.vm.options.hot) =>
+            {
+                Known::Nothing
+            }
             Known::Nothing => self.find_translation(linear, key)?,
             known => known,
         };
@@ -162,7 +168,8 @@ impl Cpu {
 
     fn find_or_translate(&mut self, linear: u64, gpa: u64, key: Key) -> Result<Known> {
         let block = self.find_block(linear)?;
-        if block.second_page.is_some() || block.hits.get() == UNTRANSLATABLE {
+        let second = block.second_page;
+        if second.is_some() && self.vm.options.jit == Jit::Lockstep || block.hits.get() == UNTRANSLATABLE {
             return Ok(Known::Interpret);
         }
         // Others may have translated what this vCPU meets first.
@@ -179,7 +186,7 @@ impl Cpu {
         if hits < self.vm.options.hot && !key.careful() {
             return Ok(Known::Nothing);
         }
-        match self.translate_trace(gpa, key) {
+        match self.translate_trace(gpa, second, key) {
             Some(code) if key.careful() => Ok(Known::Code(code, page_id(gpa, key))),
             None if key.careful() => Ok(Known::Nothing),
             Some(code) => {
@@ -211,12 +218,17 @@ impl Cpu {
         self.blocks.forget_translated();
     }
 
+    /// The address of the noted site's instruction.
+    fn site_address(&self) -> u64 {
+        self.jit.page.wrapping_add(Site(self.jit.site).offset())
+    }
+
     /// Puts the guest's state, as the noted site's instruction finds it, into the vCPU.
     fn settle(&mut self) -> u64 {
         let site = Site(self.jit.site);
         site.mapping().to_file(&self.jit.host, &mut self.regs);
         self.join_flags();
-        let linear = self.jit.page.wrapping_add(site.offset());
+        let linear = self.site_address();
         self.regs.r[RIP] = linear;
         linear
     }
@@ -228,10 +240,25 @@ impl Cpu {
 
     /// Executes the instruction of the noted site by its handler.
     fn interpret_site(&mut self) -> u64 {
+        self.interpret_site_since(self.tlb.flushes())
+    }
+
+    /// The same; the trace goes on only if nothing was dropped from the TLB since `flushes`.
+    fn interpret_site_since(&mut self, flushes: u64) -> u64 {
+        let ends = Site(self.jit.site).ends();
         let linear = self.settle();
         let mark = self.guard_mark();
-        let (forgotten, flushes, key) = (self.blocks.forgotten(), self.tlb.flushes(), key_of(self));
-        let result = self.find_block(linear).and_then(|block| self.run_first(&block));
+        let (forgotten, code, key) = (self.blocks.forgotten(), self.blocks.code_generation(), key_of(self));
+        let result = self.find_block(linear).and_then(|block| {
+            if let Some(second) = block.second_page
+                && second >> 12 < FRAMES
+            {
+                // So that its translation finds it the next time.
+                let next = (linear & !0xfff).wrapping_add(0x1000);
+                self.jit.note_page(self.mode.data, next, page_id(second, key));
+            }
+            self.run_first(&block)
+        });
         if self.guard_undo(mark) {
             return verdict::LEAVE;
         }
@@ -240,10 +267,11 @@ impl Cpu {
             Ok(Flow::Next)
                 if !self.code_modified
                     && self.exit.is_none()
-                    && self.blocks.forgotten() == forgotten
                     && key_of(self) == key
-                    // The trace may rely on what it checked before.
-                    && self.tlb.flushes() == flushes
+                    // The trace may rely on what it checked before, and on where its page is.
+                    && (ends || self.blocks.forgotten() == forgotten && self.tlb.flushes() == flushes)
+                    // The trace itself may be gone.
+                    && self.blocks.code_generation() == code
                     && self.goes_on()
                     // What was waiting for interrupts to be enabled must not wait until they are disabled again.
                     && self.signals.pending() & signal::INTERRUPT & !self.deferred() == 0 =>
@@ -296,11 +324,16 @@ impl Cpu {
         if site.aligned() && !linear.is_multiple_of(site.len() as u64) {
             return self.interpret_site();
         }
+        let flushes = self.tlb.flushes();
         let host = match site.writes() {
             true => self.host_for_write(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
             false => self.host_for_read(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),
         };
         match host {
+            // The trace relies on what it checked before.
+            Ok(Some(_)) if site.has_guesses() && self.tlb.flushes() != flushes => {
+                self.interpret_site_since(flushes)
+            }
             Ok(Some(host)) => host,
             Ok(None) => {
                 self.counts.slow_instructions.add();
@@ -324,6 +357,9 @@ pub(super) unsafe extern "sysv64" fn slow_access(cpu: *mut Cpu, linear: u64) -> 
     // SAFETY: by the caller; while translated code runs nothing else uses the vCPU.
     let cpu = unsafe { &mut *cpu };
     cpu.vm.counters.slow_accesses.add();
+    if let Some(trace) = &cpu.vm.options.trace {
+        cpu.trace_slow_access(trace, cpu.site_address(), linear);
+    }
     cpu.access(linear)
 }
 
@@ -335,6 +371,9 @@ pub(super) unsafe extern "sysv64" fn callout(cpu: *mut Cpu) -> u64 {
     // SAFETY: by the caller.
     let cpu = unsafe { &mut *cpu };
     cpu.vm.counters.callouts.add();
+    if let Some(trace) = &cpu.vm.options.trace {
+        cpu.trace_callout(trace, cpu.site_address());
+    }
     cpu.interpret_site()
 }
 
@@ -349,13 +388,26 @@ pub(super) unsafe extern "sysv64" fn hand(cpu: *mut Cpu) {
     cpu.hand_over();
 }
 
+/// Enters the page of `linear`, for the noted site's direction, in the soft TLB if that takes no look at the page
+/// tables: 1 if it is there now. Called by translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn enter_known_page(cpu: *mut Cpu, linear: u64) -> u64 {
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    let access = if Site(cpu.jit.site).writes() { Access::Write } else { Access::Read };
+    cpu.enter_known_page(linear, access) as u64
+}
+
 /// Looks at how often a guess is wrong; called by translated code.
 ///
 /// # Safety
 /// As for [`slow_access`].
 pub(super) unsafe extern "sysv64" fn guessed_wrong(cpu: *mut Cpu) -> u64 {
-    /// Host cycles in which 64 wrong guesses cost more than as many accesses by the table for each.
-    const OFTEN: u64 = 10_000;
+    /// Host cycles in which 64 wrong guesses cost more than looking up all that may be accessed there meanwhile:
+    /// somewhat more than a hundredth of the time.
+    const OFTEN: u64 = 150_000;
     // SAFETY: by the caller.
     let cpu = unsafe { &mut *cpu };
     let site = Site(cpu.jit.site);

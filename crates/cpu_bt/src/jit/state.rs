@@ -86,6 +86,13 @@ pub(crate) struct JitState {
     pub(crate) targets: [[u64; TARGETS]; 3],
 }
 
+/// A linear page and the identity of its contents.
+#[derive(Clone, Copy)]
+pub(crate) struct CodePage {
+    tag: u64,
+    id: u32,
+}
+
 /// An instruction that may call a helper, packed into one word.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Site(pub(crate) u32);
@@ -102,6 +109,20 @@ impl Site {
     ) -> Site {
         let len = len.trailing_zeros();
         Site(offset as u32 | mapping.bits() << 12 | len << 24 | (write as u32) << 27 | (aligned as u32) << 28)
+    }
+    /// The same in a trace that relies on what it checked before.
+    pub(crate) fn with_guesses(self) -> Site {
+        Site(self.0 | 1 << 29)
+    }
+    /// The same where the trace ends with the instruction.
+    pub(crate) fn ending(self) -> Site {
+        Site(self.0 | 1 << 30)
+    }
+    pub(crate) fn ends(self) -> bool {
+        self.0 & 1 << 30 != 0
+    }
+    pub(crate) fn has_guesses(self) -> bool {
+        self.0 & 1 << 29 != 0
     }
     pub(crate) fn offset(self) -> u64 {
         (self.0 & 0xfff) as u64
@@ -139,6 +160,26 @@ impl JitState {
         if std::mem::take(&mut self.supervisor_lower) {
             self.forget_pages();
         }
+    }
+
+    /// Appends which pages of a user lead where; false if that is not known.
+    pub(crate) fn save_lower_pages(&self, pages: &mut Vec<CodePage>) -> bool {
+        let user = MmuIndex::User as usize;
+        if self.noted_count > NOTED || self.supervisor_lower {
+            return false;
+        }
+        for &index in &self.noted[..self.noted_count] {
+            let (tag, id) = (self.page_tags[user][index as usize], self.page_ids[user][index as usize]);
+            if tag != 1 && tag >> 63 == 0 {
+                pages.push(CodePage { tag, id });
+            }
+        }
+        true
+    }
+
+    /// Notes them again.
+    pub(crate) fn restore_lower_pages(&mut self, pages: &[CodePage]) {
+        pages.iter().for_each(|page| self.note_page(MmuIndex::User, page.tag, page.id));
     }
 
     /// Forgets where one page leads.

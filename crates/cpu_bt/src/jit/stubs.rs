@@ -197,7 +197,8 @@ fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u
     let (table, bank) = (table(mmu, write), guesses(mmu, write));
     const { assert!(size_of::<Guess>() == 16 && offset_of!(Guess, page) == 0 && offset_of!(Guess, addend) == 8) };
     let entries = bank + offset_of!(GuessBank, entries) as i32;
-    let (absent, empty, done, note) = (e.label(), e.label(), e.label(), e.label());
+    let (absent, crossing, empty, done, note) = (e.label(), e.label(), e.label(), e.label(), e.label());
+    let again = e.here();
     e.gs_store(jit!(host), RAX);
     e.gs_store(jit!(host) + 8, RCX);
     let restore = |e: &mut Emit| {
@@ -213,7 +214,7 @@ fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u
     e.lea(true, S1, Some(S0), Some((S1, 0)), -1);
     e.xor(S1, RAX);
     e.cmp_imm(S1, 0xfff);
-    e.jcc(cc::A, absent);
+    e.jcc(cc::A, crossing);
     e.mov(S1, S0);
     e.shr(S1, 8);
     e.and32_imm(S1, (ENTRIES as u32 - 1) << 4);
@@ -222,12 +223,18 @@ fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u
     e.gs_load_indexed(S1, S1, table + 8);
     e.sub(S1, RAX);
     e.movzx16(RCX, RCX);
-    // Pages have zeroes there.
-    e.gs_cmp8_indexed_imm(RCX, entries, EMPTY);
-    e.gs_store_indexed(RCX, entries, RAX);
     e.gs_store_indexed(RCX, entries + 8, S1);
-    e.jcc(cc::E, empty);
-    // It was another page's: is that so often? The guess for the stack stays one.
+    e.gs_load_indexed(S1, RCX, entries);
+    e.gs_store_indexed(RCX, entries, RAX);
+    // Pages have zeroes there.
+    e.test8_imm(S1, EMPTY);
+    e.jcc(cc::NE, empty);
+    // It was another page's: is that so often? What goes through memory page by page is guessed well enough.
+    e.sub(S1, RAX);
+    e.lea(true, S1, Some(S1), None, 0x1000);
+    e.and_imm(S1, !0x2000);
+    e.jcc(cc::E, done);
+    // The guess for the stack stays one.
     e.shr(RCX, 2);
     e.jcc(cc::E, done);
     e.gs_decrement_indexed(RCX, bank + offset_of!(GuessBank, misses) as i32);
@@ -250,7 +257,21 @@ fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u
     e.bind(done);
     restore(e);
     e.byte(0xc3);
+    // What the second level knows is entered in the first.
     e.bind(absent);
+    restore(e);
+    save_host(e);
+    e.mov(host::RSI, S0);
+    call_helper(e, runtime::enter_known_page as *const () as u64, store_simd);
+    e.bytes(&[0x48, 0x85, 0xc0]); // test rax, rax
+    let unknown = e.label();
+    e.jcc(cc::E, unknown);
+    reload(e, load_simd);
+    e.jmp_to(again);
+    e.bind(unknown);
+    reload(e, load_simd);
+    skip_jump(e);
+    e.bind(crossing);
     restore(e);
     skip_jump(e);
 }

@@ -100,7 +100,7 @@ fn instruction(a: &mut CodeAssembler, random: &mut Random) -> Result<(), iced_x8
     fn qword_or(m: AsmMemoryOperand) -> AsmMemoryOperand {
         dword_ptr(m)
     }
-    let kind = random.below(48);
+    let kind = random.below(53);
     match kind {
         0 => sized!(add),
         1 => sized!(sub),
@@ -163,13 +163,42 @@ fn instruction(a: &mut CodeAssembler, random: &mut Random) -> Result<(), iced_x8
             a.pop(rsi)
         }
         47 => a.vzeroupper(),
+        48 => {
+            a.push(qword_ptr(m))?;
+            a.pop(R64[d])
+        }
+        49 | 50 => {
+            // A bit of the two thousand bytes behind the operand.
+            a.mov(R64[d], random.below(0x4000))?;
+            match random.below(5) {
+                0 => a.bt(qword_ptr(m), R64[d]),
+                1 => a.bts(qword_ptr(m), R64[d]),
+                2 => a.lock().btr(qword_ptr(m), R64[d]),
+                3 => a.lock().bts(dword_ptr(m), R32[d]),
+                _ => a.btc(dword_ptr(m), R32[d]),
+            }
+        }
+        51 => match random.below(3) {
+            0 => a.mov(R64[d], ds),
+            1 => a.mov(R32[d], fs),
+            _ => a.mov(R16[d], gs),
+        },
+        52 => match random.below(3) {
+            0 => a.rdfsbase(R64[d]),
+            1 => a.rdgsbase(R64[d]),
+            _ => {
+                a.mov(R64[d], random.next() as i32 as i64)?;
+                a.wrfsbase(R64[d])
+            }
+        },
         _ => a.popcnt(R64[d], qword_ptr(m)),
     }?;
     // These leave flags undefined, and nobody promises what they are.
-    if matches!(kind, 12..=17 | 23 | 24 | 35 | 38) { a.cmp(R64[s], R64[d]) } else { Ok(()) }
+    if matches!(kind, 12..=17 | 23 | 24 | 35 | 38 | 49 | 50) { a.cmp(R64[s], R64[d]) } else { Ok(()) }
 }
 
-fn program(random: &mut Random) -> (Vec<u8>, u64) {
+/// A program that stands at `start`.
+fn program(random: &mut Random, start: u64) -> (Vec<u8>, u64) {
     let mut a = CodeAssembler::new(64).unwrap();
     let loops = random.below(3) == 0;
     let mut head = a.create_label();
@@ -234,8 +263,8 @@ fn program(random: &mut Random) -> (Vec<u8>, u64) {
     // A trace ends before a privileged instruction.
     a.nop().unwrap();
     a.hlt().unwrap();
-    let code = a.assemble(CODE).unwrap();
-    let end = CODE + code.len() as u64 - 1;
+    let code = a.assemble(start).unwrap();
+    let end = start + code.len() as u64 - 1;
     (code, end)
 }
 
@@ -277,7 +306,7 @@ fn machine(code: &[u8], start: u64, fill: u64) -> Machine {
     machine
 }
 
-fn initial(random: &mut Random) -> UserState {
+fn initial(random: &mut Random, start: u64) -> UserState {
     let mut gpr = [0; 16];
     for value in &mut gpr {
         *value = random.value();
@@ -293,13 +322,13 @@ fn initial(random: &mut Random) -> UserState {
     }
     let mut x87 = [0; 160];
     x87[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
-    UserState { gpr, rip: CODE, rflags: 0x202 | random.next() & 0x8d5, mxcsr: 0x1f80, ymm, x87 }
+    UserState { gpr, rip: start, rflags: 0x202 | random.next() & 0x8d5, mxcsr: 0x1f80, ymm, x87 }
 }
 
-fn listing(code: &[u8]) -> String {
+fn listing(code: &[u8], start: u64) -> String {
     let mut formatter = IntelFormatter::new();
     let mut text = String::new();
-    for insn in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE) {
+    for insn in Decoder::with_ip(64, code, start, DecoderOptions::NONE) {
         let mut line = String::new();
         formatter.format(&insn, &mut line);
         text.push_str(&format!("{:6x}  {line}\n", insn.ip()));
@@ -320,18 +349,25 @@ fn memory(machine: &Machine) -> Vec<u8> {
 /// What differs, if anything does.
 fn check(seed: u64) -> Option<String> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let (code, end) = program(&mut random);
-    let state = initial(&mut random);
+    // Sometimes across the edge of a page.
+    let start = if random.below(3) == 0 { CODE + 0x1000 - random.below(100) } else { CODE };
+    let (code, end) = program(&mut random, start);
+    let state = initial(&mut random, start);
     let fill = random.next();
-    let (mut plain, mut translated) = (machine(&code, CODE, fill), machine(&code, CODE, fill));
-    plain.set_state(&state);
-    translated.set_state(&state);
+    let (mut plain, mut translated) = (machine(&code, start, fill), machine(&code, start, fill));
+    let supervisor = random.below(3) == 0;
+    for machine in [&mut plain, &mut translated] {
+        if supervisor {
+            machine.become_supervisor();
+        }
+        machine.set_state(&state);
+    }
     let mut steps = 0;
     while plain.state().rip != end {
         let outcome = plain.step();
-        assert_eq!(outcome, Outcome::Completed, "seed {seed}: interpreter\n{}", listing(&code));
+        assert_eq!(outcome, Outcome::Completed, "seed {seed}: interpreter\n{}", listing(&code, start));
         steps += 1;
-        assert!(steps < 100_000, "seed {seed}: endless\n{}", listing(&code));
+        assert!(steps < 100_000, "seed {seed}: endless\n{}", listing(&code, start));
     }
     let outcome = translated.run_translated(end);
     let (mut a, mut b) = (plain.state(), translated.state());
@@ -352,7 +388,7 @@ fn check(seed: u64) -> Option<String> {
     }
     let at = left.iter().zip(&right).position(|(a, b)| a != b);
     text.push_str(&format!("flags {:#x} {:#x}, rip {:#x} {:#x}, vectors equal: {}, mxcsr {:#x} {:#x}, x87 equal: {}, memory from {at:x?}\n", a.rflags, b.rflags, a.rip, b.rip, a.ymm == b.ymm, a.mxcsr, b.mxcsr, a.x87 == b.x87));
-    text.push_str(&listing(&code));
+    text.push_str(&listing(&code, start));
     Some(text)
 }
 

@@ -2,11 +2,11 @@
 
 use super::cache::Key;
 use super::liveness;
-use super::way::Way;
+use super::way::{Kind, Way};
 use crate::cpu::Cpu;
 use crate::native::classify::{Class as PlanClass, Plan};
 use crate::vm::line_mask;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 
 /// Most instructions in a trace.
 const INSTRUCTIONS_MAX: usize = 64;
@@ -21,10 +21,30 @@ pub(super) struct Step {
     pub(super) way: Way,
     /// For native ones.
     pub(super) plan: Option<Plan>,
+    /// Guest registers that an operand is by the instruction's encoding.
+    pub(super) fixed: u16,
+    /// Flags may be in AX meanwhile, and RAX in memory: it needs neither.
+    pub(super) leaves_flags_away: bool,
+    flags_read: u32,
+    flags_set: u32,
+    /// For a branch: flags that matter where it leads; `None` is the head.
+    at_target: Option<u32>,
     /// Flags that matter after it.
     pub(super) live: u32,
     /// For a call: those that matter when it has returned.
     pub(super) live_on_return: u32,
+}
+
+impl Step {
+    /// Whether any flag matters before it.
+    pub(super) fn needs_flags(&self) -> bool {
+        self.before(self.live) != 0
+    }
+
+    /// The flags that matter before it, given those that matter after it.
+    fn before(&self, after: u32) -> u32 {
+        (after & !self.flags_set | self.flags_read) & liveness::ALL
+    }
 }
 
 pub(super) struct Trace {
@@ -40,16 +60,11 @@ pub(super) struct Trace {
 }
 
 impl Cpu {
-    /// Follows the code from `start` on and decides how each instruction is done.
-    pub(super) fn collect(&mut self, page: &[u8; 4096], start: u16, key: Key) -> Trace {
-        let mut trace = Trace {
-            steps: Vec::new(),
-            lines: 0,
-            end: start as u64,
-            simd: false,
-            live: liveness::ALL,
-            loops: false,
-        };
+    /// Follows the code from `start` on and decides how each instruction is done. `steps` is memory to use.
+    pub(super) fn collect(&mut self, page: &[u8], start: u16, key: Key, mut steps: Vec<Step>) -> Trace {
+        steps.clear();
+        let mut trace =
+            Trace { steps, lines: 0, end: start as u64, simd: false, live: liveness::ALL, loops: false };
         let mut decoder = Decoder::with_ip(64, page, 0, DecoderOptions::NONE);
         let mut at = start as u64;
         while trace.steps.len() < INSTRUCTIONS_MAX {
@@ -63,7 +78,7 @@ impl Cpu {
             if insn.is_invalid() {
                 break;
             }
-            let (way, plan) = self.way(&insn, key);
+            let Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away } = self.kind(&insn, key);
             if way == Way::Depart {
                 break;
             }
@@ -82,10 +97,15 @@ impl Cpu {
                 offset,
                 way,
                 plan,
+                fixed,
+                leaves_flags_away,
+                flags_read,
+                flags_set,
+                at_target: Some(liveness::ALL),
                 live: liveness::ALL,
                 live_on_return: liveness::ALL,
             });
-            if way == Way::Hand {
+            if way == Way::Hand || way == Way::Callout && changes_addresses(&insn) {
                 break;
             }
             // Interrupts that waited for STI are seen at the head of the next trace, before anybody disables
@@ -101,7 +121,8 @@ impl Cpu {
                         if target < 4096 && !trace.steps.iter().any(|step| step.offset as u64 == target) =>
                     {
                         // Go on at the target; the jump itself needs no code.
-                        trace.steps.last_mut().expect("just pushed").way = Way::Nothing;
+                        let last = trace.steps.last_mut().expect("just pushed");
+                        (last.way, last.leaves_flags_away) = (Way::Nothing, true);
                         at = target;
                         trace.end = target;
                     }
@@ -123,37 +144,40 @@ impl Cpu {
             trace.end = last.offset as u64;
             trace.steps.pop();
         }
+        let live_at = |target: u64| (target != start as u64).then(|| live_at(page, target));
+        for step in trace.steps.iter_mut().filter(|step| step.way == Way::Special) {
+            let flow = step.insn.flow_control();
+            let leads = matches!(flow, FlowControl::UnconditionalBranch | FlowControl::Call);
+            if step.insn.is_jcc_short_or_near() || leads && step.insn.op0_kind() == OpKind::NearBranch64 {
+                step.at_target = live_at(step.insn.near_branch_target());
+            }
+        }
+        let at_end = live_at(trace.end);
         // Twice: what matters at the head is known only after the first time.
         let mut at_head = liveness::ALL;
         for _ in 0..2 {
-            let mut live = live_at(page, trace.end, start, at_head);
-            for index in (0..trace.steps.len()).rev() {
-                let step = &mut trace.steps[index];
+            let mut live = at_end.unwrap_or(at_head);
+            for step in trace.steps.iter_mut().rev() {
                 if step.way == Way::Special && step.insn.is_jcc_short_or_near() {
-                    live |= live_at(page, step.insn.near_branch_target(), start, at_head);
+                    live |= step.at_target.unwrap_or(at_head);
                 } else if step.way == Way::Special && step.insn.flow_control() != FlowControl::Next {
-                    live = match step.insn.flow_control() {
-                        FlowControl::UnconditionalBranch | FlowControl::Call
-                            if step.insn.op0_kind() == OpKind::NearBranch64 =>
-                        {
-                            live_at(page, step.insn.near_branch_target(), start, at_head)
-                        }
-                        _ => liveness::ALL,
-                    };
+                    live = step.at_target.unwrap_or(at_head);
                 }
                 step.live = live;
-                if matches!(step.insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
-                    let next = step.offset as u64 + step.insn.len() as u64;
-                    step.live_on_return = live_at(page, next, start, at_head);
-                }
                 live = match step.way {
                     // Its handler may save all flags, as SYSCALL and exceptions do.
                     Way::Hand | Way::Callout => liveness::ALL,
-                    _ => liveness::before(&step.insn, live),
+                    _ => step.before(live),
                 };
             }
             at_head = live;
             trace.live = live;
+        }
+        if let Some(last) = trace.steps.last_mut()
+            && matches!(last.insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+        {
+            let next = last.offset as u64 + last.insn.len() as u64;
+            last.live_on_return = live_at(next).unwrap_or(at_head);
         }
         if self.vm.options.exact_flags {
             trace.live = liveness::ALL;
@@ -164,10 +188,7 @@ impl Cpu {
 }
 
 /// The flags that matter at `target`, as far as a look at its code tells.
-pub(super) fn live_at(page: &[u8; 4096], target: u64, head: u16, at_head: u32) -> u32 {
-    if target == head as u64 {
-        return at_head;
-    }
+pub(super) fn live_at(page: &[u8], target: u64) -> u32 {
     if target >= 4096 {
         return liveness::ALL;
     }
@@ -186,4 +207,14 @@ pub(super) fn live_at(page: &[u8; 4096], target: u64, head: u16, at_head: u32) -
         unknown &= !liveness::overwritten(&insn);
     }
     live | unknown
+}
+
+/// Whether an instruction that its handler does changes where addresses lead, so that nothing checked before
+/// holds after it.
+pub(super) fn changes_addresses(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        M::Invlpg | M::Invpcid => true,
+        M::Mov => insn.op0_register() == Register::CR3,
+        _ => false,
+    }
 }

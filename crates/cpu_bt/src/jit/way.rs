@@ -1,7 +1,9 @@
 //! How each instruction is done: re-encoded, hand-written, by its handler, or not in a trace at all.
 
-use super::Key;
-use super::strings;
+use super::groups::Form;
+use super::translator::fixed_operands;
+use super::{Key, liveness, strings};
+use crate::block::cache::AddressHasher;
 use crate::block::decode::Class;
 use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
@@ -10,6 +12,8 @@ use crate::native::classify::{Class as PlanClass, Memory, Plan};
 use crate::options::Jit;
 use crate::system;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 /// How an instruction of a trace is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +32,110 @@ pub(super) enum Way {
     Nothing,
 }
 
+/// What is to be known of an instruction.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    pub(super) way: Way,
+    /// For native ones.
+    pub(super) plan: Option<Plan>,
+    /// Status flags that it reads, and that it certainly sets.
+    pub(super) flags_read: u32,
+    pub(super) flags_set: u32,
+    /// Guest registers that an operand is by the instruction's encoding.
+    pub(super) fixed: u16,
+    /// Flags may be in AX meanwhile, and RAX in memory: it needs neither.
+    pub(super) leaves_flags_away: bool,
+}
+
+/// The kinds of instructions met before. Finding out takes long, and code consists of the same instructions over
+/// and over.
+#[derive(Default)]
+pub(crate) struct Kinds(HashMap<u128, Kind, BuildHasherDefault<AddressHasher>>);
+
+/// Most kinds kept; beyond, all are found out anew.
+const KINDS_MAX: usize = 8192;
+
+impl Cpu {
+    /// The kind of an instruction.
+    pub(super) fn kind(&mut self, insn: &Instruction, key: Key) -> Kind {
+        let shape = shape(insn, key);
+        if let Some(known) = shape.and_then(|shape| self.kinds.0.get(&shape)) {
+            return *known;
+        }
+        let (way, plan) = self.way(insn, key);
+        let fixed = if plan.is_some() { fixed_operands(insn) } else { 0 };
+        let (flags_read, flags_set) = (insn.rflags_read(), liveness::overwritten(insn));
+        let leaves_flags_away = leaves_flags_away(insn, way, plan.as_ref());
+        let kind = Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away };
+        if let Some(shape) = shape {
+            if self.kinds.0.len() >= KINDS_MAX {
+                self.kinds.0.clear();
+            }
+            self.kinds.0.insert(shape, kind);
+        }
+        kind
+    }
+}
+
+/// Whether an instruction does nothing to flags and has nothing to do with RAX.
+fn leaves_flags_away(insn: &Instruction, way: Way, plan: Option<&Plan>) -> bool {
+    let simple = match way {
+        Way::Nothing => return true,
+        // A count that is said to change nothing may change what is undefined.
+        Way::Native => !liveness::is_shift(insn.mnemonic()),
+        Way::Special => match insn.mnemonic() {
+            M::Push => insn.op0_kind() != OpKind::Memory,
+            mnemonic => matches!(mnemonic, M::Pop | M::Leave | M::Vzeroupper),
+        },
+        _ => false,
+    };
+    let is_rax = |register: Register| register.full_register() == Register::RAX;
+    let operands = (0..insn.op_count()).filter(|n| insn.op_kind(*n) == OpKind::Register);
+    simple
+        && insn.rflags_read() | insn.rflags_modified() == 0
+        && plan.is_none_or(|plan| plan.gprs & 1 == 0)
+        && !operands.map(|n| insn.op_register(n)).any(is_rax)
+        && ![insn.memory_base(), insn.memory_index()].into_iter().any(is_rax)
+}
+
+/// All that the kind of an instruction depends on, as a number: everything but numbers in it, of which only a
+/// shift's count matters. `None` for those that are not to be remembered.
+fn shape(insn: &Instruction, key: Key) -> Option<u128> {
+    let displacement = insn.memory_displacement64() as i64;
+    if insn.flow_control() != FlowControl::Next || displacement as i32 as i64 != displacement {
+        return None;
+    }
+    let mut shape = key.0 as u128;
+    let mut add = |bits: u32, value: u32| shape = shape << bits | value as u128;
+    add(13, insn.code() as u32);
+    add(
+        3,
+        (insn.has_lock_prefix() as u32) << 2
+            | (insn.has_rep_prefix() as u32) << 1
+            | insn.has_repne_prefix() as u32,
+    );
+    for operand in 0..insn.op_count() {
+        let kind = insn.op_kind(operand);
+        add(5, kind as u32);
+        match kind {
+            OpKind::Register => add(8, insn.op_register(operand) as u32),
+            OpKind::Memory => {
+                for register in [insn.memory_base(), insn.memory_index(), insn.memory_segment()] {
+                    add(8, register as u32);
+                }
+            }
+            _ => {}
+        }
+    }
+    if liveness::is_shift(insn.mnemonic()) && insn.op_kind(insn.op_count() - 1) == OpKind::Immediate8 {
+        add(8, insn.immediate(insn.op_count() - 1) as u32);
+    }
+    Some(shape)
+}
+
 impl Cpu {
     /// How an instruction is done.
-    pub(super) fn way(&mut self, insn: &Instruction, key: Key) -> (Way, Option<Plan>) {
+    fn way(&mut self, insn: &Instruction, key: Key) -> (Way, Option<Plan>) {
         let simple = |way| (way, None);
         if native::does_nothing(self, insn) && insn.mnemonic() != M::Pause {
             return simple(Way::Nothing);
@@ -49,9 +154,13 @@ impl Cpu {
             M::Jmp | M::Call | M::Ret => return simple(branch_way(insn)),
             _ if insn.is_jcc_short_or_near() => return simple(branch_way(insn)),
             M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => return simple(Way::Hand),
-            M::Push if insn.stack_pointer_increment() == -8 && insn.op0_kind() != OpKind::Memory => {
+            M::Push
+                if insn.stack_pointer_increment() == -8
+                    && (insn.op0_kind() != OpKind::Memory || reaches(insn)) =>
+            {
                 return simple(Way::Special);
             }
+            M::Bt | M::Bts | M::Btr | M::Btc if is_bit_string(insn) => return simple(Way::Special),
             M::Pop if insn.stack_pointer_increment() == 8 && insn.op0_kind() == OpKind::Register => {
                 return simple(Way::Special);
             }
@@ -90,6 +199,14 @@ impl Cpu {
                 Way::Special
             }
             M::Stac | M::Clac if supervisor && system::exists(self, insn) => Way::Special,
+            M::Mov if insn.op0_kind() == OpKind::Register && insn.op1_register().is_segment_register() => {
+                Way::Special
+            }
+            M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase
+                if insn.op0_register().is_gpr64() && system::exists(self, insn) =>
+            {
+                Way::Special
+            }
             // There is nothing to go on to.
             M::Hlt => Way::Depart,
             _ if insn.flow_control() != FlowControl::Next => Way::Hand,
@@ -118,6 +235,17 @@ pub(super) fn reaches(insn: &Instruction) -> bool {
     insn.memory_base() != Register::EIP
         && !insn.memory_index().is_vector_register()
         && displacement as i32 as i64 == displacement
+}
+
+/// Whether it is a bit instruction whose bit number, in a register, reaches beyond the operand, and which the host
+/// can execute on the operand where it is for the host.
+fn is_bit_string(insn: &Instruction) -> bool {
+    insn.op0_kind() == OpKind::Memory
+        && insn.op1_kind() == OpKind::Register
+        && insn.op1_register().size() >= 4
+        && reaches(insn)
+        && Form::of(insn).is_wide()
+        && std::arch::is_x86_feature_detected!("bmi2")
 }
 
 pub(super) fn has_string_operand(insn: &Instruction) -> bool {

@@ -222,9 +222,11 @@ impl Cpu {
         let translation = self.translate(linear, access, mmu)?;
         if let Place::Ram(ptr) = self.place(translation.gpa & !0xfff) {
             // In lock-step every write takes the slow way, where it is noted.
-            let writable = translation.writable
-                && !self.ram.write_needs_report(translation.gpa)
-                && self.vm.options.jit != Jit::Lockstep;
+            let mut writable = translation.writable && self.vm.options.jit != Jit::Lockstep;
+            if writable {
+                self.vm.code.note_writable(translation.gpa);
+                writable = !self.ram.write_needs_report(translation.gpa);
+            }
             if self.vm.options.stress.one_tlb_entry {
                 self.tlb.drop_last();
             }
@@ -234,6 +236,22 @@ impl Cpu {
             }
         }
         Ok(translation)
+    }
+
+    /// Enters the page of `linear` in the TLB if the second level knows that the access is allowed; true if it
+    /// is there now. Touches no page table.
+    pub(crate) fn enter_known_page(&mut self, linear: u64, access: Access) -> bool {
+        // Whoever asks keeps what was entered before.
+        if self.vm.options.stress.one_tlb_entry || self.vm.options.jit == Jit::Lockstep {
+            return false;
+        }
+        let mmu = self.mode.data;
+        self.is_known(linear, access, mmu)
+            && self.fill(linear, access, mmu).is_ok()
+            && match access {
+                Access::Write => self.tlb.lookup_write(mmu, linear, 1).is_some(),
+                _ => self.tlb.lookup_read(mmu, linear, 1).is_some(),
+            }
     }
 
     fn place(&self, gpa: u64) -> Place {

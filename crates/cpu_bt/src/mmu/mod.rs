@@ -3,5 +3,6 @@
 pub(crate) mod access;
 pub(crate) mod guess;
 pub(crate) mod pages;
+pub(crate) mod spaces;
 pub(crate) mod tlb;
 pub(crate) mod walk;

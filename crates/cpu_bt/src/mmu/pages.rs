@@ -87,6 +87,16 @@ impl Pages {
         None
     }
 
+    /// The number of the current address space.
+    pub(crate) fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// The number of an identifier's address space.
+    pub(crate) fn space_of(&self, pcid: u64) -> u32 {
+        self.spaces[pcid as usize % PCIDS]
+    }
+
     /// Enters what a walk has found for `linear`.
     pub(crate) fn insert(
         &mut self,

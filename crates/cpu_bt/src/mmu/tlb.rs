@@ -6,6 +6,7 @@
 //! slow way, which finds out why.
 
 use super::guess::GuessBank;
+use super::spaces::KeptPage;
 use crate::cpu::Cpu;
 use x86::reg::{cr3, cr4};
 
@@ -101,8 +102,12 @@ pub(crate) struct Tlb {
     large: [(u64, u64); 2],
     /// Code was fetched from a page in the upper half that is not global.
     local_upper_code: bool,
+    /// A global page in the lower half of the address space was entered.
+    global_lower: bool,
     /// Counts whenever something is dropped.
     flushes: u64,
+    /// Counts whenever all permissions to write are.
+    write_flushes: u64,
     /// Where the last page was entered.
     last: (MmuIndex, usize),
 }
@@ -175,6 +180,43 @@ impl Tlb {
         if !global {
             self.locals[mmu as usize].note(Tlb::index(linear));
         }
+        self.global_lower |= global && linear >> 63 == 0;
+    }
+
+    /// Appends what the arrays hold of the lower half of the address space, where no page is global; false if that
+    /// is not known.
+    pub(super) fn save_lower(&self, pages: &mut Vec<KeptPage>) -> bool {
+        if self.global_lower || FILLED.iter().any(|mmu| self.locals[*mmu as usize].count > LOCALS) {
+            return false;
+        }
+        for mmu in FILLED.map(|mmu| mmu as usize) {
+            let locals = &self.locals[mmu];
+            for &index in &locals.indices[..locals.count] {
+                let (read, write) = (self.read[mmu][index as usize], self.write[mmu][index as usize]);
+                let holds = read.host != 0 && read.page >> 63 == 0;
+                // A page that was entered twice stands there twice in a row, if at all.
+                if holds && pages.last().is_none_or(|last| (last.mmu, last.index) != (mmu as u8, index)) {
+                    pages.push(KeptPage { mmu: mmu as u8, index, read, write });
+                }
+            }
+        }
+        true
+    }
+
+    /// Puts pages back, those that may be written as such if `writable`.
+    pub(super) fn restore(&mut self, pages: &[KeptPage], writable: bool) {
+        for page in pages {
+            self.read[page.mmu as usize][page.index as usize] = page.read;
+            if writable && page.write.host != 0 && page.write.page >> 63 == 0 {
+                self.write[page.mmu as usize][page.index as usize] = page.write;
+            }
+            self.locals[page.mmu as usize].note(page.index as usize);
+        }
+    }
+
+    /// How often all permissions to write were dropped.
+    pub(crate) fn write_flushes(&self) -> u64 {
+        self.write_flushes
     }
 
     /// Notes that a page entered is part of a large page of `size` bytes, so that INVLPG anywhere in it
@@ -193,6 +235,7 @@ impl Tlb {
 
     pub(crate) fn insert_fetch(&mut self, linear: u64, user: bool, gpa: u64, global: bool) {
         self.local_upper_code |= !global && linear >> 63 != 0;
+        self.global_lower |= global && linear >> 63 == 0;
         let entry = FetchEntry { page: linear & !0xfff, user, gpa: gpa & !0xfff };
         self.fetch[(linear >> 12) as usize % FETCH_ENTRIES] = entry;
     }
@@ -228,6 +271,7 @@ impl Tlb {
         self.fetch.fill(NO_FETCH);
         self.large = [NO_LARGE; 2];
         self.local_upper_code = false;
+        self.global_lower = false;
     }
 
     /// Drops all pages that are not global, and perhaps some that are.
@@ -281,6 +325,7 @@ impl Tlb {
     /// Drops all permissions to write without report.
     pub(crate) fn flush_writes(&mut self) {
         self.flushes += 1;
+        self.write_flushes += 1;
         for entries in &mut self.write {
             empty(entries);
         }
@@ -329,8 +374,15 @@ impl Cpu {
 
     /// Goes to the address space that CR3 names now; `keep` says that what is known of it is true still.
     pub(crate) fn switch_tlb(&mut self, keep: bool) {
+        let stale = !keep && self.pages.space_of(self.pcid()) == self.pages.current();
+        if self.sys.cr4 & cr4::PCIDE != 0 && !stale {
+            self.keep_space();
+        }
         self.pages.switch(self.pcid(), keep);
         self.leave_address_space();
+        if !self.vm.options.stress.flush_at_switch && !self.vm.options.stress.one_tlb_entry {
+            self.return_to_space();
+        }
     }
 
     /// Empties what holds the current address space only.
@@ -360,7 +412,10 @@ impl Cpu {
     pub(crate) fn flush_tlb_page_of(&mut self, linear: u64, pcid: u64) {
         match self.tlb.is_large(linear) {
             true => self.flush_tlb_space(pcid),
-            false => self.pages.forget_page(linear, pcid),
+            false => {
+                self.spaces.forget(self.pages.space_of(pcid));
+                self.pages.forget_page(linear, pcid);
+            }
         }
     }
 

@@ -105,6 +105,14 @@ impl Cpu {
         unreachable!("the last attempt does not ask whether entries changed")
     }
 
+    /// Whether the second level has the page of `linear` and allows the access.
+    pub(super) fn is_known(&self, linear: u64, access: Access, mmu: MmuIndex) -> bool {
+        self.mode.paging == Paging::Long
+            && self.pages.find(linear).is_some_and(|page| {
+                self.allows(page.rights, access, mmu) && (page.dirty || access != Access::Write)
+            })
+    }
+
     /// Whether rights allow an access (SDM vol. 3A, §4.6.1).
     #[inline(always)]
     fn allows(&self, rights: Rights, access: Access, mmu: MmuIndex) -> bool {

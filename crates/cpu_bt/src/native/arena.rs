@@ -2,14 +2,21 @@
 //! page is ever both.
 
 use super::Entry;
+use crate::block::cache::AddressHasher;
+use crate::block::{Detail, Handler};
+use iced_x86::Instruction;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::hash::BuildHasherDefault;
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 /// Size of an arena in bytes: about 130,000 functions.
 const ARENA_LEN: usize = 8 << 20;
 /// The arena counts as full when less than this is left: more than one block can need.
 const RESERVE: usize = 64 << 10;
+/// Most instructions whose handlers and details are noted.
+const INSTRUCTIONS_MAX: usize = 8192;
 /// Functions begin at multiples of this.
 const FUNCTION_ALIGN: usize = 16;
 
@@ -20,6 +27,8 @@ pub(crate) struct Stubs {
     used: usize,
     /// Functions by their bytes, so that equal ones exist once.
     known: HashMap<Box<[u8]>, Entry>,
+    /// Handlers and details of instructions, without addresses.
+    instructions: HashMap<Instruction, (Handler, Rc<Detail>), BuildHasherDefault<AddressHasher>>,
 }
 
 /// Two mappings of the same anonymous memory.
@@ -30,7 +39,7 @@ struct Arena {
 
 impl Stubs {
     pub(crate) fn new() -> Stubs {
-        Stubs { arena: None, used: 0, known: HashMap::new() }
+        Stubs { arena: None, used: 0, known: HashMap::new(), instructions: HashMap::default() }
     }
 
     /// Whether [`Stubs::clear`] is due. Only when no function of it runs and all blocks are dropped.
@@ -41,7 +50,22 @@ impl Stubs {
     /// Forgets all functions. Only when none runs and all blocks are dropped.
     pub(crate) fn clear(&mut self) {
         self.known.clear();
+        self.instructions.clear();
         self.used = 0;
+    }
+
+    /// Handler and details of an instruction without address, if [`Stubs::remember`] was told.
+    pub(super) fn met_before(&self, bare: &Instruction) -> Option<&(Handler, Rc<Detail>)> {
+        self.instructions.get(bare)
+    }
+
+    /// Notes handler and details of an instruction without address.
+    pub(super) fn remember(&mut self, bare: Instruction, run: Handler, detail: Rc<Detail>) {
+        // Immediates make many of one.
+        if self.instructions.len() >= INSTRUCTIONS_MAX {
+            self.instructions.clear();
+        }
+        self.instructions.insert(bare, (run, detail));
     }
 
     /// Makes `code` callable, or returns the function with these bytes that is there already. The code

@@ -39,6 +39,7 @@ pub(crate) enum Memory {
 }
 
 /// All of it.
+#[derive(Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) class: Class,
     pub(crate) memory: Memory,

@@ -28,6 +28,7 @@ use crate::cpu::Cpu;
 use crate::regs::Regs;
 use classify::{Class, Memory, Plan};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
+use std::rc::Rc;
 
 /// A generated function: executes one instruction on `regs`, with its memory operand at `memory`.
 type Entry = unsafe extern "sysv64" fn(regs: *mut Regs, memory: *mut u8) -> u64;
@@ -79,7 +80,7 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     }
     if let Some(run) = handler(insn) {
         op.run = run;
-        op.detail = Some(Box::new(Detail { insn: *insn, stub: None }));
+        op.detail = Some(Rc::new(Detail { insn: *insn, stub: None }));
         return true;
     }
     if !select_stub(cpu, insn, op) {
@@ -150,25 +151,34 @@ fn plan_on(cpu: &Cpu, bare: &Instruction) -> Option<Plan> {
 /// Chooses a handler that executes a host function.
 fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     let bare = build::without_address(insn);
+    if let Some((run, detail)) = cpu.stubs.met_before(&bare) {
+        (op.run, op.detail) = (*run, Some(detail.clone()));
+        return true;
+    }
     let Some(plan) = plan_on(cpu, &bare) else { return false };
     let Some(code) = build::build(&bare, &plan) else { return false };
-    let stub = match cpu.stubs.install(&code) {
-        Ok(entry) => Some(Stub {
-            entry,
-            size: plan.size,
-            align_mask: plan.align - 1,
-            lenient: classify::is_lenient(insn) && features::is_amd(&cpu.vm),
-            mxcsr: plan.mxcsr,
-            opcode: x87::remembered_opcode(insn),
-        }),
-        Err(_) => None,
+    let opcode = x87::remembered_opcode(insn);
+    let Ok(entry) = cpu.stubs.install(&code) else {
+        op.run = |cpu, op| Err(cpu.cannot_continue(format!("{:?}: no memory for code", op.insn().code())));
+        op.ends_block = true;
+        op.detail = Some(Rc::new(Detail { insn: bare, stub: None }));
+        return true;
     };
-    op.run = match stub {
-        Some(_) => run::handler(plan.class, plan.memory),
-        None => |cpu, op| Err(cpu.cannot_continue(format!("{:?}: no memory for code", op.insn().code()))),
+    let stub = Stub {
+        entry,
+        size: plan.size,
+        align_mask: plan.align - 1,
+        lenient: classify::is_lenient(insn) && features::is_amd(&cpu.vm),
+        mxcsr: plan.mxcsr,
+        opcode,
     };
-    op.ends_block |= stub.is_none();
-    op.detail = Some(Box::new(Detail { insn: *insn, stub }));
+    let detail = Rc::new(Detail { insn: bare, stub: Some(stub) });
+    op.run = run::handler(plan.class, plan.memory);
+    // The opcode that the x87 unit remembers has to do with the address.
+    if opcode.is_none() {
+        cpu.stubs.remember(bare, op.run, detail.clone());
+    }
+    op.detail = Some(detail);
     true
 }
 

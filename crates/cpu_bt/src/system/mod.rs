@@ -31,6 +31,7 @@ use crate::block::{Detail, Op};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use iced_x86::{Instruction, Mnemonic};
+use std::rc::Rc;
 
 /// Whether the block goes on after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         true => |_, _| Err(Fault::UNDEFINED),
     };
     op.ends_block = after == After::Ends;
-    op.detail = Some(Box::new(Detail { insn: *insn, stub: None }));
+    op.detail = Some(Rc::new(Detail { insn: *insn, stub: None }));
     true
 }
 

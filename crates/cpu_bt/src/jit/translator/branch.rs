@@ -83,9 +83,7 @@ impl Translator {
                 let target = insn.near_branch_target();
                 let condition = condition::number(insn);
                 if target == head as u64 && self.may_loop() {
-                    let label = self.e.label();
-                    self.e.jcc(condition, label);
-                    self.cold.push(Cold::Loop { label });
+                    self.e.jcc(condition, self.turn);
                 } else {
                     let label = self.e.label();
                     let mut number = None;
@@ -187,13 +185,13 @@ impl Translator {
 
     /// Whether the trace may go back to its own head.
     fn may_loop(&self) -> bool {
-        self.key == self.head_key && !self.key.careful()
+        self.loops && self.key == self.head_key
     }
 
     /// Goes to an offset from the page.
     pub(super) fn branch(&mut self, target: u64, head: u16) {
         if target == head as u64 && self.may_loop() {
-            self.loop_back();
+            self.e.jmp(self.turn);
             return;
         }
         self.exit(target);
@@ -249,18 +247,6 @@ impl Translator {
         let exit = Exit { patch, page: self.gpa >> 12, key, same_page: target < 4096, forward };
         self.exits.push(exit);
         self.first_exit + self.exits.len() as u32 - 1
-    }
-
-    pub(super) fn loop_back(&mut self) {
-        let label = self.e.label();
-        let live = self.head_live != 0;
-        self.poll(label, live);
-        if live {
-            self.restore_flags();
-        }
-        self.cold.push(Cold::LoopPoll { label, flags_saved: live });
-        let body = self.body;
-        self.e.jmp(body);
     }
 
     /// Leaves translated code for an offset in the page, without linking.

@@ -27,10 +27,24 @@ pub(super) enum Cold {
     Exit { label: Label, target: u64, number: Option<u32>, key: Key },
     /// The guest returns elsewhere than it was called from: to the address in S0.
     Elsewhere { label: Label, flags_saved: bool, key: Key },
-    /// Back to the head.
-    Loop { label: Label },
     /// An instruction done by its handler after all.
-    Callout { label: Label, after: Label, site: Site },
+    Callout { label: Label, after: Label, site: Site, flags_saved: bool },
+}
+
+impl Cold {
+    /// Whether flags are in AX where it is jumped to.
+    fn flags_saved(&self) -> bool {
+        match *self {
+            Cold::Miss { flags_saved, .. }
+            | Cold::Careful { flags_saved, .. }
+            | Cold::Poll { flags_saved, .. }
+            | Cold::LoopPoll { flags_saved, .. }
+            | Cold::Unverified { flags_saved, .. }
+            | Cold::Elsewhere { flags_saved, .. }
+            | Cold::Callout { flags_saved, .. } => flags_saved,
+            Cold::Guess { .. } | Cold::LoadSimd { .. } | Cold::Exit { .. } => false,
+        }
+    }
 }
 
 impl Translator {
@@ -40,6 +54,7 @@ impl Translator {
         self.leave_for(head as u64);
         // Cold code may ask for more of it.
         while let Some(cold) = self.cold.pop() {
+            self.flags_saved = cold.flags_saved();
             match cold {
                 Cold::Miss { label, back, after, site, table, flags_saved } => {
                     self.e.bind(label);
@@ -121,8 +136,11 @@ impl Translator {
                     self.e.bind(label);
                     self.leave_to_link(target, number);
                 }
-                Cold::Callout { label, after, site } => {
+                Cold::Callout { label, after, site, flags_saved } => {
                     self.e.bind(label);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
                     self.e.gs_store_imm32(jit!(site), site.0);
                     self.e.call_to(self.stubs.callout);
                     self.e.jmp(after);
@@ -134,10 +152,6 @@ impl Translator {
                         self.restore_flags();
                     }
                     self.jump_indirect();
-                }
-                Cold::Loop { label } => {
-                    self.e.bind(label);
-                    self.loop_back();
                 }
             }
         }

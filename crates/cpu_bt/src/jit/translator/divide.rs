@@ -75,6 +75,6 @@ impl Translator {
         self.e.bytes(&[rex(0, by), 0xf7, modrm(6 + signed as u8, by)]);
         self.e.bind(after);
         let site = Site::new(step.offset, self.mapping, 1, false, false);
-        self.cold.push(Cold::Callout { label: slow, after, site });
+        self.cold.push(Cold::Callout { label: slow, after, site, flags_saved: false });
     }
 }

@@ -5,9 +5,9 @@ use super::cold::Cold;
 use crate::jit::emit::{Label, cc, host};
 use crate::jit::mapping::{S0, S1};
 use crate::jit::page_id;
-use crate::jit::state::PAGES;
+use crate::jit::state::{PAGES, Site};
 use crate::jit::stubs::jit;
-use crate::jit::trace::Trace;
+use crate::jit::trace::{Step, Trace};
 
 impl Translator {
     pub(super) fn prologue(&mut self, trace: &Trace, head: u16) {
@@ -36,42 +36,100 @@ impl Translator {
         self.cold.push(Cold::Unverified { label: fail, flags_saved: live });
         self.e.jcc(cc::NE, fail);
         self.e.gs_store(jit!(page), S1);
+        // Flags that are saved already are saved once: the next entry's own way of doing so is left out.
+        let (polling, checking) = (self.e.label(), self.e.label());
         if live {
-            self.restore_flags();
+            self.e.gs_load(S0, jit!(signals));
+            self.skip_to(polling);
         }
         self.e.align(8, 0);
         self.e.bind(direct);
         let poll = self.e.label();
-        self.poll(poll, live);
+        // Long enough to be replaced by a jump in one step, like all that an entry begins with.
+        self.e.gs_load(S0, jit!(signals));
+        if live {
+            self.save_flags();
+        }
+        self.e.bind(polling);
+        self.test_requests(poll);
         // Calls come here too.
         self.e.gs_cmp(host::RSP, jit!(return_stack_end));
         self.e.jcc(cc::B, poll);
         self.cold.push(Cold::Poll { label: poll, flags_saved: live });
-        if live {
-            self.restore_flags();
-        }
         // What is entered from further up in the page need not look for requests: not all of a circle
         // leads down.
-        self.e.align(8, 0);
-        self.e.bind(forward);
         if trace.simd {
             if live {
-                // Long enough to be replaced by a jump in one step, like all that an entry begins with.
+                self.skip_to(checking);
+            }
+            self.e.align(8, 0);
+            self.e.bind(forward);
+            if live {
                 self.save_flags();
             }
+            self.e.bind(checking);
             let (load, back) = (self.e.label(), self.e.label());
             self.e.gs_cmp8_imm(jit!(simd_loaded), 0);
             self.e.jcc(cc::E, load);
             self.e.bind(back);
             self.cold.push(Cold::LoadSimd { label: load, back });
-            if live {
-                self.restore_flags();
-            }
         } else {
+            self.restore_flags();
+            self.e.align(8, 0);
+            self.e.bind(forward);
             self.e.align(8, 7);
         }
         self.mapping.emit_enter(&mut self.e);
-        self.e.bind(self.body);
+        if trace.loops {
+            self.restore_flags();
+            // Each turn looks for requests; the first has done so.
+            let first = self.e.label();
+            self.e.jmp(first);
+            self.e.align(16, 0);
+            self.e.bind(self.turn);
+            let pending = self.e.label();
+            self.e.gs_load(S0, jit!(signals));
+            if live {
+                self.save_flags();
+            }
+            self.test_requests(pending);
+            self.cold.push(Cold::LoopPoll { label: pending, flags_saved: live });
+            self.restore_flags();
+            self.e.bind(first);
+        }
+    }
+
+    /// Goes to a place where the flags are saved too; what follows here is reached in another way, with flags at home.
+    fn skip_to(&mut self, label: Label) {
+        self.e.jmp(label);
+        self.flags_saved = false;
+    }
+
+    /// Makes sure that the page behind the present one is frame `second`, in which the first instruction ends.
+    /// Otherwise its handler does the instruction, which goes on at `after` unless it is a branch.
+    pub(super) fn verify_second_page(&mut self, step: &Step, second: u64, after: Label) {
+        let keep = step.needs_flags() || self.exact_flags;
+        let (ids, tags) = (self.bank(jit!(page_ids), 4), self.bank(jit!(page_tags), 8));
+        self.e.gs_load(S1, jit!(page));
+        self.e.lea_disp32(S1, S1, 0x1000);
+        if keep {
+            self.save_flags();
+        } else {
+            self.restore_rax();
+        }
+        let label = self.e.label();
+        self.e.mov(S0, S1);
+        self.e.shr(S0, 12);
+        self.e.and32_imm(S0, PAGES as u32 - 1);
+        self.e.gs_cmp_scaled(S1, S0, 3, tags);
+        self.e.jcc(cc::NE, label);
+        self.e.gs_cmp32_scaled_imm(S0, 2, ids, page_id(second << 12, self.key));
+        self.e.jcc(cc::NE, label);
+        if keep {
+            self.restore_flags();
+        }
+        let site = Site::new(step.offset, self.mapping, 1, false, false);
+        self.cold.push(Cold::Callout { label, after, site, flags_saved: keep });
     }
 
     /// The start of this privilege's bank of a table with `width` bytes an entry.
@@ -79,13 +137,8 @@ impl Translator {
         table + self.key.mmu() as i32 * PAGES as i32 * width
     }
 
-    /// Looks for requests. Flags are saved first when they matter, and not restored.
-    pub(super) fn poll(&mut self, pending: Label, save: bool) {
-        // The first instruction is long enough to be replaced by a jump in one step.
-        self.e.gs_load(S0, jit!(signals));
-        if save {
-            self.save_flags();
-        }
+    /// Goes to `pending` if there are requests among those at S0. Spoils flags.
+    fn test_requests(&mut self, pending: Label) {
         self.e.load32(S0, S0);
         self.e.gs_test32(S0, jit!(poll_mask));
         self.e.jcc(cc::NE, pending);

@@ -6,7 +6,6 @@ use crate::block::decode::gpr_number;
 use crate::cpu::Cpu;
 use crate::jit::emit::{Label, Operand, cc};
 use crate::jit::groups::Form;
-use crate::jit::liveness;
 use crate::jit::mapping::{Loc, S0, S1};
 use crate::jit::state::Site;
 use crate::jit::stubs::{self, jit};
@@ -42,6 +41,9 @@ impl Translator {
             self.look_up(site, keep_flags, after);
             return Operand::at(S0);
         };
+        if self.found.take() == Some(group) {
+            return Operand::at(S0);
+        }
         let base = gpr_number(form.base).map(|guest| self.mapping.loc(guest));
         let index = gpr_number(form.index).map(|guest| self.mapping.loc(guest));
         let plain = form.segment == Register::None && form.is_wide();
@@ -119,6 +121,7 @@ impl Translator {
 
     /// Emits the checks that stand before the present step.
     pub(super) fn checks(&mut self, step: &Step) {
+        self.found = None;
         for number in 0..self.groups.list.len() {
             if self.groups.list[number].check_at == self.at {
                 self.check(step, number);
@@ -131,9 +134,18 @@ impl Translator {
         let group = &self.groups.list[number];
         let (form, displacement, span, align) =
             (group.form, group.low_displacement(), group.span(), group.align);
+        // The only access follows, and nothing needs S0 before it.
+        let later = self.groups.list[number + 1..].iter().any(|later| later.check_at == self.at);
+        let operand = self.groups.of_step[self.at][0] == Some(number as u16);
+        let at_once = group.single && operand && !later;
         let (write, first, often_wrong) = (group.write, group.first, group.often_wrong);
         let guess = self.guess(number);
-        let keep = liveness::before(&step.insn, step.live) != 0 || self.exact_flags;
+        let keep = step.needs_flags() || self.exact_flags;
+        if !keep {
+            self.restore_rax();
+        } else if [form.base, form.index].into_iter().any(|register| gpr_number(register) == Some(0)) {
+            self.restore_flags();
+        }
         self.address(form, displacement);
         if keep {
             self.save_flags();
@@ -147,6 +159,11 @@ impl Translator {
             self.table_index();
             self.e.gs_sub_indexed(S0, S1, table);
             self.check_range(align, span, careful);
+            if at_once {
+                self.e.gs_add_indexed(S0, S1, table + 8);
+                self.found = Some(number as u16);
+                return;
+            }
             self.e.gs_load_indexed(S0, S1, table + 8);
             self.e.gs_sub_indexed(S0, S1, table);
             self.e.mov(S1, S0);
@@ -171,9 +188,7 @@ impl Translator {
             // Looking for another page needs it.
             self.held = None;
         }
-        if keep {
-            self.restore_flags();
-        }
+        // Flags stay saved: perhaps the next check needs them so too.
     }
 
     /// Goes to `failed` unless S0, an offset from a page, is aligned and `span` bytes fit behind it.
@@ -236,9 +251,12 @@ impl Translator {
     /// when flags matter. `after` is where an instruction goes on that the slow way has done.
     pub(super) fn look_up(&mut self, site: Site, keep_flags: bool, after: Label) {
         let keep_flags = keep_flags || self.exact_flags;
+        let site = if self.key.careful() { site } else { site.with_guesses() };
         let (miss, back) = (self.e.label(), self.e.label());
         if keep_flags {
             self.save_flags();
+        } else {
+            self.restore_rax();
         }
         let table = self.table(site.writes());
         self.table_index();

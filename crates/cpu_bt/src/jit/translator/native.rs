@@ -4,9 +4,8 @@ use super::Translator;
 use super::lookup::Free;
 use super::registers::host_register;
 use crate::block::decode::gpr_number;
-use crate::jit::emit::Operand;
+use crate::jit::emit::{Emit, Operand};
 use crate::jit::groups::Form;
-use crate::jit::liveness;
 use crate::jit::mapping::{Loc, S0, S1, slot};
 use crate::jit::state::Site;
 use crate::jit::trace::Step;
@@ -55,11 +54,6 @@ impl Translator {
         }
         let after = self.e.label();
         if memory {
-            // What cannot be encoded so, its handler does.
-            set_operand(&mut new, Operand::at(S0));
-            if self.encode(&new).is_none() {
-                return self.callout(step);
-            }
             let aligned = plan.align as usize >= plan.size as usize && plan.align > 1;
             let site = Site::new(
                 step.offset,
@@ -68,21 +62,27 @@ impl Translator {
                 plan.memory != Memory::Read,
                 aligned,
             );
-            let keep = liveness::before(insn, step.live) != 0;
+            let keep = step.needs_flags();
             let free = if absent.is_empty() { Free::Nothing } else { Free::S1 };
             let displacement = insn.memory_displacement64() as i32;
             let operand = self.operand((Form::of(insn), displacement), 0, free, (site, keep, after));
             set_operand(&mut new, operand);
         }
-        let Some(encoded) = self.encode(&new) else { return self.callout(step) };
-        for (&guest, &register) in absent.iter().zip(scratch) {
-            self.load_register(register, guest);
-        }
-        self.e.bytes(&encoded);
-        for (&guest, &register) in absent.iter().zip(scratch) {
-            if plan.gprs_written & 1 << guest != 0 {
-                self.e.gs_store(slot(guest), register);
+        if self.encode(&new) {
+            for (&guest, &register) in absent.iter().zip(scratch) {
+                self.load_register(register, guest);
             }
+            let encoded = std::mem::take(&mut self.encoded);
+            self.e.bytes(&encoded);
+            self.encoded = encoded;
+            for (&guest, &register) in absent.iter().zip(scratch) {
+                if plan.gprs_written & 1 << guest != 0 {
+                    self.e.gs_store(slot(guest), register);
+                }
+            }
+        } else {
+            // What cannot be encoded so, its handler does.
+            self.callout(step);
         }
         self.e.bind(after);
     }
@@ -101,6 +101,11 @@ impl Translator {
             return;
         }
         self.address(form, displacement);
+        self.put_register(guest, size);
+    }
+
+    /// Writes S0 to a guest register of `size` bytes, at least two. Uses S1.
+    pub(super) fn put_register(&mut self, guest: u8, size: usize) {
         match (self.mapping.loc(guest), size) {
             (Loc::Host(to), 8) => self.e.mov(to, S0),
             (Loc::Host(to), 4) => self.e.mov32(to, S0),
@@ -127,6 +132,45 @@ impl Translator {
         }
     }
 
+    /// BT and its kin with a memory operand and a bit number in a register, which reaches beyond the operand.
+    pub(super) fn bit_string(&mut self, step: &Step) {
+        let insn = &step.insn;
+        let guest = gpr_number(insn.op1_register()).expect("a general register");
+        let size = insn.op1_register().size();
+        let Loc::Host(number) = self.mapping.loc(guest) else { return self.callout(step) };
+        let mut new = *insn;
+        set_operand(&mut new, Operand::at(S0));
+        new.set_op_register(1, host_register(size, number));
+        if !self.encode(&new) {
+            return self.callout(step);
+        }
+        let bits = size.trailing_zeros() as u8 + 3;
+        let index = |e: &mut Emit| {
+            // S1 is the number of the element, signed.
+            e.mov_imm(S1, bits as u64);
+            e.sarx(size == 8, S1, number, S1);
+            if size == 4 {
+                e.movsxd(S1, S1);
+            }
+        };
+        self.address(Form::of(insn), insn.memory_displacement64() as i32);
+        self.held = None;
+        index(&mut self.e);
+        self.e.lea(true, S0, Some(S0), Some((S1, bits - 3)), 0);
+        let writes = insn.mnemonic() != M::Bt;
+        let site = Site::new(step.offset, self.mapping, size, writes, false);
+        let after = self.e.label();
+        self.look_up(site, step.needs_flags(), after);
+        // The host's instruction adds the distance again.
+        index(&mut self.e);
+        self.e.not(S1);
+        self.e.lea(true, S0, Some(S0), Some((S1, bits - 3)), size as i32);
+        let encoded = std::mem::take(&mut self.encoded);
+        self.e.bytes(&encoded);
+        self.encoded = encoded;
+        self.e.bind(after);
+    }
+
     /// LEA whose registers are all in host registers.
     fn lea_directly(&mut self, to: u8, wide: bool, form: Form, displacement: i32) -> bool {
         let register = |register: Register| match gpr_number(register) {
@@ -145,11 +189,15 @@ impl Translator {
         true
     }
 
-    /// The bytes of an instruction, which do not depend on its place.
-    pub(super) fn encode(&mut self, insn: &Instruction) -> Option<Vec<u8>> {
+    /// Puts the bytes of an instruction, which do not depend on its place, into `encoded`; false if it cannot be
+    /// encoded.
+    fn encode(&mut self, insn: &Instruction) -> bool {
+        let mut buffer = std::mem::take(&mut self.encoded);
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
         let result = self.encoder.encode(insn, 0);
-        let bytes = self.encoder.take_buffer();
-        result.ok().map(|_| bytes)
+        self.encoded = self.encoder.take_buffer();
+        result.is_ok()
     }
 }
 

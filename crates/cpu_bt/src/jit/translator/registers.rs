@@ -36,7 +36,7 @@ impl Translator {
                 }
             }
             if let Some(plan) = &step.plan {
-                fixed |= plan.gprs & !explicit | fixed_operands(&step.insn);
+                fixed |= plan.gprs & !explicit | step.fixed;
             }
             match step.insn.mnemonic() {
                 M::Leave => fixed |= 1 << crate::regs::RBP,
@@ -88,7 +88,7 @@ pub(super) fn host_register(size: usize, number: u8) -> Register {
 }
 
 /// Guest registers that an operand of the instruction is by its encoding.
-pub(super) fn fixed_operands(insn: &Instruction) -> u16 {
+pub(in crate::jit) fn fixed_operands(insn: &Instruction) -> u16 {
     use OpCodeOperandKind as K;
     let code = insn.op_code();
     (0..insn.op_count()).fold(0, |fixed, n| {

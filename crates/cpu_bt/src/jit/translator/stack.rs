@@ -7,6 +7,7 @@ use crate::jit::emit::{Label, Operand, host};
 use crate::jit::groups::Form;
 use crate::jit::mapping::{Loc, S0, S1, slot};
 use crate::jit::state::Site;
+use crate::jit::stubs::jit;
 use crate::jit::trace::Step;
 use crate::regs::RSP;
 use iced_x86::{OpKind, Register};
@@ -27,6 +28,12 @@ impl Translator {
 
     pub(super) fn push(&mut self, step: &Step) {
         let after = self.e.label();
+        if step.insn.op0_kind() == OpKind::Memory {
+            self.push_memory(step, after);
+            self.e.lea(true, host::R15, Some(host::R15), None, -8);
+            self.e.bind(after);
+            return;
+        }
         let guest = gpr_number(step.insn.op0_register()).filter(|_| step.insn.op0_kind() == OpKind::Register);
         let absent = guest.is_some_and(|guest| self.mapping.loc(guest) == Loc::Memory);
         let free = if absent { Free::S1 } else { Free::Nothing };
@@ -40,6 +47,22 @@ impl Translator {
         }
         self.e.lea(true, host::R15, Some(host::R15), None, -8);
         self.e.bind(after);
+    }
+
+    /// Puts a memory operand below the top of the stack.
+    fn push_memory(&mut self, step: &Step, after: Label) {
+        let site = Site::new(step.offset, self.mapping, 8, false, false);
+        let access = (Form::of(&step.insn), step.insn.memory_displacement64() as i32);
+        let operand = self.operand(access, 0, Free::Nothing, (site, step.needs_flags(), after));
+        self.e.load64_at(S0, operand);
+        // Finding the place on the stack may need both scratch registers.
+        self.e.gs_store(jit!(target), S0);
+        let operand = self.stack_below(step, step.live, after, Free::Nothing);
+        let scratch = if operand.base == S0 { S1 } else { S0 };
+        self.e.gs_load(scratch, jit!(target));
+        self.e.store64_at(operand, scratch);
+        // Nor is anything in S1 when the slow way has done the instruction.
+        self.held = None;
     }
 
     pub(super) fn pop(&mut self, step: &Step) {

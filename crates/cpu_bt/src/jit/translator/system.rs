@@ -1,9 +1,11 @@
 //! What a supervisor does often enough to stay in translated code for.
 
 use super::Translator;
+use super::cold::Cold;
 use super::lookup::Free;
+use crate::block::decode::{gpr_number, segment_number};
 use crate::cpu::{Cpu, Mode, SystemRegs};
-use crate::jit::emit::host;
+use crate::jit::emit::{cc, host};
 use crate::jit::fast::Fast;
 use crate::jit::liveness;
 use crate::jit::mapping::{Mapping, S0, S1};
@@ -16,7 +18,7 @@ use crate::signals::signal;
 use iced_x86::Mnemonic;
 use std::mem::offset_of;
 use x86::Segment;
-use x86::reg::rflags;
+use x86::reg::{cr4, rflags};
 
 impl Translator {
     /// CLI and STI of a supervisor: RFLAGS.IF, and whether interrupts end traces.
@@ -99,13 +101,67 @@ impl Translator {
 
     /// SWAPGS of a supervisor.
     pub(super) fn swap_gs(&mut self) {
-        let segments = offset_of!(Cpu, regs) + offset_of!(Regs, seg);
-        let base = segments + x86::state::seg::GS * size_of::<Segment>() + offset_of!(Segment, base);
+        let base = segment(x86::state::seg::GS) + offset_of!(Segment, base) as i32;
         let kernel = offset_of!(Cpu, sys) + offset_of!(SystemRegs, kernel_gs_base);
-        self.e.gs_load(S0, base as i32);
+        self.held = None;
+        self.e.gs_load(S0, base);
         self.e.gs_load(S1, kernel as i32);
-        self.e.gs_store(base as i32, S1);
+        self.e.gs_store(base, S1);
         self.e.gs_store(kernel as i32, S0);
+    }
+
+    /// MOV of a segment register to a general one. Touches no flags.
+    pub(super) fn read_selector(&mut self, step: &Step) {
+        let guest = gpr_number(step.insn.op0_register()).expect("a general register");
+        let number = segment_number(step.insn.op1_register()) as usize;
+        self.held = None;
+        self.e.gs_load16(S0, segment(number) + offset_of!(Segment, selector) as i32);
+        self.put_register(guest, step.insn.op0_register().size());
+    }
+
+    /// RDFSBASE, WRFSBASE and their kin, with 64 bits. What they refuse, the handler does.
+    pub(super) fn segment_base(&mut self, step: &Step) {
+        let guest = gpr_number(step.insn.op0_register()).expect("a general register");
+        let (number, write) = match step.insn.mnemonic() {
+            Mnemonic::Rdfsbase => (x86::state::seg::FS, false),
+            Mnemonic::Rdgsbase => (x86::state::seg::GS, false),
+            Mnemonic::Wrfsbase => (x86::state::seg::FS, true),
+            _ => (x86::state::seg::GS, true),
+        };
+        let base = segment(number) + offset_of!(Segment, base) as i32;
+        let cr4 = (offset_of!(Cpu, sys) + offset_of!(SystemRegs, cr4)) as i32;
+        let keep = step.needs_flags() || self.exact_flags;
+        let (label, after) = (self.e.label(), self.e.label());
+        self.held = None;
+        if write {
+            let register = self.read_register(guest, S0);
+            self.e.mov(S0, register);
+            self.e.mov(S1, S0);
+        }
+        if keep {
+            self.save_flags();
+        }
+        const { assert!(cr4::FSGSBASE == 1 << 16) };
+        self.e.gs_test8_imm(cr4 + 2, 1);
+        self.e.jcc(cc::E, label);
+        if write {
+            self.e.shl(S1, 16);
+            self.e.sar(S1, 16);
+            self.e.cmp(S1, S0);
+            self.e.jcc(cc::NE, label);
+        }
+        if keep {
+            self.restore_flags();
+        }
+        if write {
+            self.e.gs_store(base, S0);
+        } else {
+            self.e.gs_load(S0, base);
+            self.put_register(guest, 8);
+        }
+        self.e.bind(after);
+        let site = Site::new(step.offset, self.mapping, 1, false, false);
+        self.cold.push(Cold::Callout { label, after, site, flags_saved: keep });
     }
 
     /// PUSHFQ of a supervisor.
@@ -127,4 +183,9 @@ impl Translator {
         self.e.lea(true, host::R15, Some(host::R15), None, -8);
         self.e.bind(after);
     }
+}
+
+/// Where a segment register is, from the start of the vCPU.
+fn segment(number: usize) -> i32 {
+    (offset_of!(Cpu, regs) + offset_of!(Regs, seg) + number * size_of::<Segment>()) as i32
 }
