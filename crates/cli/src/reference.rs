@@ -12,7 +12,7 @@ pub(crate) fn pages() -> BTreeMap<String, String> {
         "# The command line\n\nGenerated from the program by `cargo xtask docs`; `arnia COMMAND --help` says the same, and `arnia man` \
          writes manual pages.\n\n",
     );
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
         let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
         index.push_str(&format!("- [`arnia {0}`]({0}.md): {about}\n", sub.get_name()));
         let mut page = String::new();
@@ -34,7 +34,7 @@ fn section(command: &Command, heading: &str, page: &mut String) {
         page.push('\n');
     }
     page.push_str(&format!("{heading} {name}\n\n```text\n{}\n```\n", help(command)));
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
         section(sub, "##", page);
     }
 }

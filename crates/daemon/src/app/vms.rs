@@ -18,8 +18,8 @@ use store::{Records, VmRecord};
 const CPUS_MAX: u32 = 255;
 const MEMORY_MIN: u64 = 2 << 20;
 const MEMORY_MAX: u64 = 1 << 45;
-/// Disks and network cards that fit on the bus beside what every machine has.
-const DEVICES_MAX: usize = 28;
+/// Disks and network cards that fit on the bus beside what every machine has, what an image brings, and a display.
+const DEVICES_MAX: usize = 22;
 const LABELS_MAX: usize = 100;
 /// Answers to creations are remembered this long.
 const KEYS_KEPT: i64 = 24 * 3600;
