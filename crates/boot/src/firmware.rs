@@ -9,7 +9,10 @@
 mod files;
 mod loader;
 
-pub use files::{BootDevice, Described, File, FirmwareInfo, describe, files};
+pub use files::{
+    BootDevice, Described, File, FirmwareInfo, GENERATION_ADDRESS_FILE, GENERATION_FILE, GENERATION_OFFSET,
+    describe, files, generation_file,
+};
 
 use crate::plan::memory_error;
 use crate::{Error, ErrorKind};

@@ -44,5 +44,7 @@ pub mod smbios;
 pub use entry::{Entry, firmware_setup};
 pub use error::{Error, ErrorKind};
 pub use image::Kernel;
-pub use machine::{AddressRange, GenerationId, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort};
+pub use machine::{
+    AddressRange, GenerationId, GenerationPlace, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort,
+};
 pub use plan::{Inputs, Method, Plan};

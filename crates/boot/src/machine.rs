@@ -63,10 +63,20 @@ pub struct Machine {
 /// not be the only one of its kind any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerationId {
-    /// Guest-physical address, a multiple of 8 in memory that the guest does not use otherwise.
-    pub address: u64,
+    /// Where it is.
+    pub place: GenerationPlace,
     /// The general-purpose event that tells of a change.
     pub event: u8,
+}
+
+/// Who decides where the generation ID is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GenerationPlace {
+    /// The machine: a guest-physical address, a multiple of 8 in memory that the guest does not use otherwise.
+    At(u64),
+    /// Firmware, which is given it as a file and says where it has put it
+    /// ([`crate::firmware::GENERATION_FILE`]).
+    Firmware,
 }
 
 /// The connection of one interrupt pin of a PCI device on bus 0.
@@ -158,7 +168,7 @@ impl Machine {
             serial_ports: vec![SerialPort { port: 0x3f8, irq: 4 }],
             has_display: false,
             rtc: Rtc { port: 0x70, irq: 8, century: 0x32 },
-            generation_id: Some(GenerationId { address: 0x9_fc40, event: 5 }),
+            generation_id: Some(GenerationId { place: GenerationPlace::At(0x9_fc40), event: 5 }),
         }
     }
 }

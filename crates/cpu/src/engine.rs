@@ -98,6 +98,12 @@ pub trait Vm: Send + Sync {
     /// Counters by name, for observation: blocks, misses, exits and so on.
     fn counters(&self) -> Vec<(String, u64)>;
 
+    /// A prepared way for one message-signalled interrupt; `None` when this engine has none or the host gives
+    /// no more of them: then there is [`Vm::signal_msi`].
+    fn msi_event(&self) -> Option<Box<dyn MsiEvent>> {
+        None
+    }
+
     /// Makes the guest's writes of `len` bytes (0: of any length) at `gpa`, of whatever value, add 1 to an
     /// eventfd instead of calling [`CpuIo::mmio_write`], or no longer. False when this engine cannot or the host
     /// refuses: then the calls go on. Vcpus may run.
@@ -105,6 +111,15 @@ pub trait Vm: Send + Sync {
         let _ = (gpa, len, event, on);
         false
     }
+}
+
+/// A message-signalled interrupt that is sent again and again, on a way that the engine has prepared.
+pub trait MsiEvent: Send + Sync {
+    /// Sets the message. False when it cannot go this way: then nothing has changed. Vcpus may run.
+    fn set_message(&self, address: u64, data: u32) -> bool;
+
+    /// Sends the message; before one is set, does nothing.
+    fn trigger(&self);
 }
 
 /// One virtual processor. Owned by the thread that runs it.

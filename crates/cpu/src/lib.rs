@@ -14,6 +14,6 @@ mod engine;
 mod error;
 mod support;
 
-pub use engine::{CpuIo, Engine, Kicker, Vcpu, Vm, VmConfig, VmExit};
+pub use engine::{CpuIo, Engine, Kicker, MsiEvent, Vcpu, Vm, VmConfig, VmExit};
 pub use error::{Error, ErrorKind};
 pub use support::{Speed, Support};

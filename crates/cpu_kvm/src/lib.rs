@@ -18,6 +18,7 @@
 
 mod cpuid;
 mod engine;
+mod events;
 mod kick;
 mod memslots;
 mod probe;

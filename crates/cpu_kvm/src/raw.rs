@@ -19,6 +19,7 @@ const READ: u64 = 2;
 const X86_SETUP_MCE: u64 = number(WRITE, 0x9c, 8);
 const SET_DEVICE_ATTR: u64 = number(WRITE, 0xe1, size_of::<kvm_device_attr>());
 const HAS_DEVICE_ATTR: u64 = number(WRITE, 0xe3, size_of::<kvm_device_attr>());
+const IRQFD: u64 = number(WRITE, 0x76, size_of::<kvm_irqfd>());
 const IOEVENTFD: u64 = number(WRITE, 0x79, size_of::<kvm_ioeventfd>());
 
 /// Every request that this engine makes once a machine is being built: nothing else has to be allowed.
@@ -40,6 +41,7 @@ pub const IOCTLS: &[u64] = &[
     number(WRITE, 0x7b, size_of::<kvm_clock_data>()),
     number(WRITE, 0xa3, size_of::<kvm_enable_cap>()),
     number(WRITE, 0xa5, size_of::<kvm_msi>()),
+    IRQFD,
     IOEVENTFD,
     // Of a vCPU.
     number(NONE, 0x80, 0), // KVM_RUN
@@ -100,6 +102,14 @@ pub(crate) fn ioeventfd(
     request(vm, IOEVENTFD, &argument)
 }
 
+/// Makes writes to an event descriptor raise interrupt `gsi`, or no longer; then what was written before has
+/// been delivered when this returns.
+pub(crate) fn irqfd(vm: &impl AsRawFd, event: BorrowedFd<'_>, gsi: u32, assign: bool) -> io::Result<()> {
+    let flags = if assign { 0 } else { KVM_IRQFD_FLAG_DEASSIGN };
+    let argument = kvm_irqfd { fd: event.as_raw_fd() as u32, gsi, flags, ..Default::default() };
+    request(vm, IRQFD, &argument)
+}
+
 fn request<T>(of: &impl AsRawFd, number: u64, argument: &T) -> io::Result<()> {
     // SAFETY: the requests above read a value of the type that is given, which lives until they return;
     // attributes point to a number that does, too.
@@ -117,6 +127,6 @@ mod tests {
         for known in [0xae01, 0xc008_ae05, 0x4020_ae46, 0xae80, 0x4090_ae82, 0x8138_ae83, 0xc008_ae88] {
             assert!(IOCTLS.contains(&known), "{known:#x}");
         }
-        assert_eq!((X86_SETUP_MCE, IOEVENTFD), (0x4008_ae9c, 0x4040_ae79));
+        assert_eq!((X86_SETUP_MCE, IOEVENTFD, IRQFD), (0x4008_ae9c, 0x4040_ae79, 0x4020_ae76));
     }
 }

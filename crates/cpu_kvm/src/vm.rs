@@ -1,11 +1,12 @@
 //! [`cpu::Vm`] of this engine.
 
+use crate::events::{self, Events};
 use crate::kick::Kick;
 use crate::routes::{INPUTS, Routes};
 use crate::vcpu::KvmVcpu;
 use crate::{cpuid, kvm_refused, memslots, time};
 use clock::Clock;
-use cpu::{Error, ErrorKind, Vcpu, Vm, VmConfig};
+use cpu::{Error, ErrorKind, MsiEvent, Vcpu, Vm, VmConfig};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi,
@@ -32,6 +33,7 @@ pub(crate) struct VmShared {
     /// Level of the legacy interrupt controller's output.
     pub(crate) pic_line: AtomicBool,
     pub(crate) routes: Routes,
+    pub(crate) events: Events,
     pub(crate) counters: Counters,
     /// Raised when vCPUs have to take the time from the clock again.
     pub(crate) epoch: AtomicU64,
@@ -62,6 +64,7 @@ pub(crate) struct Counters {
     pub(crate) windows: AtomicU64,
     pub(crate) signals: AtomicU64,
     pub(crate) messages: AtomicU64,
+    pub(crate) events: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
@@ -100,6 +103,7 @@ impl VmShared {
             clock: config.clock,
             pic_line: AtomicBool::new(false),
             routes: Routes::default(),
+            events: Events::default(),
             counters: Counters::default(),
             epoch: AtomicU64::new(1),
             vcpus: config.vcpus,
@@ -110,6 +114,22 @@ impl VmShared {
             logs_dirty,
             video: memslots::VideoSlot::default(),
         }))
+    }
+
+    /// Sends a message.
+    pub(crate) fn signal_msi(&self, address: u64, data: u32) {
+        count(&self.counters.messages);
+        self.routes.prepare(&self.fd, address, data);
+        let message = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        // A message to nobody is lost, as on the bus.
+        if let Err(e) = self.fd.signal_msi(message) {
+            log::trace!("KVM refuses the message {data:#x} to {address:#x}: {e}");
+        }
     }
 
     fn links(&self) -> impl Iterator<Item = &VcpuLink> {
@@ -151,18 +171,11 @@ impl Vm for KvmVm {
     }
 
     fn signal_msi(&self, address: u64, data: u32) {
-        count(&self.0.counters.messages);
-        self.0.routes.prepare(&self.0.fd, address, data);
-        let message = kvm_msi {
-            address_lo: address as u32,
-            address_hi: (address >> 32) as u32,
-            data,
-            ..Default::default()
-        };
-        // A message to nobody is lost, as on the bus.
-        if let Err(e) = self.0.fd.signal_msi(message) {
-            log::trace!("KVM refuses the message {data:#x} to {address:#x}: {e}");
-        }
+        self.0.signal_msi(address, data);
+    }
+
+    fn msi_event(&self) -> Option<Box<dyn MsiEvent>> {
+        Events::open(&self.0).map(|event| Box::new(events::Handle(event)) as Box<dyn MsiEvent>)
     }
 
     fn set_pic_line(&self, level: bool) {
@@ -186,6 +199,7 @@ impl Vm for KvmVm {
         {
             log::error!("KVM does not change its log of written pages: {e}");
         }
+        self.0.events.follow_clock(&self.0, self.0.clock.is_running());
         if self.0.clock.is_running() {
             time::set_kvmclock(&self.0.fd, &self.0.clock);
             self.0.epoch.fetch_add(1, Ordering::SeqCst);
@@ -224,6 +238,7 @@ impl Vm for KvmVm {
             ("interrupt_window_exits", &counters.windows),
             ("signal_exits", &counters.signals),
             ("messages", &counters.messages),
+            ("messages_by_event", &counters.events),
         ]
         .map(|(name, counter)| (name.to_owned(), counter.load(Ordering::Relaxed)))
         .into()

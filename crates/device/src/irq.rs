@@ -85,4 +85,19 @@ pub struct Msi {
 pub trait MsiSink: Send + Sync {
     /// Delivers a message. Callable from any thread; never waits for a vCPU.
     fn send_msi(&self, msi: Msi);
+
+    /// A way of its own for a message that is sent again and again, if there is one that is better than
+    /// [`MsiSink::send_msi`].
+    fn open_route(&self) -> Option<Box<dyn MsiRoute>> {
+        None
+    }
+}
+
+/// A prepared way for one message-signalled interrupt.
+pub trait MsiRoute: Send + Sync {
+    /// Sets the message. False when it cannot go this way: then nothing has changed.
+    fn set(&self, msi: Msi) -> bool;
+
+    /// Sends the message that was set. Callable from any thread; never waits for a vCPU.
+    fn send(&self);
 }

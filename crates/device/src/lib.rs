@@ -21,4 +21,4 @@ pub mod pci;
 pub mod state;
 
 pub use bus::{Bus, BusDevice, Overlap};
-pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
+pub use irq::{IrqLine, IrqSink, Msi, MsiRoute, MsiSink};

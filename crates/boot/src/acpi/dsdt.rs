@@ -2,9 +2,13 @@
 
 use super::tables::last_bus;
 use super::{bytes_of, table};
-use crate::{Error, ErrorKind, Machine};
+use crate::firmware::GENERATION_OFFSET;
+use crate::{Error, ErrorKind, GenerationPlace, Machine};
 use acpi_tables::aml::*;
 use acpi_tables::{Aml, AmlSink};
+
+/// Length of the header that every table has (§5.2.6).
+const HEADER_LEN: u32 = 36;
 
 /// `_OSC` of a PCI host bridge (PCI Firmware Specification 3.3, §4.5).
 const OSC_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
@@ -12,15 +16,16 @@ const OSC_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
 /// the PCI Express capability. Hotplug is not among it.
 const OSC_CONTROL: u32 = 1 << 2 | 1 << 3 | 1 << 4;
 
-pub(super) fn build(machine: &Machine) -> Result<Vec<u8>, Error> {
+/// The table, and in it the offset of the generation ID's address if that is for firmware to fill in.
+pub(super) fn build(machine: &Machine) -> Result<(Vec<u8>, Option<u32>), Error> {
     let mut body = Vec::new();
     sleep_states(machine, &mut body);
     processors(machine, &mut body);
     pci_root(machine, &mut body)?;
     motherboard(machine, &mut body);
     isa_devices(machine, &mut body);
-    generation_id(machine, &mut body);
-    Ok(table(b"DSDT", 6, &body))
+    let id_address = generation_id(machine, &mut body);
+    Ok((table(b"DSDT", 6, &body), id_address.map(|at| HEADER_LEN + at as u32)))
 }
 
 /// `_S5` (§7.4.2): the values for SLP_TYP of PM1a and PM1b.
@@ -212,10 +217,17 @@ fn isa_devices(machine: &Machine, out: &mut Vec<u8>) {
 }
 
 /// The generation ID: a device that says where it is, and an event that tells of a change. Systems know it by
-/// its compatible ID: Windows by the one of Microsoft's paper, Linux by that in capitals or by Hyper-V's.
-fn generation_id(machine: &Machine, out: &mut Vec<u8>) {
-    let Some(id) = machine.generation_id else { return };
-    let (low, high) = (id.address as u32, (id.address >> 32) as u32);
+/// its compatible ID: Windows by the one of Microsoft's paper, Linux by that in capitals or by Hyper-V's. Returns
+/// the offset of the low half of its address, if firmware has to add where it has put the file.
+fn generation_id(machine: &Machine, out: &mut Vec<u8>) -> Option<usize> {
+    let id = machine.generation_id?;
+    let (address, is_open) = match id.place {
+        GenerationPlace::At(address) => (address, false),
+        // Counted from the start of the file.
+        GenerationPlace::Firmware => (GENERATION_OFFSET as u64, true),
+    };
+    let (low, high) = (DWord(address as u32), (address >> 32) as u32);
+    let start = out.len();
     Device::new(
         "_SB_.VGEN".into(),
         vec![
@@ -226,12 +238,27 @@ fn generation_id(machine: &Machine, out: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(out);
+    // The package of two has one byte of length, one of count, and the prefix of a number of 32 bits.
+    const BEFORE: [u8; 6] = *b"\x08ADDR\x12";
+    let package = out[start..].windows(BEFORE.len()).position(|bytes| bytes == BEFORE)?;
+    let low_at = start + package + BEFORE.len() + 3;
     let handler = Path::new(&format!("_E{:02X}", id.event));
     let notify = Notify::new(&Path::new("\\_SB_.VGEN"), &0x80u8).to_owned_bytes();
     // Edge-triggered: the status bit is cleared before the handler runs (§5.6.4.1.1).
     let mut events = Vec::new();
     Method::new(handler, 0, false, vec![&notify]).to_aml_bytes(&mut events);
     out.extend(Scope::raw("_GPE".into(), events));
+    is_open.then_some(low_at)
+}
+
+/// A number in the form of 32 bits, however small it is: one that is added to later (§20.2.3, DWordConst).
+struct DWord(u32);
+
+impl Aml for DWord {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x0c);
+        sink.dword(self.0);
+    }
 }
 
 /// An edge-triggered, active-high ISA interrupt (§6.4.2.1, the form without flags).

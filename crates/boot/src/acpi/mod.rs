@@ -51,6 +51,8 @@ pub(crate) struct Linkable {
     pub(crate) pointers: Vec<(u32, u8)>,
     /// Offsets and lengths in `tables` of the tables whose sums change with the addresses in them.
     pub(crate) sums: Vec<(u32, u32)>,
+    /// Offset in `tables` of the low half of the generation ID's address, which counts from the start of its file.
+    pub(crate) generation_id: Option<u32>,
 }
 
 /// Offset of the XSDT's address in the RSDP (§5.2.5.3).
@@ -66,7 +68,13 @@ pub(crate) fn linkable(machine: &Machine) -> Result<Linkable, Error> {
     let mut image = Image::new(0, Vec::new());
     let xsdt = image.append_all(machine)?;
     let rsdp = bytes_of(&Rsdp::new(OEM_ID, xsdt));
-    Ok(Linkable { rsdp, tables: image.bytes, pointers: image.pointers, sums: image.sums })
+    Ok(Linkable {
+        rsdp,
+        tables: image.bytes,
+        pointers: image.pointers,
+        sums: image.sums,
+        generation_id: image.generation_id,
+    })
 }
 
 struct Image {
@@ -74,11 +82,12 @@ struct Image {
     bytes: Vec<u8>,
     pointers: Vec<(u32, u8)>,
     sums: Vec<(u32, u32)>,
+    generation_id: Option<u32>,
 }
 
 impl Image {
     fn new(base: u64, bytes: Vec<u8>) -> Image {
-        Image { base, bytes, pointers: Vec::new(), sums: Vec::new() }
+        Image { base, bytes, pointers: Vec::new(), sums: Vec::new(), generation_id: None }
     }
 
     /// Appends every table and returns the address of the XSDT, which leads to the others.
@@ -88,7 +97,13 @@ impl Image {
         const XSDT_ENTRIES: u32 = 36;
         // The FACS is the one table with an alignment of its own, at the start (§5.2.10).
         let facs = self.append(64, &tables::facs(), &[]);
-        let dsdt = self.append(16, &dsdt::build(machine)?, &[]);
+        let (table, id_address) = dsdt::build(machine)?;
+        let dsdt = self.append(16, &table, &[]);
+        if let Some(offset) = id_address {
+            let at = (dsdt - self.base) as u32;
+            self.generation_id = Some(at + offset);
+            self.sums.push((at, table.len() as u32));
+        }
         let mut entries = vec![self.append(16, &tables::fadt(machine, facs, dsdt), &FADT_POINTERS)];
         for table in [tables::madt(machine), tables::mcfg(machine), tables::waet()] {
             entries.push(self.append(16, &table, &[]));

@@ -13,6 +13,22 @@ pub struct File {
     pub data: Vec<u8>,
 }
 
+/// The file that firmware puts into memory for the generation ID, which is at [`GENERATION_OFFSET`] in it.
+pub const GENERATION_FILE: &str = "etc/vmgenid_guid";
+/// The file of eight bytes into which firmware writes the generation ID's address.
+pub const GENERATION_ADDRESS_FILE: &str = "etc/vmgenid_addr";
+/// Where in its file the generation ID is: behind what UEFI firmware would take for the header of a table.
+pub const GENERATION_OFFSET: usize = 40;
+/// A page of its own.
+const GENERATION_FILE_LEN: usize = 4096;
+
+/// The contents of [`GENERATION_FILE`], with the ID as it lies in memory.
+pub fn generation_file(id: [u8; 16]) -> Vec<u8> {
+    let mut file = vec![0; GENERATION_FILE_LEN];
+    file[GENERATION_OFFSET..GENERATION_OFFSET + id.len()].copy_from_slice(&id);
+    file
+}
+
 /// What firmware is told beside the machine's description.
 #[derive(Clone, Debug, Default)]
 pub struct FirmwareInfo {
@@ -169,6 +185,32 @@ mod tests {
             names.push(name);
         }
         assert_eq!(names, ["FACP", "APIC", "MCFG", "WAET"]);
+    }
+
+    #[test]
+    fn firmware_places_the_generation_id_and_says_where() {
+        let example = Machine::example();
+        let place = crate::GenerationPlace::Firmware;
+        let generation_id = example.generation_id.map(|id| crate::GenerationId { place, ..id });
+        let described = describe(&Machine { generation_id, ..example }).unwrap();
+        let mut files = BTreeMap::from([
+            (loader::RSDP_FILE.into(), (0xf_1230, described.rsdp.data)),
+            (loader::TABLES_FILE.into(), (0x7ffd_0040, described.tables.data)),
+            (GENERATION_FILE.into(), (0x7ffc_f000, generation_file([7; 16]))),
+            (GENERATION_ADDRESS_FILE.into(), (0, vec![0; 8])),
+        ]);
+        loader::tests::run(&described.loader.data, &mut files);
+        let address = u64::from_le_bytes(files[GENERATION_ADDRESS_FILE].1.clone().try_into().unwrap());
+        let (base, file) = &files[GENERATION_FILE];
+        assert_eq!(file[(address - base) as usize..][..16], [7; 16]);
+        // The same in the device that systems ask.
+        let tables = &files[loader::TABLES_FILE].1;
+        let package = tables.windows(6).position(|bytes| bytes == b"\x08ADDR\x12").unwrap();
+        let low = &tables[package + 9..package + 13];
+        assert_eq!((tables[package + 8], low), (0x0c, &(address as u32).to_le_bytes()[..]));
+        let dsdt = tables.windows(4).position(|bytes| bytes == b"DSDT").unwrap();
+        let len = u32::from_le_bytes(tables[dsdt + 4..dsdt + 8].try_into().unwrap()) as usize;
+        assert_eq!(sum(&tables[dsdt..dsdt + len]), 0, "the sum of what the address was added to");
     }
 
     #[test]

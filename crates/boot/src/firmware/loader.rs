@@ -1,6 +1,7 @@
 //! Instructions by which firmware places ACPI tables: the commands of fw_cfg's `etc/table-loader`, of 128
 //! bytes each (QEMU's `hw/acpi/bios-linker-loader.c` defines them; SeaBIOS and OVMF carry them out).
 
+use super::files::{GENERATION_ADDRESS_FILE, GENERATION_FILE, GENERATION_OFFSET};
 use crate::acpi::{Linkable, RSDP_XSDT, TABLE_SUM};
 
 /// The file of the RSDP.
@@ -13,6 +14,7 @@ const NAME_SIZE: usize = 56;
 const ALLOCATE: u32 = 1;
 const ADD_POINTER: u32 = 2;
 const ADD_CHECKSUM: u32 = 3;
+const WRITE_POINTER: u32 = 4;
 /// Offsets of the RSDP's two sums.
 const RSDP_SUM: u32 = 8;
 const RSDP_EXTENDED_SUM: u32 = 32;
@@ -27,12 +29,17 @@ pub(super) fn program(tables: &Linkable) -> Vec<u8> {
     allocate(&mut program, RSDP_FILE, 16, ZONE_FSEG);
     allocate(&mut program, TABLES_FILE, 64, ZONE_HIGH);
     for (offset, size) in &tables.pointers {
-        add_pointer(&mut program, TABLES_FILE, *offset, *size);
+        add_pointer(&mut program, TABLES_FILE, TABLES_FILE, *offset, *size);
+    }
+    if let Some(offset) = tables.generation_id {
+        allocate(&mut program, GENERATION_FILE, 4096, ZONE_HIGH);
+        add_pointer(&mut program, TABLES_FILE, GENERATION_FILE, offset, 4);
+        write_pointer(&mut program, GENERATION_ADDRESS_FILE, GENERATION_FILE, GENERATION_OFFSET as u32);
     }
     for (start, len) in &tables.sums {
         add_checksum(&mut program, TABLES_FILE, start + TABLE_SUM, *start, *len);
     }
-    add_pointer(&mut program, RSDP_FILE, RSDP_XSDT, 8);
+    add_pointer(&mut program, RSDP_FILE, TABLES_FILE, RSDP_XSDT, 8);
     // ACPI 6.5, §5.2.5.3: one sum over the first 20 bytes, another over all.
     add_checksum(&mut program, RSDP_FILE, RSDP_SUM, 0, 20);
     add_checksum(&mut program, RSDP_FILE, RSDP_EXTENDED_SUM, 0, tables.rsdp.len() as u32);
@@ -66,9 +73,15 @@ fn allocate(program: &mut Vec<u8>, file: &str, align: u32, zone: u8) {
     command(program, ALLOCATE, &[&name(file), &align.to_le_bytes(), &[zone]]);
 }
 
-/// Adds the address of the tables to the `size` bytes at `offset` in `file`.
-fn add_pointer(program: &mut Vec<u8>, file: &str, offset: u32, size: u8) {
-    command(program, ADD_POINTER, &[&name(file), &name(TABLES_FILE), &offset.to_le_bytes(), &[size]]);
+/// Adds the address of the file `to` to the `size` bytes at `offset` in `file`.
+fn add_pointer(program: &mut Vec<u8>, file: &str, to: &str, offset: u32, size: u8) {
+    command(program, ADD_POINTER, &[&name(file), &name(to), &offset.to_le_bytes(), &[size]]);
+}
+
+/// Writes the address of `offset` in `to`, eight bytes, to the start of `file`, which the machine reads.
+fn write_pointer(program: &mut Vec<u8>, file: &str, to: &str, offset: u32) {
+    let fields: [&[u8]; 5] = [&name(file), &name(to), &0u32.to_le_bytes(), &offset.to_le_bytes(), &[8]];
+    command(program, WRITE_POINTER, &fields);
 }
 
 fn add_checksum(program: &mut Vec<u8>, file: &str, at: u32, start: u32, len: u32) {
@@ -106,6 +119,12 @@ pub(super) mod tests {
                     value[..size].copy_from_slice(field);
                     let value = (u64::from_le_bytes(value) + base).to_le_bytes();
                     field.copy_from_slice(&value[..size]);
+                }
+                WRITE_POINTER => {
+                    let address = files[&text(&command[60..116])].0 + u32_at(command, 120) as u64;
+                    let (offset, size) = (u32_at(command, 116) as usize, command[124] as usize);
+                    let written = &mut files.get_mut(&file).unwrap().1;
+                    written[offset..offset + size].copy_from_slice(&address.to_le_bytes()[..size]);
                 }
                 ADD_CHECKSUM => {
                     let [at, start, len] = [60, 64, 68].map(|at| u32_at(command, at) as usize);

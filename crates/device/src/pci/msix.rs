@@ -2,7 +2,7 @@
 
 use super::ConfigSpace;
 use crate::state::RestoreError;
-use crate::{Msi, MsiSink};
+use crate::{Msi, MsiRoute, MsiSink};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -20,6 +20,18 @@ pub struct Msix {
     function_masked: bool,
     capability: u16,
     sink: Arc<dyn MsiSink>,
+    /// By vector.
+    ways: Vec<Way>,
+}
+
+/// How the messages of a vector go.
+enum Way {
+    /// None was sent yet.
+    Untried,
+    /// One by one.
+    Plain,
+    /// By a way of their own, on which this message is set.
+    Prepared { route: Box<dyn MsiRoute>, message: Msi },
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -66,6 +78,7 @@ impl Msix {
             function_masked: false,
             capability,
             sink,
+            ways: (0..vectors).map(|_| Way::Untried).collect(),
         }
     }
 
@@ -107,7 +120,8 @@ impl Msix {
         if self.function_masked || entry.control & VECTOR_MASKED != 0 {
             self.pending[vector as usize] = true;
         } else {
-            self.sink.send_msi(Msi { address: entry.address, data: entry.data });
+            let message = Msi { address: entry.address, data: entry.data };
+            self.ways[vector as usize].send(&*self.sink, message);
         }
     }
 
@@ -115,10 +129,10 @@ impl Msix {
         if !self.enabled || self.function_masked {
             return;
         }
-        for (entry, pending) in self.table.iter().zip(&mut self.pending) {
+        for ((entry, pending), way) in self.table.iter().zip(&mut self.pending).zip(&mut self.ways) {
             if *pending && entry.control & VECTOR_MASKED == 0 {
                 *pending = false;
-                self.sink.send_msi(Msi { address: entry.address, data: entry.data });
+                way.send(&*self.sink, Msi { address: entry.address, data: entry.data });
             }
         }
     }
@@ -192,6 +206,34 @@ impl Msix {
     }
 }
 
+impl Way {
+    fn send(&mut self, sink: &dyn MsiSink, message: Msi) {
+        let is_set = match self {
+            Way::Plain => false,
+            Way::Untried => sink.open_route().is_some_and(|route| {
+                let is_set = route.set(message);
+                *self = Way::Prepared { route, message };
+                is_set
+            }),
+            Way::Prepared { message: set, .. } if *set == message => true,
+            Way::Prepared { route, message: set } => {
+                let is_set = route.set(message);
+                if is_set {
+                    *set = message;
+                }
+                is_set
+            }
+        };
+        match self {
+            Way::Prepared { route, .. } if is_set => route.send(),
+            _ => {
+                *self = Way::Plain;
+                sink.send_msi(message);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +286,50 @@ mod tests {
         config.write(0x42, &0x8000u16.to_le_bytes());
         msix.config_written(&config);
         assert_eq!(sent.0.lock().unwrap().len(), 2);
+    }
+
+    /// Ways that take messages to one address only, and say what goes over them.
+    #[derive(Default)]
+    struct Ways(Arc<Mutex<Vec<String>>>);
+    struct Noted(Arc<Mutex<Vec<String>>>, Mutex<u32>);
+    impl MsiSink for Ways {
+        fn send_msi(&self, msi: Msi) {
+            self.0.lock().unwrap().push(format!("plain {:x}", msi.data));
+        }
+        fn open_route(&self) -> Option<Box<dyn MsiRoute>> {
+            self.0.lock().unwrap().push("open".into());
+            Some(Box::new(Noted(self.0.clone(), Mutex::default())))
+        }
+    }
+    impl MsiRoute for Noted {
+        fn set(&self, msi: Msi) -> bool {
+            *self.1.lock().unwrap() = msi.data;
+            self.0.lock().unwrap().push(format!("set {:x}", msi.data));
+            msi.data < 0x80
+        }
+        fn send(&self) {
+            self.0.lock().unwrap().push(format!("send {:x}", *self.1.lock().unwrap()));
+        }
+    }
+
+    #[test]
+    fn messages_go_by_a_prepared_way_as_long_as_it_takes_them() {
+        let (mut config, _, _) = setup();
+        let ways = Ways::default();
+        let log = ways.0.clone();
+        let mut msix = Msix::new(&mut config, 1, 0, 0, 0x800, Arc::new(ways));
+        config.write(msix.capability + 2, &0x8000u16.to_le_bytes());
+        msix.config_written(&config);
+        msix.table_write(0, &0xfee0_0000u64.to_le_bytes());
+        for data in [0x41u32, 0x41, 0x42, 0x81, 0x41] {
+            msix.table_write(12, &1u32.to_le_bytes());
+            msix.table_write(8, &data.to_le_bytes());
+            msix.trigger(0);
+            msix.table_write(12, &0u32.to_le_bytes());
+        }
+        let expected =
+            ["open", "set 41", "send 41", "send 41", "set 42", "send 42", "set 81", "plain 81", "plain 41"];
+        assert_eq!(*log.lock().unwrap(), expected);
     }
 
     #[test]

@@ -67,6 +67,20 @@ impl FwCfg {
         Ok(())
     }
 
+    /// Adds a file of `len` zeros, into which firmware writes what the machine is to know. After a reset it is zero
+    /// again. Call it before the machine starts.
+    ///
+    /// # Errors
+    /// As [`FwCfg::add_file`].
+    pub fn add_writable_file(&self, name: &str, len: usize) -> Result<(), FwCfgError> {
+        lock(&self.model).add_writable_file(name, len)
+    }
+
+    /// The present contents of a file.
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        lock(&self.model).contents(name).map(<[u8]>::to_vec)
+    }
+
     /// Makes the file that `selector` means, if it is one that is made. Called without the model's lock.
     fn make(&self, selector: u16) {
         let key = FwCfgModel::selected_key(selector);
@@ -118,10 +132,21 @@ impl FwCfg {
             DmaOperation::None => true,
             DmaOperation::Refused => false,
             DmaOperation::Read => self.dma_read(&mut model, target, len),
+            DmaOperation::Write => self.dma_write(&mut model, target, len),
         };
         let result = if done { 0 } else { DMA_ERROR };
         // The request was readable, so that it is writable too.
         let _ = self.memory.write_slice(&result.to_be_bytes(), GuestAddress(address));
+    }
+
+    fn dma_write(&self, model: &mut FwCfgModel, source: u64, len: u32) -> bool {
+        // No more than the item is long.
+        let mut data = vec![0; len as usize];
+        let is_read = self.memory.read_slice(&mut data, GuestAddress(source)).is_ok();
+        if is_read {
+            model.write_data(&data);
+        }
+        is_read
     }
 
     fn dma_read(&self, model: &mut FwCfgModel, target: u64, len: u32) -> bool {
@@ -289,12 +314,41 @@ mod tests {
     }
 
     #[test]
+    fn what_firmware_writes_is_kept_until_a_reset_and_saved() {
+        let (bus, ram, fw_cfg) = setup();
+        fw_cfg.add_writable_file("etc/place", 8).unwrap();
+        let place = || fw_cfg.contents("etc/place").unwrap();
+        let select = 0x22 << 16 | DMA_SELECT;
+        ram.guest().write_slice(&[1, 2, 3, 4], GuestAddress(0x2000)).unwrap();
+        // Behind the first two bytes.
+        assert_eq!(dma(&bus, &ram, select | DMA_SKIP, 2, 0), 0);
+        assert_eq!(dma(&bus, &ram, DMA_WRITE, 4, 0x2000), 0);
+        assert_eq!(place(), [0, 0, 1, 2, 3, 4, 0, 0]);
+        for (control, len, source) in [
+            (DMA_WRITE, 3, 0x2000),
+            (select | DMA_WRITE, 9, 0x2000),
+            (select | DMA_WRITE, u32::MAX, 0x2000),
+            (select | DMA_WRITE, 8, u64::MAX),
+        ] {
+            assert_eq!(dma(&bus, &ram, control, len, source), DMA_ERROR, "{control:#x} {len} {source:#x}");
+        }
+        assert_eq!(place(), [0, 0, 1, 2, 3, 4, 0, 0]);
+        let saved = fw_cfg.save();
+        fw_cfg.reset();
+        assert_eq!(place(), [0; 8]);
+        fw_cfg.restore(saved.clone()).unwrap();
+        assert_eq!(place(), [0, 0, 1, 2, 3, 4, 0, 0]);
+        let (_bus, _ram, other) = setup();
+        assert!(other.restore(saved).is_err(), "it has no such file");
+    }
+
+    #[test]
     fn save_and_restore() {
         let (bus, _ram, fw_cfg) = setup();
         read_item(&bus, 0x20, 7);
         let saved = fw_cfg.save();
         fw_cfg.reset();
-        fw_cfg.restore(saved).unwrap();
+        fw_cfg.restore(saved.clone()).unwrap();
         let mut byte = [0];
         bus.read(0x511, &mut byte);
         assert_eq!(byte, [b'f']);

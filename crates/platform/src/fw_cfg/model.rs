@@ -23,9 +23,19 @@ pub enum FwCfgError {
     TooLarge(String),
 }
 
-/// The state of the registers. The items themselves belong to the machine's configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of the registers, and what the guest wrote. All other items belong to the machine's configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FwCfgSaved {
+    selector: u16,
+    offset: u32,
+    dma_high: u32,
+    /// Files that the guest may write, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    written: BTreeMap<String, Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Registers {
     selector: u16,
     offset: u32,
     dma_high: u32,
@@ -38,6 +48,8 @@ pub(super) enum DmaOperation {
     None,
     /// Copy bytes of the item to guest memory.
     Read,
+    /// Copy bytes of guest memory to the item.
+    Write,
     /// Not possible.
     Refused,
 }
@@ -45,9 +57,11 @@ pub(super) enum DmaOperation {
 /// The fw_cfg device.
 #[derive(Clone, Debug)]
 pub struct FwCfgModel {
-    regs: FwCfgSaved,
+    regs: Registers,
     items: BTreeMap<u16, Vec<u8>>,
     names: BTreeMap<String, u16>,
+    /// Names and keys of files that the guest may write.
+    writable: BTreeMap<String, u16>,
 }
 
 impl Default for FwCfgModel {
@@ -59,17 +73,26 @@ impl Default for FwCfgModel {
 impl FwCfgModel {
     /// A device with no files.
     pub fn new() -> FwCfgModel {
-        let regs = FwCfgSaved { selector: 0, offset: 0, dma_high: 0 };
-        let mut model = FwCfgModel { regs, items: BTreeMap::new(), names: BTreeMap::new() };
+        let mut model = FwCfgModel {
+            regs: Registers::default(),
+            items: BTreeMap::new(),
+            names: BTreeMap::new(),
+            writable: BTreeMap::new(),
+        };
         model.set_item(KEY_SIGNATURE, SIGNATURE.to_vec());
         model.set_item(KEY_ID, ID.to_le_bytes().to_vec());
         model.write_directory();
         model
     }
 
-    /// Puts the registers in their state after power-on; items stay.
+    /// Puts the registers in their state after power-on; items stay, but what the guest wrote is zero again.
     pub fn reset(&mut self) {
-        self.regs = FwCfgSaved { selector: 0, offset: 0, dma_high: 0 };
+        self.regs = Registers::default();
+        for key in self.writable.values() {
+            if let Some(item) = self.items.get_mut(key) {
+                item.fill(0);
+            }
+        }
     }
 
     /// Sets an item that has a fixed key.
@@ -99,6 +122,21 @@ impl FwCfgModel {
         self.items.insert(key, data);
         self.write_directory();
         Ok(())
+    }
+
+    /// Adds a file of `len` zeros, which the guest may write.
+    ///
+    /// # Errors
+    /// As [`FwCfgModel::add_file`].
+    pub fn add_writable_file(&mut self, name: &str, len: usize) -> Result<(), FwCfgError> {
+        self.add_file(name, vec![0; len])?;
+        self.writable.extend(self.key(name).map(|key| (name.to_owned(), key)));
+        Ok(())
+    }
+
+    /// The contents of a file.
+    pub fn contents(&self, name: &str) -> Option<&[u8]> {
+        self.items.get(self.names.get(name)?).map(Vec::as_slice)
     }
 
     /// The key of a file.
@@ -167,12 +205,25 @@ impl FwCfgModel {
         if control & DMA_READ != 0 {
             DmaOperation::Read
         } else if control & DMA_WRITE != 0 {
-            DmaOperation::Refused
+            let key = FwCfgModel::selected_key(self.regs.selector);
+            let fits = len as usize <= self.rest().len();
+            let is_writable = self.writable.values().any(|writable| *writable == key);
+            if fits && is_writable { DmaOperation::Write } else { DmaOperation::Refused }
         } else {
             if control & DMA_SKIP != 0 {
                 self.advance(len);
             }
             DmaOperation::None
+        }
+    }
+
+    /// Writes to the selected item, which was found to be writable and long enough, and moves on in it.
+    pub(super) fn write_data(&mut self, data: &[u8]) {
+        let (key, start) = (FwCfgModel::selected_key(self.regs.selector), self.regs.offset as usize);
+        if let Some(part) = self.items.get_mut(&key).and_then(|item| item.get_mut(start..start + data.len()))
+        {
+            part.copy_from_slice(data);
+            self.advance(data.len() as u32);
         }
     }
 
@@ -190,15 +241,28 @@ impl SaveRestore for FwCfgModel {
     type Saved = FwCfgSaved;
 
     fn save(&self) -> FwCfgSaved {
-        self.regs
+        let Registers { selector, offset, dma_high } = self.regs;
+        let contents = |(name, key): (&String, &u16)| Some((name.clone(), self.items.get(key)?.clone()));
+        let written = self.writable.iter().filter_map(contents).collect();
+        FwCfgSaved { selector, offset, dma_high, written }
     }
 
     fn restore(&mut self, saved: FwCfgSaved) -> Result<(), RestoreError> {
-        let len = self.items.get(&(saved.selector & !KEY_WRITE)).map_or(0, Vec::len);
-        if saved.offset as usize > len {
+        let FwCfgSaved { selector, offset, dma_high, written } = saved;
+        let len = self.items.get(&FwCfgModel::selected_key(selector)).map_or(0, Vec::len);
+        if offset as usize > len {
             return Err(RestoreError::new("fw_cfg", "it stands beyond the end of its item"));
         }
-        self.regs = saved;
+        for (name, data) in written {
+            let item = self.writable.get(&name).and_then(|key| self.items.get_mut(key));
+            match item.filter(|item| item.len() == data.len()) {
+                Some(item) => *item = data,
+                None => {
+                    return Err(RestoreError::new("fw_cfg", "it has a written file that the machine has not"));
+                }
+            }
+        }
+        self.regs = Registers { selector, offset, dma_high };
         Ok(())
     }
 }

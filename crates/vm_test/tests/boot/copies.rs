@@ -23,6 +23,12 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("copies::layers", layers);
     suite.worker_test("copies::disks_share_blocks_where_the_file_system_can", reflinks);
     suite.worker_test("copies::firmware_keeps_its_variables", firmware_variables);
+    suite.worker_test("copies::bios_places_the_generation_id", |case| {
+        firmware_generation(case, Firmware::Bios)
+    });
+    suite.worker_test("copies::uefi_places_the_generation_id", |case| {
+        firmware_generation(case, Firmware::Uefi)
+    });
 }
 
 /// Options of the worker, from words.
@@ -311,6 +317,49 @@ fn firmware_variables(case: &Case) -> Result<()> {
     ensure!(has(&second, "kept-by-firmware") && has(&second, "set-in-the-copy"), "the copy's file");
     sh.send("systemctl poweroff")?;
     copy.wait(Patience::Shutdown)?.expect_code(0)
+}
+
+/// Firmware puts the generation ID into memory, tells its system where, and tells the machine, which so can change it
+/// in a copy and say so.
+fn firmware_generation(case: &Case, firmware: Firmware) -> Result<()> {
+    const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+    let disk = case.path("disk.img");
+    copy_sparse(&case.artifacts.bootable.disk, &disk)?;
+    fs::create_dir_all(case.path("snapshots"))?;
+    let guest = Guest::firmware(firmware, &disk).snapshots(&case.path("snapshots"));
+    let mut vm = guest.worker_option("--generation-id", ID).start(&case.program, &case.path("first"))?;
+    let mut sh = debian::log_in(&mut vm, &case.artifacts)?;
+    ensure!(told(&mut sh)? == 0, "told of another ID at first");
+    let device = sh.check("cat /sys/bus/acpi/devices/ARNA0001:00/hid")?;
+    ensure!(device == "ARNA0001", "the guest's system has found {device:?}");
+    let first = placed_generation(case, &vm, "one")?;
+    ensure!(first[..10] == [0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99], "the ID is {first:x?}");
+    for (name, given, is_same) in
+        [("same", vec![OsString::from("--generation-id"), ID.into()], true), ("copy", vec![], false)]
+    {
+        let mut options = given;
+        options.extend(["--snapshots".into(), case.path("snapshots").into()]);
+        let mut copy = restore(case, name, &options)?;
+        let told = told(&mut Shell::resumed(copy.console()))?;
+        ensure!(told == u64::from(!is_same), "{name}: the guest was told {told} times");
+        let id = placed_generation(case, &copy, name)?;
+        ensure!((id == first) == is_same, "{name}: the ID is {id:x?}");
+        copy.control().stop()?;
+        copy.wait(Patience::Shutdown)?.expect_code(3)?;
+    }
+    Ok(())
+}
+
+/// The generation ID where the guest's firmware has put it, in a snapshot that is made of the machine now.
+fn placed_generation(case: &Case, vm: &Vm, name: &str) -> Result<[u8; 16]> {
+    vm.control().snapshot(name, None)?;
+    let folder = case.path("snapshots").join(name);
+    let state: serde_json::Value = serde_json::from_reader(File::open(folder.join("state.json"))?)?;
+    let at = state["generation_id"].as_u64().context("firmware has not said where the ID is")?;
+    ensure!(at % 4096 == 40, "it is not in a page of its own: {at:#x}");
+    let mut id = [0; 16];
+    File::open(folder.join("memory"))?.read_exact_at(&mut id, at)?;
+    Ok(id)
 }
 
 /// A btrfs in a file, unmounted when dropped.

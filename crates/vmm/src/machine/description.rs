@@ -1,7 +1,9 @@
 //! The machine as its tables describe it: the platform's numbers in the loader's words.
 
 use crate::spec::{BootSpec, VmSpec};
-use boot::{AddressRange, GenerationId, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort};
+use boot::{
+    AddressRange, GenerationId, GenerationPlace, Machine, PciInterrupt, PowerManagement, Rtc, SerialPort,
+};
 use platform::pci::{Window, Windows, spec as pci};
 use platform::{IrqRouter, acpi_pm, ioapic, reset, rtc, serial};
 
@@ -44,9 +46,12 @@ pub(super) fn describe(spec: &VmSpec, cpu_model: &str, windows: Windows) -> Mach
             port: serial::spec::COM_PORTS[0],
             irq: serial::spec::COM_IRQS[0] as u8,
         }],
-        // Firmware keeps that place for itself.
-        generation_id: matches!(spec.boot, BootSpec::Kernel(_)).then_some(GenerationId {
-            address: boot::layout::GENERATION_ID,
+        generation_id: Some(GenerationId {
+            place: match spec.boot {
+                BootSpec::Kernel(_) => GenerationPlace::At(boot::layout::GENERATION_ID),
+                // Firmware keeps that place for itself.
+                _ => GenerationPlace::Firmware,
+            },
             event: super::generation::EVENT,
         }),
         has_display: spec.display,

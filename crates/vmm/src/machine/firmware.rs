@@ -1,5 +1,6 @@
 //! What firmware is told of the machine, through fw_cfg.
 
+use crate::spec::Uuid;
 use crate::{Error, ErrorKind};
 use boot::firmware::{self, BootDevice, FirmwareInfo};
 use memory::Ram;
@@ -14,6 +15,7 @@ pub(super) fn inform(
     ram: &Ram,
     description: &boot::Machine,
     boot_order: Vec<BootDevice>,
+    generation: &Uuid,
 ) -> Result<(), Error> {
     let refused =
         |e: boot::Error| Error::host("the machine cannot be described to its firmware").with_source(e);
@@ -45,5 +47,7 @@ pub(super) fn inform(
             })
             .map_err(taken)?;
     }
-    Ok(())
+    let id = generation.to_guid_bytes();
+    fw_cfg.add_file(firmware::GENERATION_FILE, firmware::generation_file(id)).map_err(taken)?;
+    fw_cfg.add_writable_file(firmware::GENERATION_ADDRESS_FILE, size_of::<u64>()).map_err(taken)
 }

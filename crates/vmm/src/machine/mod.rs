@@ -33,7 +33,7 @@ use crate::spec::{Uuid, VmSpec};
 use crate::vcpu::Gate;
 use clock::{Clock, Timers};
 use cpu::{Engine, Vcpu};
-use device::{Bus, Msi, MsiSink};
+use device::{Bus, Msi, MsiRoute, MsiSink};
 use disk::Disk;
 use memory::Ram;
 use platform::pci::Windows;
@@ -70,7 +70,7 @@ pub struct Machine {
     source: BootSource,
     cpu_model: String,
     cpuid: Vec<x86::cpuid::Leaf>,
-    /// Where the guest was told its generation ID is.
+    /// Where the guest was told its generation ID is, if it was the machine that decided it.
     generation_id: Option<u64>,
     /// The generation ID.
     generation: Uuid,
@@ -83,6 +83,23 @@ struct EngineMsi(Arc<dyn cpu::Vm>);
 impl MsiSink for EngineMsi {
     fn send_msi(&self, msi: Msi) {
         self.0.signal_msi(msi.address, msi.data);
+    }
+
+    fn open_route(&self) -> Option<Box<dyn MsiRoute>> {
+        self.0.msi_event().map(|event| Box::new(EngineRoute(event)) as Box<dyn MsiRoute>)
+    }
+}
+
+/// A way to the local APICs that the engine has prepared for one message.
+struct EngineRoute(Box<dyn cpu::MsiEvent>);
+
+impl MsiRoute for EngineRoute {
+    fn set(&self, msi: Msi) -> bool {
+        self.0.set_message(msi.address, msi.data)
+    }
+
+    fn send(&self) {
+        self.0.trigger();
     }
 }
 
@@ -169,8 +186,9 @@ impl Machine {
             screen.iter().for_each(Screen::follow);
         });
         let description = description::describe(spec, &cpu_model, windows);
+        let generation = spec.generation_id.map_or_else(Uuid::random, Ok)?;
         if inputs.boot.is_firmware() {
-            firmware::inform(&platform, &ram, &description, boot_order)?;
+            firmware::inform(&platform, &ram, &description, boot_order, &generation)?;
         } else {
             assign_bars(&platform)?;
         }
@@ -178,7 +196,6 @@ impl Machine {
             .map(|id| vm.create_vcpu(id))
             .collect::<Result<Vec<_>, _>>()
             .map_err(engine_error)?;
-        let generation = spec.generation_id.map_or_else(Uuid::random, Ok)?;
         let machine = Machine {
             ram,
             clock,
@@ -418,4 +435,33 @@ fn cpu_model(spec: &VmSpec, clock: &Clock, offered: Option<&[Leaf]>) -> Result<(
         Some(e) => error.with_source(e),
         None => error,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a saved guest's processor has and the engine that is to go on with it has not, is told feature by feature.
+    #[test]
+    fn a_saved_processor_that_an_engine_does_not_have_is_refused_with_what_is_missing() {
+        let saved = x86::cpuid::build("x86-64-v2", 2, 2_000_000_000).unwrap();
+        assert!(check_saved(&saved, "bt", None).is_ok(), "an engine that gives whatever the host has");
+        assert!(check_saved(&saved, "kvm", Some(&saved)).is_ok());
+        let mut offered = saved.clone();
+        for leaf in &mut offered {
+            match leaf.function {
+                // SSE4.2 and POPCNT.
+                1 => leaf.ecx &= !(1 << 20 | 1 << 23),
+                0x8000_0008 => leaf.eax = leaf.eax & !0xff | 40,
+                _ => {}
+            }
+        }
+        let error = check_saved(&saved, "kvm", Some(&offered)).unwrap_err().report();
+        for word in
+            ["the engine kvm", "sse4_2", "popcnt", "physical addresses of 46 bits", "choose another engine"]
+        {
+            assert!(error.contains(word), "{word:?} is not in: {error}");
+        }
+        assert!(check_saved(&offered, "kvm", Some(&saved)).is_ok(), "less than there is");
+    }
 }

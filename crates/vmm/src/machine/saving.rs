@@ -59,7 +59,8 @@ impl Machine {
             .map(|function| FunctionSaved { name: function.name().to_owned(), state: function.save() });
         let functions = functions.collect();
         let platform = self.platform.save();
-        let mut saved = MachineSaved::new(self.clock.save(), vcpus, platform, functions, self.generation_id);
+        let mut saved =
+            MachineSaved::new(self.clock.save(), vcpus, platform, functions, self.generation_address());
         saved.ahci = self.ahci.as_ref().map(|ahci| ahci.save());
         saved
     }
@@ -94,7 +95,9 @@ impl Machine {
             }
         }
         self.platform.pci.remap();
-        self.generation_id = saved.generation_id;
+        if !self.source.is_firmware() {
+            self.generation_id = saved.generation_id;
+        }
         self.tell_new_generation()
     }
 
