@@ -44,6 +44,8 @@ macro_rules! counts {
 }
 
 counts! {
+    /// How often a quiet vCPU has given back what it had decoded and looked up.
+    caches_given_back,
     /// Returns from translated code at an exit that was not linked yet.
     exits_unlinked,
     /// Returns from translated code at an indirect branch, or before an instruction that is not

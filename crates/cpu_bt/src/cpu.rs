@@ -15,6 +15,7 @@ use crate::native::Stubs;
 use crate::options::Jit;
 use crate::regs::{Regs, *};
 use crate::signals::Signals;
+use crate::thrift::Thrift;
 use crate::vm::VmShared;
 use cpu::{CpuIo, VmExit};
 use memory::Ram;
@@ -62,6 +63,7 @@ pub(crate) struct Cpu {
     /// How instructions are translated.
     pub(crate) kinds: Kinds,
     pub(crate) counts: Arc<VcpuCounts>,
+    pub(crate) thrift: Thrift,
     /// What lock-step execution watches.
     pub(crate) guard: Guard,
     /// Why this vCPU cannot go on, if the engine is to blame.
@@ -255,6 +257,7 @@ impl Cpu {
             blocks: BlockCache::new(),
             stubs: Stubs::new(),
             kinds: Kinds::default(),
+            thrift: Thrift::default(),
             io: None,
         }
         // SAFETY: as above; all that is left of `jit` are integers and raw pointers, for which zero is a

@@ -306,13 +306,18 @@ impl Cpu {
         let waiting = if self.wait_for_sipi { signal::INTERRUPT | signal::NMI } else { 0 };
         let ignored = self.deferred() | waiting;
         if self.signals.pending() & !ignored == 0 {
+            let begun = self.vm.clock.now();
+            let quiet = self.thrift_sleep_begins(begun);
             let timeout = self.lapic.sleep_begins();
             self.paravirt_sleep_begins();
             self.signals.leave_guest();
+            let timeout = [timeout, quiet].into_iter().flatten().min();
             self.signals.sleep(ignored, timeout.map(Duration::from_nanos));
             self.signals.enter_guest();
             self.paravirt_sleep_ends();
             self.lapic.sleep_ends();
+            let now = self.vm.clock.now();
+            self.thrift_sleep_ends(begun, now);
         }
     }
 }

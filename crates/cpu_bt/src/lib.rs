@@ -34,6 +34,7 @@ mod system;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
+mod thrift;
 mod vcpu;
 mod vm;
 

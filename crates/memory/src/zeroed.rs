@@ -3,10 +3,10 @@
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
-/// An atomic integer.
+/// A type of which zero is a value.
 ///
 /// # Safety
-/// All bytes zero is a value of the type, and it has no destructor.
+/// All bytes zero is a value of the type.
 pub unsafe trait Zeroable {}
 
 // SAFETY: an integer may be zero.
@@ -15,6 +15,8 @@ unsafe impl Zeroable for AtomicU8 {}
 unsafe impl Zeroable for AtomicU32 {}
 // SAFETY: an integer may be zero.
 unsafe impl Zeroable for AtomicU64 {}
+// SAFETY: an integer may be zero.
+unsafe impl Zeroable for u64 {}
 
 /// A table of so many zeroes. It takes no memory and no time until its parts are touched, so that a
 /// machine with much memory starts as fast as a small one.

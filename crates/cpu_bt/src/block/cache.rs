@@ -5,6 +5,8 @@ use super::Block;
 use crate::cpu::{BlockKey, Cpu};
 use crate::fault::Result;
 use crate::jit::cache::Key;
+use crate::thrift::discard;
+use memory::Zeroable;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
@@ -63,6 +65,13 @@ struct PhysicalEntry {
     key: Key,
 }
 
+// SAFETY: integers, and no block.
+unsafe impl Zeroable for FrontEntry {}
+// SAFETY: integers.
+unsafe impl Zeroable for CodeEntry {}
+// SAFETY: integers.
+unsafe impl Zeroable for PhysicalEntry {}
+
 /// What a vCPU remembers of the code at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
@@ -115,9 +124,9 @@ impl BlockCache {
     pub(crate) fn new() -> BlockCache {
         BlockCache {
             blocks: HashMap::default(),
-            front: vec![FrontEntry::default(); FRONT_ENTRIES].into(),
-            code: vec![CodeEntry::default(); CODE_ENTRIES].into(),
-            physical: vec![PhysicalEntry::default(); PHYSICAL_ENTRIES].into(),
+            front: memory::zeroed(FRONT_ENTRIES),
+            code: memory::zeroed(CODE_ENTRIES),
+            physical: memory::zeroed(PHYSICAL_ENTRIES),
             generations: [1; 2],
             youngest: [1; 2],
             rounds: 0,
@@ -241,6 +250,21 @@ impl BlockCache {
         self.blocks.clear();
         self.front.fill(FrontEntry::default());
         self.code.fill(CodeEntry::default());
+    }
+
+    /// Drops all blocks and gives the memory of all tables back.
+    pub(crate) fn give_back(&mut self) {
+        self.clear();
+        self.blocks.shrink_to_fit();
+        // It holds no blocks any more.
+        discard(&mut self.front);
+        discard(&mut self.code);
+        discard(&mut self.physical);
+    }
+
+    /// How many blocks there are.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
     }
 
     #[inline(always)]

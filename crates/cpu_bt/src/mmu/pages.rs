@@ -7,6 +7,8 @@
 //! forget one is to give its identifier another number (SDM vol. 3A, §4.10).
 
 use super::walk::Rights;
+use crate::thrift::discard;
+use memory::Zeroable;
 
 /// Entries; a power of two.
 const ENTRIES: usize = 8192;
@@ -30,6 +32,9 @@ pub(crate) struct Page {
     pub(crate) global: bool,
 }
 
+// SAFETY: integers and booleans; zero is a page of nobody's.
+unsafe impl Zeroable for Page {}
+
 /// The second-level TLB of one vCPU.
 pub(crate) struct Pages {
     entries: Box<[Page]>,
@@ -43,10 +48,8 @@ pub(crate) struct Pages {
 
 impl Pages {
     pub(crate) fn new() -> Pages {
-        let rights = Rights { user: false, writable: false, no_execute: true };
-        let empty = Page { linear: 0, gpa: 0, size: 0, space: NOBODY, rights, dirty: false, global: false };
         let mut pages = Pages {
-            entries: vec![empty; ENTRIES].into(),
+            entries: memory::zeroed(ENTRIES),
             spaces: vec![NOBODY; PCIDS].into(),
             global: NOBODY,
             current: NOBODY,
@@ -138,6 +141,11 @@ impl Pages {
         self.spaces.fill(NOBODY);
         self.global = self.fresh();
         self.switch(current, true);
+    }
+
+    /// Gives memory back. Everything was forgotten before.
+    pub(crate) fn give_back(&mut self) {
+        discard(&mut self.entries);
     }
 
     /// Forgets one page of an address space, and the global one of the same address.
