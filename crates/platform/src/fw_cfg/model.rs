@@ -258,7 +258,10 @@ impl SaveRestore for FwCfgModel {
             match item.filter(|item| item.len() == data.len()) {
                 Some(item) => *item = data,
                 None => {
-                    return Err(RestoreError::new("fw_cfg", "it has a written file that the machine has not"));
+                    return Err(RestoreError::new(
+                        "fw_cfg",
+                        "it has a written file that the machine has not",
+                    ));
                 }
             }
         }
