@@ -38,11 +38,11 @@ const LAYERS: &[Layer] = &[
     layer(3, "cpu_kvm", &["clock", "cpu", "x86", "memory"]),
     layer(3, "cpu_bt", &["clock", "cpu", "x86", "memory"]),
     layer(3, "platform", &["clock", "device", "memory", "x86"]),
-    layer(3, "virtio", &["clock", "device", "memory", "disk", "net"]),
+    layer(4, "virtio", &["clock", "device", "memory", "disk", "net", "scsi"]),
     layer(3, "scsi", &["device", "memory", "disk"]),
     layer(3, "boot", &["memory", "x86"]),
     layer(
-        4,
+        5,
         "vmm",
         &[
             "clock", "x86", "api", "memory", "cpu", "device", "disk", "net", "cpu_kvm", "cpu_bt", "platform",

@@ -1,10 +1,10 @@
 //! Fuzz targets as plain functions: each reads `data` as a script of what a hostile guest does.
 
 use crate::ahci::{Ahci, DriveConfig, spec};
-use crate::{Action, BLOCK, Cdrom};
+use crate::{Action, BLOCK, Cdrom, DiskAction, ScsiDisk};
 use device::IrqLine;
 use device::pci::{PciFunction, reg};
-use disk::{Access, Disk, Raw};
+use disk::{Access, Disk, DiskInfo, Raw};
 use memory::{Bytes, GuestAddress, Ram};
 use std::sync::{Arc, LazyLock};
 
@@ -22,6 +22,35 @@ pub fn cdrom(data: &[u8]) {
         let mut copy = Cdrom::new(drive.has_disc().then_some(blocks * BLOCK));
         copy.restore(drive.save()).expect("a reachable state can be restored");
         assert_eq!(copy.save(), drive.save());
+    }
+}
+
+/// Commands of a disk.
+pub fn disk(data: &[u8]) {
+    let Some((first, rest)) = data.split_first() else { return };
+    let info = DiskInfo {
+        size: (1 + u64::from(*first)) << 12,
+        read_only: first % 4 == 0,
+        logical_block_size: 512,
+        physical_block_size: 4096,
+        discard_granularity: (first % 3 > 0).then_some(65536),
+    };
+    let unit = ScsiDisk::new("fuzz");
+    for bytes in rest.chunks_exact(16) {
+        let cdb: [u8; 16] = bytes.try_into().expect("16 bytes");
+        let within = |offset: u64, len: u64| assert!(offset + len <= info.size);
+        match unit.command(&cdb, &info) {
+            DiskAction::Answer(bytes) => assert!(bytes.len() <= 256),
+            DiskAction::Read { offset, len } => within(offset, len),
+            DiskAction::Write { offset, len, .. } | DiskAction::WriteSame { offset, len, .. } => {
+                assert!(!info.read_only);
+                within(offset, len);
+            }
+            _ => {}
+        }
+    }
+    for (offset, len) in unit.unmap_list(rest, &info).unwrap_or_default() {
+        assert!(offset + len <= info.size);
     }
 }
 
@@ -103,6 +132,11 @@ mod tests {
     #[test]
     fn the_drive_withstands_random_commands() {
         run(2000, cdrom);
+    }
+
+    #[test]
+    fn the_disk_withstands_random_commands() {
+        run(2000, super::disk);
     }
 
     #[test]

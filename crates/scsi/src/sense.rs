@@ -24,6 +24,14 @@ impl Sense {
     pub const UNKNOWN_COMMAND: Sense = Sense::new(5, 0x20, 0);
     /// Beyond the disc's end.
     pub const OUT_OF_RANGE: Sense = Sense::new(5, 0x21, 0);
+    /// A field of the command's data cannot be.
+    pub const BAD_PARAMETER: Sense = Sense::new(5, 0x26, 0);
+    /// What is only read cannot be written to.
+    pub const WRITE_PROTECTED: Sense = Sense::new(7, 0x27, 0);
+    /// What was written could not be stored.
+    pub const WRITE_ERROR: Sense = Sense::new(3, 0x0c, 0);
+    /// There is nothing at that number.
+    pub const NO_SUCH_UNIT: Sense = Sense::new(5, 0x25, 0);
     /// A field of the command cannot be.
     pub const BAD_FIELD: Sense = Sense::new(5, 0x24, 0);
     /// The guest does not let go of the disc.

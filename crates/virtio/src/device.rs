@@ -102,6 +102,8 @@ pub enum DeviceSaved {
     Rng,
     /// A balloon.
     Balloon(crate::balloon::BalloonSaved),
+    /// A SCSI host.
+    Scsi(crate::scsi::ScsiSaved),
     /// A socket device.
     Vsock(crate::vsock::VsockSaved),
     /// A serial port.

@@ -10,6 +10,7 @@ use crate::device::VirtioDevice;
 use crate::net::Net;
 use crate::queue::{CHAIN_LEN_MAX, Chain, Position, Queue};
 use crate::rng::Rng;
+use crate::scsi::{Scsi, TargetConfig};
 use crate::spec::feature;
 use crate::test::{Bench, Buffer, Driver, DriverRing, MemDisk, Recorder, Wire};
 use crate::vsock::{Header, Vsock, VsockConfig};
@@ -346,6 +347,57 @@ pub fn blk(data: &[u8]) {
     play(&mut device, input, craft, |_| {});
 }
 
+/// A guest with a SCSI host: a disk and a CD-ROM drive.
+pub fn scsi(data: &[u8]) {
+    let mut input = Input(data);
+    let disk = MemDisk::new(vec![0x5a; 64 << 10], input.u8().is_multiple_of(8));
+    let disc = MemDisk::new(vec![1; 9 << 10], true);
+    let targets =
+        vec![TargetConfig::Disk { disk, serial: "fuzz".into() }, TargetConfig::Cd(Some(disc.clone()))];
+    let mut device = Scsi::new(targets, 1);
+    let control = device.control();
+    let craft: Craft = |input, at| {
+        if input.u8().is_multiple_of(4) {
+            let bytes =
+                [u32::from(input.u8() % 4).to_le_bytes(), u32::from(input.u8() % 9).to_le_bytes()].concat();
+            let bytes = [&bytes[..], &[1, input.u8() % 3, 0x40, 0, 0, 0, 0, 0], &[0; 8]].concat();
+            return (0, bytes, vec![Buffer::Out(at, 24), Buffer::In(at + 4096, 5)]);
+        }
+        let commands = [
+            0, 3, 8, 0xa, 0x12, 0x1a, 0x1b, 0x1e, 0x25, 0x28, 0x2a, 0x35, 0x41, 0x42, 0x43, 0x46, 0x4a, 0x51,
+            0x5a, 0x88, 0x8a, 0x93, 0x9e, 0xa0, 0xa8, 0xff,
+        ];
+        let mut bytes = vec![1, input.u8() % 3, 0x40, input.u8() % 2];
+        bytes.resize(19, 0);
+        bytes.push(commands[input.u8() as usize % commands.len()]);
+        bytes.extend([
+            input.u8(),
+            0,
+            0,
+            input.u8() % 2,
+            input.u8(),
+            0,
+            input.u8() % 2,
+            input.u8(),
+            0,
+            0,
+            0,
+            0,
+            0,
+            1,
+        ]);
+        bytes.resize(19 + 32, 0);
+        bytes.extend(input.bytes(40));
+        let (out, room) = (input.u16() as u32 % 3000, input.u16() as u32 % 5000);
+        let buffers = vec![Buffer::Out(at, 51), Buffer::Out(at + 51, out), Buffer::In(at + 4096, 108 + room)];
+        (2, bytes, buffers)
+    };
+    play(&mut device, input, craft, |input| {
+        let disc = input.u8().is_multiple_of(2).then(|| disc.clone() as _);
+        let _ = control.change_disc(1, disc, input.u8() < 200);
+    });
+}
+
 /// A guest with a network card.
 pub fn net(data: &[u8]) {
     let mut input = Input(data);
@@ -544,6 +596,11 @@ mod tests {
     #[test]
     fn blk_survives() {
         run(blk, 2000, 1500);
+    }
+
+    #[test]
+    fn scsi_survives() {
+        run(scsi, 2000, 1500);
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub mod limit;
 pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod scsi;
 pub mod serial;
 pub mod spec;
 #[cfg(any(test, feature = "test"))]

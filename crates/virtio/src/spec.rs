@@ -9,6 +9,7 @@ pub mod device_type {
     pub const CONSOLE: u16 = 3;
     pub const ENTROPY: u16 = 4;
     pub const BALLOON: u16 = 5;
+    pub const SCSI: u16 = 8;
     pub const VSOCK: u16 = 19;
 }
 

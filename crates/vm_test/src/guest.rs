@@ -32,6 +32,7 @@ pub struct Guest {
     vsock: Option<PathBuf>,
     snapshots: Option<PathBuf>,
     disk_folder: Option<PathBuf>,
+    scsi: bool,
     cpus: u32,
     memory_mib: u32,
     reset: OnReset,
@@ -125,6 +126,7 @@ impl Guest {
             vsock: None,
             snapshots: None,
             disk_folder: None,
+            scsi: false,
             cpus: 1,
             memory_mib: 512,
             reset: OnReset::End,
@@ -227,6 +229,12 @@ impl Guest {
         self
     }
 
+    /// Disks are SCSI disks. Not under QEMU.
+    pub fn scsi(mut self) -> Self {
+        self.scsi = true;
+        self
+    }
+
     /// Overlays of disks can be made in this folder. Not under QEMU.
     pub fn disk_folder(mut self, folder: &Path) -> Self {
         self.disk_folder = Some(folder.to_owned());
@@ -294,7 +302,9 @@ impl Guest {
         option("--cpus", self.cpus.to_string().into());
         option("--memory", format!("{}M", self.memory_mib).into());
         for disk in &self.disks {
-            option("--disk", joined("path=", &disk.path, if disk.read_only { ",ro" } else { "" }));
+            let bus = if self.scsi { ",bus=scsi" } else { "" };
+            let access = if disk.read_only { ",ro" } else { "" };
+            option("--disk", joined("path=", &disk.path, &format!("{access}{bus}")));
         }
         if let Some(network) = &self.network {
             let forwards = network.forwards.iter().map(|(host, guest)| format!(",forward={host}:{guest}"));

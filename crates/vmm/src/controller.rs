@@ -397,7 +397,7 @@ impl Controller {
     }
 
     fn change_disc(&self, drive: u32, path: Option<String>, force: bool) -> Result<Reply, ControlError> {
-        disc::change(self.machine.ahci(), &self.drives, drive, path.as_deref(), force)
+        disc::change(&self.machine, &self.drives, drive, path.as_deref(), force)
     }
 
     fn screen(&self) -> Result<Arc<platform::vga::Vga>, ControlError> {

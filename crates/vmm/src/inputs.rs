@@ -10,7 +10,7 @@ use crate::source::{BootSource, open_file};
 use crate::spec::{DiskSpec, NetSpec, NetworkSpec, VmSpec};
 use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
-use api::worker::config::{BootKind, CharDevice, DiskBus, LineSocketConfig};
+use api::worker::config::{BootKind, CdromBus, CharDevice, DiskBus, LineSocketConfig};
 use disk::qcow2::CreateOptions;
 use disk::{Access, Disk, Format, Image, Live, Progress, Raw, Scratch, TargetOptions};
 use memory::{Ram, RamRange, VideoMemory};
@@ -60,8 +60,8 @@ pub struct Devices {
     pub nets: Vec<Card>,
     /// Disks.
     pub disks: Vec<DiskDevice>,
-    /// Discs in CD-ROM drives, or none in one.
-    pub discs: Vec<Option<Arc<dyn Disk>>>,
+    /// CD-ROM drives, each with its disc or none.
+    pub discs: Vec<(CdromBus, Option<Arc<dyn Disk>>)>,
     /// What firmware tries to boot.
     pub boot_order: Vec<BootKind>,
     /// Whether there is a balloon.
@@ -177,6 +177,7 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
     };
     let discs = spec.cdroms.iter().map(|drive| drive.path.as_deref().map(open_disc).transpose());
     let discs = discs.collect::<Result<Vec<_>, _>>()?;
+    let discs = spec.cdroms.iter().map(|drive| drive.bus).zip(discs).collect();
     let display = spec.display.then(|| open_display(&mut ram)).transpose()?;
     let ram = Arc::new(ram);
     let (disks, live): (Vec<_>, Vec<_>) = disks.into_iter().map(OpenDisk::into_parts).unzip();

@@ -5,8 +5,9 @@
 
 use crate::Error;
 use api::worker::config::{
-    BootKind, BootMethod, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice, FORMAT_AUTO,
-    FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, SwitchNetConfig, UserNetConfig, VmConfig,
+    BootKind, BootMethod, CdromBus, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice,
+    FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, SwitchNetConfig, UserNetConfig,
+    VmConfig,
 };
 use net::switch::PortKey;
 use net::{MacAddress, NatConfig};
@@ -344,7 +345,16 @@ impl TryFrom<VmConfig> for VmSpec {
             }
         }
         let cdroms = config.cdroms;
-        let sata = cdroms.len() + disks.iter().filter(|disk| disk.bus == DiskBus::Ahci).count();
+        let at_bus = |disk_bus: DiskBus, cdrom_bus: CdromBus| {
+            let disks = disks.iter().filter(|disk| disk.bus == disk_bus).count();
+            (disks, disks + cdroms.iter().filter(|drive| drive.bus == cdrom_bus).count())
+        };
+        let (sata_disks, sata) = at_bus(DiskBus::Ahci, CdromBus::Ahci);
+        let (scsi_disks, scsi) = at_bus(DiskBus::Scsi, CdromBus::Scsi);
+        if scsi > virtio::scsi::TARGETS_MAX {
+            return Err(Error::bad_input(format!("{scsi} SCSI drives and disks are too many"))
+                .with_advice(format!("use at most {}", virtio::scsi::TARGETS_MAX)));
+        }
         if sata > SATA_DEVICES_MAX {
             return Err(Error::bad_input(format!("{sata} CD-ROM drives and SATA disks are too many"))
                 .with_advice(format!("use at most {SATA_DEVICES_MAX}, and bus=virtio for the other disks")));
@@ -370,8 +380,12 @@ impl TryFrom<VmConfig> for VmSpec {
         if let Some(path) = &config.qemu_agent {
             check_socket_path(path, "--qemu-agent")?;
         }
-        let optional = [vsock.is_some(), display, sata > 0, config.balloon, config.qemu_agent.is_some()];
-        let devices = disks.len() + nets.len() + 2 + optional.into_iter().filter(|has| *has).count();
+        let optional =
+            [vsock.is_some(), display, sata > 0, scsi > 0, config.balloon, config.qemu_agent.is_some()];
+        let devices = disks.len() - sata_disks - scsi_disks
+            + nets.len()
+            + 2
+            + optional.into_iter().filter(|has| *has).count();
         if devices > PCI_DEVICES_MAX {
             return Err(Error::bad_input(format!("{devices} devices do not fit on the PCI bus"))
                 .with_advice(format!(
@@ -467,12 +481,12 @@ fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
     let limits = limits(&config.limits).map_err(|why| {
         Error::bad_input(format!("the limits of disk {:?} are unsuitable", config.path)).with_advice(why)
     })?;
-    if config.bus == DiskBus::Ahci && !config.limits.is_none() {
+    if config.bus != DiskBus::Virtio && !config.limits.is_none() {
         return Err(Error::bad_input(format!(
-            "disk {:?} is at the AHCI controller and cannot be limited",
+            "disk {:?} is at an AHCI or SCSI controller and cannot be limited",
             config.path
         ))
-        .with_advice("leave out the limits, or bus=ahci"));
+        .with_advice("leave out the limits, or the bus"));
     }
     Ok(DiskSpec { path: config.path, options, serial, bus: config.bus, limits })
 }

@@ -505,6 +505,8 @@ pub enum DiskBus {
     Virtio,
     /// A SATA disk at an AHCI controller, for guests without virtio drivers.
     Ahci,
+    /// A SCSI disk at a virtio SCSI host: many of them take one place on the PCI bus.
+    Scsi,
 }
 
 impl DiskBus {
@@ -524,6 +526,27 @@ pub struct CdromConfig {
     /// A folder from whose images other discs can be put in while the machine runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media: Option<PathBuf>,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "CdromBus::is_default")]
+    pub bus: CdromBus,
+}
+
+/// How the guest reaches a CD-ROM drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CdromBus {
+    /// At an AHCI controller: every guest has a driver for it.
+    #[default]
+    Ahci,
+    /// At a virtio SCSI host.
+    Scsi,
+}
+
+impl CdromBus {
+    /// Whether it is the default.
+    pub fn is_default(&self) -> bool {
+        *self == CdromBus::default()
+    }
 }
 
 /// A kind of device to boot from.

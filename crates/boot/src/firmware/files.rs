@@ -48,6 +48,8 @@ pub enum BootDevice {
     Net(u8),
     /// A disk or disc at this port of the AHCI controller at this device number.
     Sata(u8, u8),
+    /// A target of the virtio SCSI host at this device number.
+    Scsi(u8, u8),
 }
 
 /// `etc/e820` (QEMU): address, length, kind.
@@ -91,6 +93,9 @@ impl BootDevice {
             BootDevice::Net(device) => format!("/pci@i0cf8/ethernet@{device:x}/ethernet-phy@0"),
             BootDevice::Sata(device, port) => {
                 format!("/pci@i0cf8/pci8086,2922@{device:x}/drive@{port:x}/disk@0")
+            }
+            BootDevice::Scsi(device, target) => {
+                format!("/pci@i0cf8/scsi@{device:x}/channel@0/disk@{target:x},0")
             }
         }
     }

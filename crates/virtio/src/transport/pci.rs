@@ -654,7 +654,7 @@ fn configuration(
 fn class_code(device_type: u16) -> u32 {
     match device_type {
         device_type::NET => 0x02_00_00,
-        device_type::BLOCK => 0x01_00_00,
+        device_type::BLOCK | device_type::SCSI => 0x01_00_00,
         device_type::CONSOLE => 0x07_80_00,
         device_type::VSOCK => 0x07_80_00,
         _ => 0x00_ff_00,

@@ -6,7 +6,38 @@ use vm_test::{Case, Firmware, Guest, Patience, Suite, copy_sparse, debian};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.matrix("firmware::bios", &[2], |case| boot(case, Firmware::Bios));
+    suite.worker_test("firmware::scsi_by_bios", |case| scsi(case, Firmware::Bios));
+    suite.worker_test("firmware::scsi_by_uefi", |case| scsi(case, Firmware::Uefi));
     suite.matrix("firmware::uefi", &[1], |case| boot(case, Firmware::Uefi));
+}
+
+/// The same from a SCSI disk, with a disc in a SCSI drive beside it.
+fn scsi(case: &Case, firmware: Firmware) -> Result<()> {
+    let (disk, disc) = (case.path("disk.img"), case.path("disc.iso"));
+    copy_sparse(&case.artifacts.bootable.disk, &disk)?;
+    let pattern: Vec<u8> = (0..64u32 << 10).map(|i| (i / 2048 * 7 + i) as u8).collect();
+    std::fs::write(&disc, &pattern)?;
+    let drive = format!("path={},bus=scsi", disc.display());
+    let guest = Guest::firmware(firmware, &disk).scsi().worker_option("--cdrom", &drive);
+    let mut vm = guest.start(&case.program, &case.folder)?;
+    let mut shell = debian::log_in(&mut vm, &case.artifacts)?;
+    let root = shell.check("findmnt -no SOURCE / | sed 's/[0-9]*$//'")?;
+    ensure!(root == "/dev/sda", "the root file system is on {root}");
+    shell.check("test ! -e /dev/vda")?;
+    let told =
+        shell.check("sha256sum < /dev/sr0; cat /sys/class/scsi_device/*/device/model | tr -s ' \\n' ' '")?;
+    let expected = shell.check(&format!(
+        "perl -e 'for my $i (0..{}) {{ print chr((int($i / 2048) * 7 + $i) & 255) }}' | sha256sum",
+        pattern.len() - 1
+    ))?;
+    ensure!(told.starts_with(&expected), "the disc is another: {told}, not {expected}");
+    // Written, trimmed, and there again.
+    shell.check("dd if=/dev/urandom of=/root/file bs=1M count=4 2>/dev/null && sync && sha256sum /root/file > /root/sum")?;
+    shell.check("fstrim / && echo 3 > /proc/sys/vm/drop_caches && sha256sum -c /root/sum")?;
+    let errors = shell.check("dmesg -l err,crit,alert,emerg | grep -iE 'scsi|sd|sr0|virtio' || true")?;
+    ensure!(errors.is_empty(), "the guest complains of its disks: {errors}");
+    shell.send("poweroff")?;
+    vm.wait(Patience::Shutdown)?.expect_code(0)
 }
 
 fn boot(case: &Case, firmware: Firmware) -> Result<()> {

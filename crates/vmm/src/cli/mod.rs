@@ -115,7 +115,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
 
-    /// A disk: [path=]FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]
+    /// A disk: [path=]FILE[,format=FORMAT][,bus=virtio|ahci|scsi][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]
     /// [,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE][,burst-ops=N]. FORMAT is auto (found out from the
     /// file), raw, qcow2, vmdk, vdi, vhd or vhdx. An image may stand on files of its own folder, and on those in
     /// a PATH. Limits are per second, for reads and writes together, of a virtio disk; a burst may go through at

@@ -3,8 +3,8 @@
 use super::Net;
 use api::ByteSize;
 use api::worker::config::{
-    CdromConfig, CharDevice, DiskBus, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig, RateLimits,
-    SwitchNetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
+    CdromBus, CdromConfig, CharDevice, DiskBus, DiskConfig, FORMAT_AUTO, LineSocketConfig, NetConfig,
+    RateLimits, SwitchNetConfig, TraceConfig, TraceEvents, UserNetConfig, VsockConfig,
 };
 use std::path::PathBuf;
 
@@ -39,7 +39,7 @@ fn not_empty(name: &str, value: &str) -> Result<String, String> {
 }
 
 pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
-    const FORM: &str = "FILE[,format=FORMAT][,bus=virtio|ahci][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]\
+    const FORM: &str = "FILE[,format=FORMAT][,bus=virtio|ahci|scsi][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]\
                         [,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE][,burst-ops=N]";
     let (mut path, mut format, mut read_only, mut snapshot, mut serial) = (None, None, false, None, None);
     let (mut allow, mut bus, mut limits) = (Vec::new(), None, RateLimits::default());
@@ -76,21 +76,30 @@ fn disk_bus(name: &str) -> Result<DiskBus, String> {
     match name {
         "virtio" => Ok(DiskBus::Virtio),
         "ahci" | "sata" => Ok(DiskBus::Ahci),
-        _ => Err(format!("{name:?} is no bus for disks: write virtio or ahci")),
+        "scsi" => Ok(DiskBus::Scsi),
+        _ => Err(format!("{name:?} is no bus for disks: write virtio, ahci or scsi")),
     }
 }
 
 pub(super) fn cdrom(text: &str) -> Result<CdromConfig, String> {
-    let mut drive = CdromConfig { path: None, media: None };
+    let mut drive = CdromConfig { path: None, media: None, bus: CdromBus::default() };
+    let mut bus = None;
     for (index, part) in parts(text).iter().enumerate() {
         match part.split_once('=') {
             Some(("path", value)) => once(&mut drive.path, "path", not_empty("path", value)?.into())?,
             Some(("media", value)) => once(&mut drive.media, "media", not_empty("media", value)?.into())?,
+            Some(("bus", "ahci" | "sata")) => once(&mut bus, "bus", CdromBus::Ahci)?,
+            Some(("bus", "scsi")) => once(&mut bus, "bus", CdromBus::Scsi)?,
             None if part == "empty" && index == 0 => {}
             _ if index == 0 => drive.path = Some(not_empty("path", part)?.into()),
-            _ => return Err(format!("{part:?} is not known: write FILE[,media=DIR] or empty[,media=DIR]")),
+            _ => {
+                return Err(format!(
+                    "{part:?} is not known: write FILE[,media=DIR][,bus=ahci|scsi] or empty[,media=DIR][,bus=ahci|scsi]"
+                ));
+            }
         }
     }
+    drive.bus = bus.unwrap_or_default();
     Ok(drive)
 }
 
@@ -290,11 +299,15 @@ mod tests {
         let drive = |path: Option<&str>, media: Option<&str>| CdromConfig {
             path: path.map(Into::into),
             media: media.map(Into::into),
+            bus: CdromBus::default(),
         };
         assert_eq!(cdrom("a.iso"), Ok(drive(Some("a.iso"), None)));
         assert_eq!(cdrom("empty,media=/isos"), Ok(drive(None, Some("/isos"))));
         assert_eq!(cdrom("path=empty,media=m"), Ok(drive(Some("empty"), Some("m"))));
         assert_eq!(disk("a,bus=ahci").unwrap().bus, DiskBus::Ahci);
+        assert_eq!(disk("a,bus=scsi").unwrap().bus, DiskBus::Scsi);
+        assert_eq!(cdrom("a.iso,bus=scsi").unwrap().bus, CdromBus::Scsi);
+        assert!(cdrom("a.iso,bus=virtio").is_err());
         for text in ["", "a,media=", "a,ro", "a,path=b"] {
             assert!(cdrom(text).is_err(), "{text}");
         }

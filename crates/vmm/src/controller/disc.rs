@@ -1,12 +1,12 @@
 //! Changing discs.
 
 use crate::inputs::open_disc;
+use crate::machine::Machine;
 use api::worker::config::CdromConfig;
 use api::worker::control::{ControlError, ControlErrorKind, Reply};
-use scsi::ahci::{Ahci, DiscError};
+use scsi::DiscError;
 use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::Arc;
 
 fn refuse(message: impl Into<String>) -> ControlError {
     ControlError { kind: ControlErrorKind::BadRequest, message: message.into() }
@@ -14,15 +14,14 @@ fn refuse(message: impl Into<String>) -> ControlError {
 
 /// Puts the image of this name, from the drive's folder, into a drive; without a name the drive is empty.
 pub(super) fn change(
-    ahci: Option<&Arc<Ahci>>,
+    machine: &Machine,
     drives: &[CdromConfig],
     drive: u32,
     name: Option<&str>,
     force: bool,
 ) -> Result<Reply, ControlError> {
     let no_drive = || refuse(format!("the machine has no CD-ROM drive {drive}: start it with --cdrom"));
-    let (ahci, config) = ahci.zip(drives.get(drive as usize)).ok_or_else(no_drive)?;
-    let port = *ahci.cd_ports().get(drive as usize).ok_or_else(no_drive)?;
+    let config = drives.get(drive as usize).ok_or_else(no_drive)?;
     let disc = match name {
         None => None,
         Some(name) => {
@@ -40,7 +39,7 @@ pub(super) fn change(
             Some(open_disc(&folder.join(file)).map_err(|e| refuse(e.report()))?)
         }
     };
-    ahci.change_disc(port, disc, force).map(|()| Reply::Done).map_err(|e| ControlError {
+    machine.change_disc(drive as usize, disc, force).map(|()| Reply::Done).map_err(|e| ControlError {
         kind: if e == DiscError::Held { ControlErrorKind::Busy } else { ControlErrorKind::BadRequest },
         message: match e {
             DiscError::Held => format!("{e}; ask again, or with force"),

@@ -123,7 +123,7 @@ impl Controller {
             return Err(self.no_disk(disk));
         }
         let live = self.machine.live_disk(disk as usize).cloned();
-        live.ok_or_else(|| bad(format!("disk {disk} cannot change: what is written to it is lost at the end, or it is at the AHCI controller")))
+        live.ok_or_else(|| bad(format!("disk {disk} cannot change: what is written to it is lost at the end, or it is at an AHCI or SCSI controller")))
     }
 
     /// A path that the worker may use, made whole.

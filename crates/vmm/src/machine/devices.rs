@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::inputs::Devices;
-use api::worker::config::{BootKind, DiskBus};
+use api::worker::config::{BootKind, CdromBus, DiskBus};
 use boot::firmware::BootDevice;
 use device::MsiSink;
 use device::pci::Bdf;
@@ -15,6 +15,7 @@ use virtio::blk::{Blk, BlkConfig};
 use virtio::limit::{Limiter, Limits};
 use virtio::net::Net;
 use virtio::rng::Rng;
+use virtio::scsi::{Scsi, ScsiControl, TargetConfig};
 use virtio::{VirtioDevice, VirtioPci};
 
 /// More queues than this do not make a disk faster.
@@ -22,6 +23,8 @@ pub const DISK_QUEUES_MAX: u32 = 8;
 
 /// Where the AHCI controller is: beside display and ISA bridge, so that it moves no other device.
 const AHCI_DEVICE: u8 = 29;
+/// Where the SCSI host is: beside that.
+const SCSI_DEVICE: u8 = 28;
 
 /// The devices, and those of them that firmware can boot from, in order.
 pub(super) struct Populated {
@@ -34,12 +37,25 @@ pub(super) struct Populated {
 /// What can be changed of devices while the machine runs.
 #[derive(Default)]
 pub(super) struct Handles {
-    /// Each disk; `None` for one at the AHCI controller.
+    /// Each disk; `None` for one at the AHCI controller or SCSI host.
     pub(super) disks: Vec<Option<Handle<1>>>,
     /// Each network card: frames from the guest, and to it.
     pub(super) nets: Vec<Handle<2>>,
+    /// CD-ROM drives, in their order.
+    pub(super) discs: Vec<DiscPlace>,
+    /// The SCSI host.
+    pub(super) scsi: Option<ScsiControl>,
     /// The balloon.
     pub(super) balloon: Option<(Arc<VirtioPci>, BalloonControl)>,
+}
+
+/// Where a CD-ROM drive is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum DiscPlace {
+    /// At a port of the AHCI controller.
+    Port(usize),
+    /// At a target of the SCSI host.
+    Target(usize),
 }
 
 /// A device and what keeps its rate.
@@ -69,7 +85,7 @@ impl PciBus<'_> {
     pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Populated, Error> {
         let (mut functions, mut handles) = (Vec::new(), Handles::default());
         let (mut from_net, mut from_disk, mut from_disc) = (Vec::new(), Vec::new(), Vec::new());
-        let mut drives = Vec::new();
+        let (mut drives, mut targets) = (Vec::new(), Vec::new());
         for (index, card) in devices.nets.into_iter().enumerate() {
             from_net.push(BootDevice::Net(self.slot()?));
             let net = Net::new(card.mac.0, card.backend);
@@ -83,6 +99,12 @@ impl PciBus<'_> {
             if disk.bus == DiskBus::Ahci {
                 from_disk.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
                 drives.push(DriveConfig::Disk { disk: disk.disk, serial: disk.serial });
+                handles.disks.push(None);
+                continue;
+            }
+            if disk.bus == DiskBus::Scsi {
+                from_disk.push(BootDevice::Scsi(SCSI_DEVICE, targets.len() as u8));
+                targets.push(TargetConfig::Disk { disk: disk.disk, serial: disk.serial });
                 handles.disks.push(None);
                 continue;
             }
@@ -102,9 +124,25 @@ impl PciBus<'_> {
             functions.push(self.add("console".into(), Box::new(console))?);
         }
         functions.push(self.add("rng".into(), Box::new(Rng::new()))?);
-        for disc in devices.discs {
-            from_disc.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
-            drives.push(DriveConfig::Cd(disc));
+        for (bus, disc) in devices.discs {
+            match bus {
+                CdromBus::Ahci => {
+                    from_disc.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
+                    handles.discs.push(DiscPlace::Port(drives.len()));
+                    drives.push(DriveConfig::Cd(disc));
+                }
+                CdromBus::Scsi => {
+                    from_disc.push(BootDevice::Scsi(SCSI_DEVICE, targets.len() as u8));
+                    handles.discs.push(DiscPlace::Target(targets.len()));
+                    targets.push(TargetConfig::Cd(disc));
+                }
+            }
+        }
+        if !targets.is_empty() {
+            let queues = cpus.min(DISK_QUEUES_MAX) as u16;
+            let scsi = Scsi::new(targets, queues);
+            handles.scsi = Some(scsi.control());
+            functions.push(self.add_at(SCSI_DEVICE, "scsi".into(), Box::new(scsi))?);
         }
         let ahci = if drives.is_empty() { None } else { Some(self.add_ahci(drives)?) };
         let mut boot_order = Vec::new();
@@ -149,8 +187,11 @@ impl PciBus<'_> {
     }
 
     fn add(&self, name: String, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPci>, Error> {
+        self.add_at(self.slot()?, name, device)
+    }
+
+    fn add_at(&self, slot: u8, name: String, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPci>, Error> {
         let refused = |name: &str| Error::host(format!("the device {name} cannot be made"));
-        let slot = self.slot()?;
         let line = self.platform.irqs.pci_line(slot);
         let function = VirtioPci::new(name.clone(), device, self.ram.clone(), self.msi.clone(), line)
             .map_err(|e| refused(&name).with_source(e))?;

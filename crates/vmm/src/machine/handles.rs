@@ -1,8 +1,9 @@
 //! What can be changed of a machine's devices while it runs: disks, limits, memory.
 
 use super::Machine;
-use super::devices::Handle;
+use super::devices::{DiscPlace, Handle};
 use disk::{Disk, Live};
+use scsi::DiscError;
 use std::sync::Arc;
 use virtio::balloon::BalloonStatus;
 use virtio::limit::Limits;
@@ -22,7 +23,7 @@ impl Machine {
         self.disks.get(index)
     }
 
-    /// The images of a disk; `None` for one whose images cannot change, or that is at the AHCI controller.
+    /// The images of a disk; `None` for one whose images cannot change, or that is at an AHCI or SCSI controller.
     pub fn live_disk(&self, index: usize) -> Option<&Arc<Live>> {
         self.disk_handle(index)?;
         self.live.get(index)?.as_ref()
@@ -79,6 +80,25 @@ impl Machine {
     /// Limits a network card; whether there is one.
     pub fn limit_net(&self, index: usize, limits: Limits) -> bool {
         self.handles.nets.get(index).map(|handle| handle.limit(limits)).is_some()
+    }
+
+    /// Puts another disc into a CD-ROM drive, or takes it out; `force` although the guest holds it.
+    ///
+    /// # Errors
+    /// When there is no such drive, or the guest holds the disc.
+    pub fn change_disc(
+        &self,
+        drive: usize,
+        disc: Option<Arc<dyn Disk>>,
+        force: bool,
+    ) -> Result<(), DiscError> {
+        let nowhere = DiscError::NoSuchDrive;
+        match self.handles.discs.get(drive).ok_or(nowhere)? {
+            DiscPlace::Port(port) => self.ahci.as_ref().ok_or(nowhere)?.change_disc(*port, disc, force),
+            DiscPlace::Target(target) => {
+                self.handles.scsi.as_ref().ok_or(nowhere)?.change_disc(*target, disc, force)
+            }
+        }
     }
 
     /// What is known of the guest's memory; `None` without a balloon.

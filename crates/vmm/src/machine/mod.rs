@@ -295,11 +295,6 @@ impl Machine {
         self.platform.serial[0].clone()
     }
 
-    /// The AHCI controller.
-    pub fn ahci(&self) -> Option<&Arc<Ahci>> {
-        self.ahci.as_ref()
-    }
-
     /// The display adapter.
     pub fn display(&self) -> Option<Arc<platform::vga::Vga>> {
         self.platform.vga.clone()
