@@ -1,6 +1,10 @@
 //! Debian on a disk with boot loaders, started by stock firmware: from the reset vector over firmware, GRUB
 //! and systemd to the login prompt, and down again.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use vm_test::{Case, Firmware, Guest, Patience, Suite, copy_sparse, debian};
 
@@ -11,10 +15,32 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.matrix("firmware::uefi", &[1], |case| boot(case, Firmware::Uefi));
 }
 
+/// Has the boot loader's configuration and the table of file systems on a disk name it otherwise. Each is one block of a
+/// file, in which the new name takes the place of the old one.
+fn name_root(disk: &Path, old: &[u8; 8], new: &[u8; 8]) -> Result<()> {
+    const STEP: usize = 1 << 20;
+    let file = File::options().read(true).write(true).open(disk)?;
+    let (len, mut found) = (file.metadata()?.len(), 0);
+    let mut bytes = vec![0; STEP + old.len()];
+    for start in (0..len).step_by(STEP) {
+        let here = bytes.len().min((len - start) as usize);
+        file.read_exact_at(&mut bytes[..here], start)?;
+        for at in
+            bytes[..here].windows(old.len()).enumerate().filter(|(_, name)| name == old).map(|(at, _)| at)
+        {
+            file.write_all_at(new, start + at as u64)?;
+            found += 1;
+        }
+    }
+    ensure!(found == 2, "{found} places on the disk name it");
+    Ok(())
+}
+
 /// The same from a SCSI disk, with a disc in a SCSI drive beside it.
 fn scsi(case: &Case, firmware: Firmware) -> Result<()> {
     let (disk, disc) = (case.path("disk.img"), case.path("disc.iso"));
     copy_sparse(&case.artifacts.bootable.disk, &disk)?;
+    name_root(&disk, b"/dev/vda", b"/dev/sda")?;
     let pattern: Vec<u8> = (0..64u32 << 10).map(|i| (i / 2048 * 7 + i) as u8).collect();
     std::fs::write(&disc, &pattern)?;
     let drive = format!("path={},bus=scsi", disc.display());
