@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::kvm_rig::Depth;
 use crate::steps::Steps;
 use crate::workspace::Workspace;
 use crate::{apt, task_check, task_test};
@@ -22,5 +23,6 @@ pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
     task_check::check(&mut steps, &workspace);
     task_test::unit_tests(&mut steps, false);
     task_test::boot_tests(&mut steps, &workspace, None, false);
+    task_test::kvm_tests(&mut steps, &workspace, Depth::Short, None);
     Ok(steps.finish())
 }

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Only the KVM engine, in a machine that QEMU emulates with virtualization in it
     #[arg(long, conflicts_with_all = ["unit_only", "boot_only", "full"])]
     kvm: bool,
-    /// With --kvm: only the engine's own tests and one boot
+    /// With --kvm: only the engine's own tests and changes of engines, no boots
     #[arg(long, requires = "kvm")]
     short: bool,
     /// Only the soak: mixed stress in a guest for so long (90s, 60m, 2h), compared with the host, one verdict
