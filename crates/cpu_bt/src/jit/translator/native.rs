@@ -69,8 +69,15 @@ impl Translator {
             set_operand(&mut new, operand);
         }
         if self.encode(&new) {
+            let replaced = replaced_register(insn);
             for (&guest, &register) in absent.iter().zip(scratch) {
-                self.load_register(register, guest);
+                if replaced == Some(guest) {
+                    if register == S1 {
+                        self.held = None;
+                    }
+                } else {
+                    self.load_register(register, guest);
+                }
             }
             let encoded = std::mem::take(&mut self.encoded);
             self.e.bytes(&encoded);
@@ -199,6 +206,17 @@ impl Translator {
         self.encoded = self.encoder.take_buffer();
         result.is_ok()
     }
+}
+
+/// The general register that an instruction sets without regard to what it held, if that is known.
+fn replaced_register(insn: &Instruction) -> Option<u8> {
+    let moves = matches!(insn.mnemonic(), M::Mov | M::Movzx | M::Movsx | M::Movsxd);
+    let target = insn.op0_register();
+    let whole = insn.op0_kind() == OpKind::Register && target.size() >= 4;
+    // Moved to itself it counts as read.
+    let other =
+        insn.op1_kind() != OpKind::Register || insn.op1_register().full_register() != target.full_register();
+    if moves && whole && other { gpr_number(target) } else { None }
 }
 
 /// Replaces the memory operand.

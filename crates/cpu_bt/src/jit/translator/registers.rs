@@ -48,7 +48,7 @@ impl Translator {
             }
         }
         // A loop pays for the change once, anything else at every execution.
-        let gain_min = if trace.loops { 1 } else { 6 };
+        let gain_min = if trace.loops { 1 } else { 4 };
         // RAX holds flags where they have to be kept.
         fixed |= 1;
         Mapping::choose(&uses, fixed, gain_min)
