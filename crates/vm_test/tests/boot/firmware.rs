@@ -60,7 +60,8 @@ fn scsi(case: &Case, firmware: Firmware) -> Result<()> {
     // Written, trimmed, and there again.
     shell.check("dd if=/dev/urandom of=/root/file bs=1M count=4 2>/dev/null && sync && sha256sum /root/file > /root/sum")?;
     shell.check("fstrim / && echo 3 > /proc/sys/vm/drop_caches && sha256sum -c /root/sum")?;
-    let errors = shell.check("dmesg -l err,crit,alert,emerg | grep -iE 'scsi|sd|sr0|virtio' || true")?;
+    let errors =
+        shell.check("dmesg -l err,crit,alert,emerg | grep -E '(scsi|sd|sr|virtio) ?[0-9]' || true")?;
     ensure!(errors.is_empty(), "the guest complains of its disks: {errors}");
     shell.send("poweroff")?;
     vm.wait(Patience::Shutdown)?.expect_code(0)
