@@ -131,7 +131,7 @@ async fn open(client: &mut WebSocket, socket: &Path, qemu: &Path, wait: Duration
     Ok(Opened::Runs(frames, writer))
 }
 
-async fn tell_client(client: &mut WebSocket, message: &ExecMessage) -> Result<(), Error> {
+pub(super) async fn tell_client(client: &mut WebSocket, message: &ExecMessage) -> Result<(), Error> {
     let text = serde_json::to_string(message).unwrap_or_default();
     let sent = client.send(Message::Text(text.into())).await;
     sent.map_err(|_| Error::new(ErrorCode::Cancelled, "the client has gone"))

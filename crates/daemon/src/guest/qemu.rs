@@ -8,7 +8,7 @@ use crate::Error;
 use agent_client::qga::Qga;
 use api::agent::{Control, ExecParams, Exit, Info, ShutdownMode};
 use api::v1::error::ErrorCode;
-use api::v1::guest::{EXEC_STDIN, Guest};
+use api::v1::guest::{EXEC_STDIN, ExecMessage, Guest};
 use axum::extract::ws::{Message, WebSocket};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -61,8 +61,8 @@ fn program(params: &ExecParams) -> Result<Vec<String>, Error> {
     if params.user.as_deref().is_some_and(|user| user != "root" && user != "0") {
         return unsupported("runs programs as root only");
     }
-    // `env` looks for the program in PATH and says by 127 that there is none.
-    let mut words = vec!["/usr/bin/env".to_owned()];
+    // `env`, which the agent looks for in PATH, looks for the program there and says by 127 that there is none.
+    let mut words = vec!["env".to_owned()];
     words.extend(params.environment.iter().map(|(name, value)| format!("{name}={value}")));
     if let Some(directory) = &params.directory {
         let script = "cd -- \"$0\" && exec \"$@\"";
@@ -90,6 +90,9 @@ async fn input(client: &mut WebSocket) -> Result<Vec<u8>, Error> {
                         ));
                     }
                     input.extend_from_slice(&bytes[1..]);
+                    // Else the client waits for its window.
+                    let taken = ExecMessage::InputTaken { bytes: bytes.len() as u64 - 1 };
+                    super::exec::tell_client(client, &taken).await?;
                 }
                 // Signals cannot be sent there.
                 Some(Ok(Message::Text(text))) if serde_json::from_str::<Control>(&text).is_ok() => {}
@@ -129,11 +132,11 @@ mod tests {
     #[test]
     fn programs_are_made_of_what_the_agent_has() {
         let mut params = ExecParams { command: vec!["ls".into(), "-l".into()], ..ExecParams::default() };
-        assert_eq!(program(&params).unwrap_or_default(), ["/usr/bin/env", "ls", "-l"]);
+        assert_eq!(program(&params).unwrap_or_default(), ["env", "ls", "-l"]);
         params.environment.insert("A".into(), "b c".into());
         params.directory = Some("/a b".into());
         let words = program(&params).unwrap_or_default();
-        assert_eq!(words[..3], ["/usr/bin/env", "A=b c", "sh"]);
+        assert_eq!(words[..3], ["env", "A=b c", "sh"]);
         assert_eq!(words[5..], ["/a b", "ls", "-l"]);
         for bad in [
             ExecParams { command: Vec::new(), ..params.clone() },
