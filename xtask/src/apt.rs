@@ -58,6 +58,12 @@ pub(crate) const QEMU_TOOLS: &[Need] = &[
     Need { probe: "/usr/sbin/mkfs.btrfs", package: "btrfs-progs" },
 ];
 
+/// What programs of PyPI are installed with.
+pub(crate) const VENV: &[Need] = &[
+    Need { probe: "python3", package: "python3" },
+    Need { probe: "/usr/lib/python3.11/ensurepip", package: "python3-venv" },
+];
+
 /// What the tests make discs of, and boot from them.
 pub(crate) const DISCS: &[Need] = &[
     Need { probe: "xorriso", package: "xorriso" },

@@ -5,6 +5,7 @@ mod guests;
 mod host;
 mod kvm_rig;
 mod layers;
+mod schemathesis;
 mod steps;
 mod task_bench;
 mod task_build;

@@ -8,7 +8,7 @@ use crate::guests::{self, Freshness, Guests};
 use crate::kvm_rig::Depth;
 use crate::steps::{Steps, cargo_test};
 use crate::workspace::{Workspace, given_worker};
-use crate::{apt, host, kvm_rig, task_fuzz};
+use crate::{apt, host, kvm_rig, schemathesis, task_fuzz};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// With --kvm: only the engine's own tests and changes of engines, no boots
     #[arg(long, requires = "kvm")]
     short: bool,
+    /// Only schemathesis against the daemon's API
+    #[arg(long, conflicts_with_all = ["unit_only", "boot_only", "full", "kvm"])]
+    api: bool,
     /// Only the soak: mixed stress in a guest for so long (90s, 60m, 2h), compared with the host, one verdict
     #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["full", "unit_only", "boot_only"])]
     soak: Option<u64>,
@@ -45,6 +48,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return soak(&workspace, seconds);
     }
     let mut steps = Steps::default();
+    if args.api {
+        api_tests(&mut steps, &workspace);
+        return Ok(steps.finish());
+    }
     if args.kvm {
         let depth = if args.short { Depth::Short } else { Depth::Full };
         kvm_tests(&mut steps, &workspace, depth, args.name.as_deref());
@@ -57,6 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         boot_tests(&mut steps, &workspace, args.name.as_deref(), args.full);
     }
     if args.full {
+        api_tests(&mut steps, &workspace);
         kvm_tests(&mut steps, &workspace, Depth::Full, None);
         task_fuzz::fuzz(&mut steps, &workspace, args.fuzz_seconds, &[]);
     }
@@ -124,6 +132,15 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
         test.env("ARNIA_AGENT", agent.unwrap_or_default());
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
+    });
+}
+
+/// Made-up requests to the daemon's API, none of which may be a server error.
+pub(crate) fn api_tests(steps: &mut Steps, workspace: &Workspace) {
+    steps.step("schemathesis", || {
+        build_worker()?;
+        host::run(host::cargo().args(["build", "--package", "cli"]))?;
+        schemathesis::run(workspace)
     });
 }
 

@@ -179,6 +179,37 @@ impl Agent {
         }
     }
 
+    /// Makes the guest another machine, as soon as its agent answers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotReady`] if it does not within `limit`; any other error at once.
+    pub fn take_personality_when_ready(
+        &self,
+        personality: &Personality,
+        limit: Duration,
+    ) -> Result<PersonalityReport, Error> {
+        let deadline = Instant::now() + limit;
+        let mut pause = RETRY.0;
+        loop {
+            // Taking it twice is as good as once.
+            let taken = self.ask(Request::Personality(Box::new(personality.clone())));
+            let taken = taken.and_then(|reply| match reply {
+                Reply::Personality(report) => Ok(report),
+                other => Err(mismatch(&other)),
+            });
+            match taken {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotReady | ErrorKind::Io)
+                        && Instant::now() < deadline =>
+                {
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY.1);
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Starts a program.
     ///
     /// # Errors

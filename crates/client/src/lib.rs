@@ -25,6 +25,7 @@ use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, 
 use api::v1::error::ErrorBody;
 use api::v1::host::Host;
 use api::v1::image::ImageParams;
+use api::v1::limits::ResizeParams;
 use api::v1::network::{Network, NetworkParams};
 use api::v1::operation::{Operation, OperationState};
 use api::v1::page::Page;
@@ -296,6 +297,11 @@ impl Client {
     pub async fn vm_rename(&self, name: &str, new: &str) -> Result<Vm, Error> {
         let params = RenameParams { name: new.into() };
         self.post(&format!("/v1/vms/{}/rename", escaped(name)), &params).await
+    }
+
+    /// Gives a machine other sizes.
+    pub async fn vm_resize(&self, name: &str, params: &ResizeParams) -> Result<Vm, Error> {
+        self.post(&format!("/v1/vms/{}/resize", escaped(name)), params).await
     }
 
     /// The end of a machine's log: `console` or `worker`.

@@ -1,258 +1,27 @@
-//! The daemon as a process, with workers that are processes, too, but run no guest: they answer on the control
-//! socket and end as they are told. All is killed for real.
-//!
-//! This program plays three parts: the tests, the daemon, and the worker. Which one, a variable says.
+//! What machines, networks, ports, screens and callers are over the API; and that a daemon or worker that is killed
+//! loses nothing.
 
-use api::switch::SwitchConfig;
-use api::v1::access::{Grant, Role, TokenParams, UserParams};
+mod rig;
+
+use api::v1::access::{Grant, Role, UserParams};
 use api::v1::error::ErrorCode;
 use api::v1::network::{NetworkConfig, NetworkMode, NetworkParams, NicConfig, Port};
 use api::v1::operation::OperationState;
 use api::v1::project::ProjectParams;
 use api::v1::screen::Keys;
-use api::v1::vm::{RestartPolicy, StopParams, VmConfig, VmParams, VmState};
+use api::v1::vm::{RestartPolicy, StopParams, VmState};
 use api::worker::config as worker;
-use api::worker::control::{
-    Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, ScreenText, Screenshot, Status,
-};
 use client::{Client, Created, Remote};
-use daemon::{Config, Mode, Paths};
 use net::Backend;
-use net::switch::{Switch, SwitchLink, SwitchPort};
+use net::switch::SwitchLink;
+use rig::{Daemon, block_on, code, kill, run, token_params, wait};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
-const PART: &str = "ARNIA_TEST_PART";
-const FOLDER: &str = "ARNIA_TEST_FOLDER";
-
-/// Plays the daemon or the worker; as a test of its own it does nothing.
 #[test]
 fn part() {
-    match std::env::var(PART).as_deref() {
-        Ok("daemon") => {
-            let folder = PathBuf::from(std::env::var_os(FOLDER).expect("a folder"));
-            daemon::run(config(&folder)).expect("the daemon runs");
-            std::process::exit(0);
-        }
-        Ok("switch") => play_switch(Path::new(&std::env::var_os(FOLDER).expect("a configuration"))),
-        Ok("worker") => play_worker(Path::new(&std::env::var_os(FOLDER).expect("a configuration"))),
-        _ => {}
-    }
-}
-
-fn config(folder: &Path) -> Config {
-    let paths = Paths { data: folder.join("data"), runtime: folder.join("run") };
-    let listen = std::fs::read_to_string(folder.join("listen")).ok();
-    let listen = listen.map(|address| address.parse().expect("an address"));
-    let images = paths.images();
-    let (worker, switch) = (folder.join("worker"), folder.join("switch"));
-    Config { mode: Mode::User, paths, worker, switch, agent: None, images, listen }
-}
-
-/// The switch of a network, as `arnia switch` is one.
-fn play_switch(path: &Path) {
-    let read = || {
-        let config: SwitchConfig = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        let port = |port: &api::switch::SwitchPortConfig| SwitchPort {
-            key: port.key.parse().expect("a key"),
-            mac: port.mac.parse().expect("an address"),
-            address: port.address.as_deref().map(|address| address.parse().expect("an address")),
-            name: port.name.clone(),
-        };
-        Some((config.ports.iter().map(port).collect::<Vec<_>>(), config))
-    };
-    let (mut ports, config) = read().expect("a configuration");
-    let nat =
-        net::NatConfig { subnet: config.subnet.parse().expect("a subnet"), ..net::NatConfig::default() };
-    let listener = net::switch::listen(&config.socket).expect("a socket");
-    let mut switch = Switch::new(listener, nat).expect("a switch");
-    loop {
-        switch.set_ports(ports.clone());
-        let _ = switch.turn(Duration::from_millis(20));
-        // The network is gone when its file is.
-        let Some((now, _)) = read() else { break };
-        ports = now;
-    }
-}
-
-/// A worker without a guest. Its power button works, unless its command line says `deaf`.
-fn play_worker(path: &Path) {
-    let config: worker::VmConfig =
-        serde_json::from_slice(&std::fs::read(path).expect("a configuration")).expect("a configuration");
-    let report = config.report.clone().expect("a report");
-    let end = move |status: u8| -> ! {
-        std::fs::write(&report, format!("{{\"status\":{status}}}\n")).expect("a report");
-        std::process::exit(i32::from(status));
-    };
-    if config.append == "bad" {
-        eprintln!("arnia-vmm: this kernel is bad");
-        end(2);
-    }
-    let worker::CharDevice::Socket(line) = &config.serial else { panic!("the console is a socket") };
-    let _console = UnixListener::bind(&line.path).expect("a console");
-    let listener = UnixListener::bind(config.control.as_ref().expect("a control socket")).expect("a socket");
-    let mut state = api::worker::control::VmState::Running;
-    for client in listener.incoming().flatten() {
-        let mut text = String::new();
-        if BufReader::new(&client).read_line(&mut text).is_err() {
-            continue;
-        }
-        let Ok(request) = serde_json::from_str::<RequestLine>(&text) else { continue };
-        let mut ending = None;
-        let reply = match request.request {
-            Request::Status {} => Reply::Status(Status {
-                version: 1,
-                program: "fake".into(),
-                pid: std::process::id(),
-                name: config.name.clone(),
-                uuid: config.uuid.clone().unwrap_or_default(),
-                state,
-                engine: "none".into(),
-                cpu_model: "none".into(),
-                cpus: config.cpus,
-                memory_bytes: config.memory.0,
-                guest_time_ms: 1,
-                resets: 0,
-                snapshot: None,
-                snapshot_base: None,
-            }),
-            Request::Counters {} => Reply::Counters(Counters::default()),
-            Request::Pause {} => {
-                state = api::worker::control::VmState::Paused;
-                Reply::Done
-            }
-            Request::Resume {} => {
-                state = api::worker::control::VmState::Running;
-                Reply::Done
-            }
-            Request::Power {} => {
-                ending = (config.append != "deaf").then_some(0);
-                Reply::Done
-            }
-            Request::Stop {} => {
-                ending = Some(3);
-                Reply::Done
-            }
-            Request::PortAdd { card, rule } => Reply::Ports {
-                // As the host would choose it.
-                ports: vec![PortStatus { card, rule: rule.replace("127.0.0.1:0:", "127.0.0.1:40000:") }],
-            },
-            Request::Screenshot {} => {
-                Reply::Screenshot(Screenshot { width: 1, height: 1, png: "iVBORw0KGgo=".into() })
-            }
-            Request::ScreenText {} => Reply::ScreenText(ScreenText { lines: Some(vec!["boot:".into()]) }),
-            _ => Reply::Done,
-        };
-        let line = ReplyLine { id: None, result: ReplyResult::Ok(reply) };
-        let _ = (&client).write_all((serde_json::to_string(&line).expect("JSON") + "\n").as_bytes());
-        if let Some(status) = ending {
-            end(status);
-        }
-    }
-}
-
-/// A daemon in a folder of its own.
-struct Daemon {
-    folder: PathBuf,
-    child: Option<Child>,
-}
-
-impl Daemon {
-    fn new(name: &str) -> Daemon {
-        let folder = std::env::temp_dir().join(format!("arnia-d-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let program = std::env::current_exe().expect("this program");
-        let script = format!(
-            "#!/bin/sh\nexec env {PART}=worker {FOLDER}=\"$2\" {} part --exact --nocapture\n",
-            program.display()
-        );
-        // A worker is called with `--config FILE`, a switch with `switch --config FILE`.
-        let switch = script.replace("worker", "switch").replace("$2", "$3");
-        for (name, script) in [("worker", script), ("switch", switch)] {
-            std::fs::write(folder.join(name), script).expect("a script");
-            let executable = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(folder.join(name), executable).expect("an executable script");
-        }
-        std::fs::write(folder.join("kernel"), "no kernel").expect("a file");
-        let mut daemon = Daemon { folder, child: None };
-        daemon.start();
-        daemon
-    }
-
-    fn start(&mut self) {
-        let child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["part", "--exact", "--nocapture"])
-            .env(PART, "daemon")
-            .env(FOLDER, &self.folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn();
-        self.child = Some(child.expect("a daemon"));
-        let socket = config(&self.folder).paths.socket();
-        wait("the daemon listens", || UnixStream::connect(&socket).is_ok());
-    }
-
-    /// As `kill -9` does.
-    fn kill(&mut self) {
-        let mut child = self.child.take().expect("a daemon");
-        child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
-    }
-
-    fn client(&self, project: &str) -> Client {
-        Client::new(&config(&self.folder).paths.socket(), project)
-    }
-
-    fn params(&self, name: &str, append: &str, start: bool) -> VmParams {
-        let mut config = VmConfig::new(self.folder.join("kernel").to_str().expect("a path"));
-        config.boot.append = append.into();
-        VmParams { start, ..VmParams::new(name, config) }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if self.child.is_some() {
-            self.kill();
-        }
-        // Workers that a failed test has left end by their control sockets.
-        for folder in std::fs::read_dir(self.folder.join("run/vms")).into_iter().flatten().flatten() {
-            if let Ok(mut control) = UnixStream::connect(folder.path().join("control")) {
-                let _ = control.write_all(b"{\"op\":\"stop\"}\n");
-            }
-        }
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// Waits for a condition; how long is only a guard against waiting for ever.
-fn wait(what: &str, mut condition: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !condition() {
-        assert!(started.elapsed() < Duration::from_secs(120), "{what}: not within two minutes");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
-}
-
-fn run(client: &Client, params: &VmParams, key: &str) {
-    let created = block_on(client.vm_create(params, key)).expect("a machine");
-    let Created::Starting(operation) = created else { panic!("it starts") };
-    block_on(client.wait(*operation)).expect("it has started");
-}
-
-fn code<T: std::fmt::Debug>(result: Result<T, client::Error>) -> ErrorCode {
-    result.expect_err("a refusal").api().code
+    rig::part();
 }
 
 #[test]
@@ -533,11 +302,6 @@ fn a_killed_worker_is_noticed_and_started_again_if_it_shall() {
     assert_eq!(reason.as_deref(), Some("its process was killed"));
 }
 
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it can be killed");
-}
-
 /// Many with `ARNIA_TEST_FULL`, few otherwise.
 fn rounds() -> usize {
     if std::env::var_os("ARNIA_TEST_FULL").is_some() { 100 } else { 5 }
@@ -574,10 +338,6 @@ fn a_killed_daemon_loses_no_machine_and_no_acknowledged_operation() {
     }
     let vms = block_on(daemon.client("default").vms()).expect("machines");
     assert_eq!(vms.len(), rounds() + 1);
-}
-
-fn token_params(user: &str, certificate: Option<String>) -> TokenParams {
-    TokenParams { user: user.into(), description: String::new(), lifetime: None, certificate }
 }
 
 /// By TLS: who is known by a token, by a certificate, and not at all; and a daemon that is not the one trusted.
@@ -653,81 +413,4 @@ fn callers_from_elsewhere_are_known_by_token_or_certificate() {
         block_on(owner.token_delete(&token.id)).expect("it goes");
     }
     assert_eq!(code(block_on(remote(Some(&identity)).identity())), ErrorCode::Unauthenticated);
-}
-
-/// Every operation of the document: what comes of it without a valid token, with one of a user without roles, and
-/// with one of a viewer of another project. An endpoint that is not asked here does not exist.
-#[test]
-fn no_endpoint_serves_those_who_may_not() {
-    let daemon = Daemon::new("access");
-    let owner = daemon.client("default");
-    block_on(owner.project_create(&ProjectParams {
-        name: "other".into(),
-        description: String::new(),
-        quota: Default::default(),
-    }))
-    .expect("a project");
-    block_on(owner.vm_create(&daemon.params("web", "", false), "k")).expect("a machine");
-    let token = |name: &str, grants: Vec<Grant>| {
-        let params = UserParams { name: name.into(), description: String::new(), grants };
-        block_on(owner.user_create(&params)).expect("a user");
-        let params = token_params(name, None);
-        let secret = block_on(owner.token_create(&params)).expect("a token").secret.expect("a secret");
-        daemon.client("default").with_token(secret)
-    };
-    let invalid = daemon.client("default").with_token("arnia_0000000000000000_00");
-    let nobody = token("nobody", Vec::new());
-    let elsewhere = token("elsewhere", vec![Grant { project: Some("other".into()), role: Role::Admin }]);
-    let viewer = token("viewer", vec![Grant { project: None, role: Role::Viewer }]);
-    // What everybody who is logged in may ask; each sees only what is theirs.
-    let known = [
-        "host_view",
-        "openapi",
-        "operation_view",
-        "operation_cancel",
-        "image_list",
-        "image_view",
-        "pool_list",
-        "project_list",
-        "project_view",
-        "identity_view",
-    ];
-    let document: serde_json::Value = serde_json::from_str(&daemon::openapi_json()).expect("JSON");
-    let mut asked = BTreeMap::new();
-    for (path, item) in document["paths"].as_object().expect("paths") {
-        for (method, operation) in item.as_object().expect("methods") {
-            let name = operation["operationId"].as_str().expect("a name");
-            let path = path.replace("{vm}", "web").replace("{name}", "default").replace("{operation}", "x");
-            let path = path
-                .replace("{port}", "80")
-                .replace("{volume}", "x")
-                .replace("{pool}", "x")
-                .replace("{user}", "viewer");
-            let path = path.replace("{token}", "x").replace("{image}", "x").replace("{snapshot}", "x");
-            let ask = |client: &Client| {
-                let json = [("content-type", "application/json")];
-                let method = method.to_uppercase();
-                block_on(client.send(&method, &path, &json, b"{}".to_vec())).expect("an answer").0
-            };
-            assert_eq!(ask(&invalid), 401, "{name} without a valid token");
-            if !known.contains(&name) {
-                for (client, who) in [(&nobody, "nobody"), (&elsewhere, "elsewhere")] {
-                    let status = ask(client);
-                    assert!(matches!(status, 403 | 404), "{name} by {who}: {status}");
-                }
-            }
-            let changes = method != "get" && name != "operation_cancel";
-            if changes {
-                assert_eq!(ask(&viewer), 403, "{name} by a viewer");
-            }
-            asked.insert(name.to_owned(), ());
-        }
-    }
-    assert!(asked.len() > 40, "{asked:?}");
-    // The machine is as it was, and invisible from elsewhere, also by its identity.
-    let id = block_on(owner.vm("web")).expect("a machine").id;
-    assert_eq!(code(block_on(elsewhere.vm(&id))), ErrorCode::NotFound);
-    let other = Client::new(&config(&daemon.folder).paths.socket(), "other");
-    assert_eq!(code(block_on(other.vm(&id))), ErrorCode::NotFound);
-    assert_eq!(block_on(viewer.vm("web")).expect("a viewer sees it").name, "web");
 }

@@ -45,13 +45,39 @@ pub fn create_overlay_over(
     options: &CreateOptions,
     replace: bool,
 ) -> Result<(), Error> {
+    overlay(target, backing, open, options, replace, |_| {})
+}
+
+/// The same, but the image is not safe from a crash of the host until the caller has synchronised its file.
+///
+/// # Errors
+/// As [`create_overlay`].
+pub fn draft_overlay_over(
+    target: &Path,
+    backing: &Path,
+    open: &OpenOptions,
+    options: &CreateOptions,
+) -> Result<(), Error> {
+    overlay(target, backing, open, options, false, Qcow2::leave_out_syncs)
+}
+
+fn overlay(
+    target: &Path,
+    backing: &Path,
+    open: &OpenOptions,
+    options: &CreateOptions,
+    replace: bool,
+    prepare: impl FnOnce(&Qcow2),
+) -> Result<(), Error> {
     let below = Image::open(backing, open)?;
     let size = if options.size == 0 { below.disk.info().size } else { options.size };
     let name = name_for(target, backing)?;
     let backing = Backing { name, format: Some(below.format.name().into()) };
     let options = CreateOptions { size, backing: Some(backing), ..options.clone() };
     let draft = Draft::new(target, replace, Operation::Create)?;
-    Qcow2::create(&draft.path, &options, Some(below.disk))?.close()?;
+    let image = Qcow2::create(&draft.path, &options, Some(below.disk))?;
+    prepare(&image);
+    image.close()?;
     draft.publish()
 }
 

@@ -63,7 +63,9 @@ pub use convert::{TargetOptions, convert, create};
 pub use error::{Error, ErrorKind, Operation};
 pub use io_queue::{BlockingQueue, Completion, IoQueue, Request, RequestKind};
 pub use job::Progress;
-pub use layers::{check, commit, compact, create_overlay, create_overlay_over, flatten, rebase};
+pub use layers::{
+    check, commit, compact, create_overlay, create_overlay_over, draft_overlay_over, flatten, rebase,
+};
 pub use live::{Freezing, Live, LiveDisk, LiveInfo, is_layer, is_layer_of};
 pub use open::{BackingPolicy, Format, Image, ImageInfo, OpenOptions};
 pub use pool::PoolQueue;

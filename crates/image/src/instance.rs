@@ -136,20 +136,40 @@ impl InstanceDisk {
         config
     }
 
+    /// Makes it larger. Nobody may use it meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadInput`] if it would be smaller.
+    pub fn grow(&self, size: u64) -> Result<()> {
+        let failed = |error| {
+            Error::failed(format!("the disk {} cannot be made larger", self.path.display()))
+                .with_source(error)
+        };
+        let mut options = ::disk::OpenOptions::new(::disk::Access::ReadWrite);
+        options.format = Some(self.format());
+        options.policy = self.stands_on.iter().fold(options.policy, |policy, path| policy.and(path));
+        let disk = ::disk::Image::open(&self.path, &options).map_err(failed)?.disk;
+        let now = disk.info().size;
+        if size < now {
+            let text = format!("the disk has {} and can only become larger", ByteSize(now));
+            return Err(Error::bad_input(text).with_remedy("choose a larger size"));
+        }
+        if size == now { Ok(()) } else { disk.resize(size).map_err(failed) }
+    }
+
     fn format(&self) -> Format {
         if self.stands_on.is_empty() { Format::Raw } else { Format::Qcow2 }
     }
 
     /// Makes a disk over this one, in constant time; this one must not be changed from then on. It is as large,
-    /// unless a larger `size` is given.
+    /// unless a larger `size` is given. Its file is not synchronised.
     fn overlay(&self, path: PathBuf, size: u64) -> Result<InstanceDisk> {
         let failed =
             |error| Error::failed(format!("cannot make the disk {}", path.display())).with_source(error);
         let mut options = ::disk::OpenOptions::new(::disk::Access::ReadOnly);
         options.format = Some(self.format());
         options.policy = self.stands_on.iter().fold(options.policy, |policy, path| policy.and(path));
-        ::disk::create_overlay_over(&path, &self.path, &options, &CreateOptions::new(size), false)
-            .map_err(failed)?;
+        ::disk::draft_overlay_over(&path, &self.path, &options, &CreateOptions::new(size)).map_err(failed)?;
         let stands_on = [&self.path].into_iter().chain(&self.stands_on).cloned().collect();
         Ok(InstanceDisk { path, stands_on })
     }
@@ -168,6 +188,27 @@ impl Instance {
     /// [`ErrorKind::NotFound`] without the image, [`ErrorKind::BadInput`] for what cannot be; nothing is
     /// left then.
     pub fn create(
+        store: &Store,
+        image: Digest,
+        folder: &Path,
+        params: &InstanceParams,
+        progress: &mut dyn Progress,
+    ) -> Result<Instance> {
+        let instance = Instance::prepare(store, image, folder, params, progress)?;
+        let undo_folder = RemoveUnlessKept::new(folder);
+        let undo_pin = Unpin { store, owner: Some(instance.id.clone()) };
+        instance.complete(folder)?;
+        undo_folder.keep();
+        undo_pin.keep();
+        Ok(instance)
+    }
+
+    /// The same, but for [`Instance::complete`], which must follow before anybody writes to its disks. Until then it
+    /// is not there: should the host lose power, it has to be made again.
+    ///
+    /// # Errors
+    /// As [`Instance::create`].
+    pub fn prepare(
         store: &Store,
         image: Digest,
         folder: &Path,
@@ -244,10 +285,28 @@ impl Instance {
             seed::write(&path, params.seed, &personality, network)?;
             instance.seed = Some(path);
         }
-        instance.save(folder)?;
         undo_folder.keep();
         undo_pin.keep();
         Ok(instance)
+    }
+
+    /// Makes all of it last, also if the host loses power, and then says that it is there.
+    ///
+    /// # Errors
+    /// If the host's disk is full.
+    pub fn complete(&self, folder: &Path) -> Result<()> {
+        let own = self.disks.iter().map(|disk| &disk.path).chain(&self.seed);
+        // All at once: the file system then has to write its journal only once.
+        std::thread::scope(|scope| {
+            let syncs: Vec<_> = own
+                .map(|path| {
+                    scope
+                        .spawn(move || File::open(path).and_then(|file| file.sync_all()).about("write", path))
+                })
+                .collect();
+            syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or(Ok(())))
+        })?;
+        self.save(folder)
     }
 
     /// The pin in the store of the instance with this UUID: who makes one may set it before.
@@ -305,7 +364,7 @@ impl Instance {
             made.push(RemoveUnlessKept::new(&path));
             changed.disks.push(base.overlay(path, 0)?);
         }
-        changed.save(folder)?;
+        changed.complete(folder)?;
         made.into_iter().for_each(RemoveUnlessKept::keep);
         for disk in &self.disks {
             let _ = fs::remove_file(&disk.path);

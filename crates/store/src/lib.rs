@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is opened once. [`Store::read`] and [`Store::write`] give a [`Records`] each: a transaction in
 //! which everything can be read and, in the second, changed. What `write` has returned from is on the disk and
-//! outlives a crash of the program or of the host.
+//! outlives a crash of the program or of the host; [`Store::write_soon`] leaves the latter to the next `write`.
 //!
 //! One connection reads and one writes, so that no reader waits for a disk to be flushed. Records are rows with
 //! the searched-for parts in columns and the rest as JSON of the types in `api`; what is read back is checked.
@@ -70,13 +70,35 @@ impl Store {
     /// # Errors
     /// When the file cannot be written, and what `work` returns.
     pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Records<'_>) -> Result<T, E>) -> Result<T, E> {
-        let mut writer = lock(&self.writer);
-        let db = writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(Error::from)?;
-        let records = Records { db };
-        let result = work(&records)?;
-        records.db.commit().map_err(Error::from)?;
-        Ok(result)
+        transact(&mut lock(&self.writer), work)
     }
+
+    /// The same as [`Store::write`] for what a loss of the host's power in the next moments may take away: nobody waits
+    /// for the disk. A crash of the program takes nothing away.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn write_soon<T, E: From<Error>>(
+        &self,
+        work: impl FnOnce(&Records<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut writer = lock(&self.writer);
+        writer.pragma_update(None, "synchronous", "NORMAL").map_err(Error::from)?;
+        let result = transact(&mut writer, work);
+        writer.pragma_update(None, "synchronous", "FULL").map_err(Error::from)?;
+        result
+    }
+}
+
+fn transact<T, E: From<Error>>(
+    writer: &mut Connection,
+    work: impl FnOnce(&Records<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let db = writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(Error::from)?;
+    let records = Records { db };
+    let result = work(&records)?;
+    records.db.commit().map_err(Error::from)?;
+    Ok(result)
 }
 
 fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {

@@ -5,7 +5,7 @@
 //! takes, the next operation is let through, however large it is; it pays afterwards. So no operation is too
 //! large to ever go through, and over time the rate is kept.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,9 @@ pub struct Limits {
 pub struct Limiter {
     /// Whether there are limits: looked at without the lock.
     is_on: AtomicBool,
+    /// Operations that were begun, and their bytes, with limits and without.
+    operations: AtomicU64,
+    bytes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -50,7 +53,13 @@ impl Limiter {
     pub fn new(limits: Limits) -> Limiter {
         let now = Instant::now();
         let state = State { limits, bytes_paid: now, operations_paid: now };
-        Limiter { is_on: AtomicBool::new(limits != Limits::default()), state: Mutex::new(state) }
+        let is_on = AtomicBool::new(limits != Limits::default());
+        Limiter { is_on, operations: AtomicU64::new(0), bytes: AtomicU64::new(0), state: Mutex::new(state) }
+    }
+
+    /// Operations that were begun so far, and their bytes.
+    pub fn counted(&self) -> (u64, u64) {
+        (self.operations.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
     /// What is kept.
@@ -79,6 +88,8 @@ impl Limiter {
 
     /// Counts operations that were begun, and their data.
     pub fn charge(&self, operations: u64, bytes: u64) {
+        self.operations.fetch_add(operations, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if self.is_on.load(Ordering::Acquire) {
             self.state().charge(Instant::now(), operations, bytes);
         }
@@ -167,6 +178,15 @@ mod tests {
         let later = through(&mut state, now + Duration::from_secs(1000), Duration::from_millis(1), 0);
         assert_eq!(first, later);
         assert_eq!(first, 6);
+    }
+
+    #[test]
+    fn what_was_begun_is_counted_with_limits_and_without() {
+        let limiter = Limiter::new(Limits::default());
+        limiter.charge(1, 512);
+        limiter.set(Limits { operations: Some(Rate { per_second: 10, burst: 1 }), bytes: None });
+        limiter.charge(2, 1024);
+        assert_eq!(limiter.counted(), (3, 1536));
     }
 
     #[test]

@@ -26,6 +26,11 @@ impl AgentFiles {
         Ok(Self { folder: folder.into() })
     }
 
+    /// The program.
+    pub fn program(&self) -> PathBuf {
+        self.folder.join("arnia-agent")
+    }
+
     /// The busybox guest's initramfs, whose test `agent` starts the agent.
     pub fn initramfs(&self) -> PathBuf {
         self.folder.join("initramfs.cpio")

@@ -18,6 +18,7 @@
 //!   beside it for comparison and as a check of the harness itself.
 //! - [`Guest`]: a machine to be; [`Vm`]: the running one. Dropping a [`Vm`] ends it.
 //! - [`Console`] and [`Shell`]: waiting for what the guest prints, and having it run commands.
+//! - [`Arnia`]: the command line, and a daemon of its own.
 //! - [`workloads::Workloads`]: a program that does the same on the host and in guests.
 //! - [`software::Software`]: Debian's own programs, on the host and in guests.
 //! - [`Suite`]: tests over engines and numbers of CPUs, with skips that are seen.
@@ -27,6 +28,7 @@
 //! and the benchmarks.
 
 pub mod agent;
+pub mod arnia;
 mod artifacts;
 pub mod bench;
 mod console;
@@ -44,6 +46,7 @@ mod suite;
 mod vm;
 pub mod workloads;
 
+pub use arnia::Arnia;
 pub use artifacts::{Artifacts, copy_sparse};
 pub use console::Console;
 pub use control::{Control, RunState};

@@ -24,6 +24,7 @@ use crate::snapshot::saver::SaverEvent;
 use crate::spec::VmSpec;
 use crate::state::{VmState, valid_transition};
 use crate::terminal::Command;
+use crate::throttle::Throttle;
 use crate::vcpu::{Gate, VcpuContext, VcpuEvent, VcpuHandle};
 use api::worker::config::{CdromConfig, OnReset};
 use api::worker::control::{ControlError, ControlErrorKind, Counters, Reply, Request, Status, VERSION};
@@ -145,6 +146,7 @@ pub struct Controller {
     io_counters: Vec<Arc<IoCounters>>,
     first_instruction: Arc<OnceLock<Duration>>,
     first_signal: Option<Instant>,
+    throttle: Throttle,
     /// How snapshots come about.
     saving: saving::Saving,
     /// What is done to disks.
@@ -227,6 +229,7 @@ impl Controller {
             io_counters,
             first_instruction,
             first_signal: None,
+            throttle: Throttle::new(gate),
             saving: saving::Saving::new(spec, reports.clone()),
             disk_jobs: disks::DiskJobs::new(reports),
             disk_folder: spec.disk_folder.clone(),
@@ -388,6 +391,14 @@ impl Controller {
             Request::Keys { keys, text } => reply.send(screen::press(&self.machine, &keys, &text)),
             Request::Snapshot { name, parent, disks } => self.snapshot(name, parent, disks, reply),
             Request::CancelSnapshot {} => self.cancel_snapshot(reply),
+            Request::CpuLimit { percent: Some(0) } => {
+                let message = "a limit of 0 would stop the machine for ever; leave it out to have none";
+                reply.refuse(ControlErrorKind::BadRequest, message);
+            }
+            Request::CpuLimit { percent } => match self.throttle.set(percent) {
+                Ok(()) => reply.send(Ok(Reply::Done)),
+                Err(e) => reply.refuse(ControlErrorKind::Failed, format!("no thread for the limit: {e}")),
+            },
             Request::Ports {} => reply.send(Ok(ports::list(&self.networks))),
             Request::PortAdd { card, rule } => reply.send(ports::add(&self.networks, card, &rule)),
             Request::PortRemove { card, rule } => reply.send(ports::remove(&self.networks, card, &rule)),
@@ -424,6 +435,7 @@ impl Controller {
             start_to_first_instruction_us: self.first_instruction.get().map(|time| time.as_micros() as u64),
             engine: self.machine.engine_counters().into_iter().collect(),
             io,
+            devices: self.machine.device_counters().map(|(name, value)| (name.to_owned(), value)).into(),
         }
     }
 

@@ -34,6 +34,7 @@ pub mod source;
 pub mod spec;
 pub mod state;
 pub mod terminal;
+pub mod throttle;
 pub mod undo;
 pub mod vcpu;
 

@@ -15,9 +15,10 @@
 use cpu::{CpuIo, Kicker, Vcpu, VmExit};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What a vCPU thread tells by itself.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ enum Command {
 #[derive(Default)]
 pub struct Gate {
     closed: AtomicBool,
+    resting: Mutex<Option<Instant>>,
     kickers: OnceLock<Vec<Arc<dyn Kicker>>>,
 }
 
@@ -52,9 +54,30 @@ impl Gate {
     /// Stops all vCPUs soon, until the gate is opened and they are told to run again.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
+    /// Keeps all vCPUs from executing guest code for so long from now. They still do what they are told.
+    pub fn rest(&self, time: Duration) {
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+        self.kick();
+    }
+
+    fn kick(&self) {
         for kicker in self.kickers.get().into_iter().flatten() {
             kicker.kick();
         }
+    }
+
+    /// How long vCPUs still have to rest.
+    fn resting(&self) -> Option<Duration> {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = resting.map(|until| until.saturating_duration_since(Instant::now()));
+        if rest.is_some_and(|rest| rest.is_zero()) {
+            *resting = None;
+            return None;
+        }
+        rest
     }
 
     /// Lets vCPUs run again; they wait for [`VcpuHandle::run`].
@@ -176,6 +199,9 @@ struct Thread {
     on_first_run: Option<Box<dyn FnOnce() + Send>>,
 }
 
+/// Nobody can command the vCPU any more.
+struct Gone;
+
 #[derive(Clone, Copy)]
 enum State {
     Paused,
@@ -210,22 +236,40 @@ impl Thread {
         }
     }
 
+    /// The next command, if there is one or one comes within this time.
+    fn command(&self, rest: Option<Duration>) -> Result<Option<Command>, Gone> {
+        match rest {
+            None => match self.commands.try_recv() {
+                Err(TryRecvError::Disconnected) => Err(Gone),
+                result => Ok(result.ok()),
+            },
+            Some(rest) => match self.commands.recv_timeout(rest) {
+                Err(RecvTimeoutError::Disconnected) => Err(Gone),
+                result => Ok(result.ok()),
+            },
+        }
+    }
+
     fn running(&mut self) -> State {
         if let Some(callback) = self.on_first_run.take() {
             callback();
         }
         loop {
-            match self.commands.try_recv() {
-                Ok(Command::Pause(done)) => {
+            let rest = self.gate.resting();
+            match self.command(rest) {
+                Ok(Some(Command::Pause(done))) => {
                     drop(done);
                     return State::Paused;
                 }
-                Ok(Command::Finish) | Err(TryRecvError::Disconnected) => return State::Finished,
-                Ok(Command::With(work)) => work(&mut *self.vcpu),
-                Ok(Command::Run) | Err(TryRecvError::Empty) => {}
+                Ok(Some(Command::Finish)) | Err(Gone) => return State::Finished,
+                Ok(Some(Command::With(work))) => work(&mut *self.vcpu),
+                Ok(Some(Command::Run) | None) => {}
             }
             if self.gate.is_closed() {
                 return State::Paused;
+            }
+            if rest.is_some() {
+                continue;
             }
             match self.vcpu.run(&*self.io) {
                 Ok(VmExit::Kicked) => {}

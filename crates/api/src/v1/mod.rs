@@ -9,6 +9,7 @@ pub mod event;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod limits;
 pub mod name;
 pub mod network;
 pub mod operation;

@@ -2,6 +2,7 @@
 
 use super::Time;
 use super::guest::Guest;
+use super::limits::Limits;
 use super::network::NicConfig;
 use crate::ByteSize;
 use crate::agent::Provision;
@@ -47,6 +48,9 @@ pub struct VmConfig {
     /// Network cards. When absent, one in the network `user`.
     #[serde(default = "default_nics")]
     pub nics: Vec<NicConfig>,
+    /// What it may use of the host at most.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// What a reset by the guest does.
     #[serde(default)]
     pub on_reset: OnReset,
@@ -92,6 +96,7 @@ impl VmConfig {
             engine: EngineChoice::default(),
             disks: Vec::new(),
             nics: default_nics(),
+            limits: Limits::default(),
             on_reset: OnReset::default(),
             autostart: Autostart::default(),
             restart: RestartPolicy::default(),

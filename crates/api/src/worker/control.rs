@@ -177,6 +177,12 @@ pub enum Request {
     /// What is known of the guest's memory? Answered by [`Reply::Memory`]. The guest is asked for newer figures,
     /// which a later request gets.
     Memory {},
+    /// Keep the process to so much of the host's processors; without a number, to nothing.
+    CpuLimit {
+        /// Hundredths of one processor: 150 for one and a half.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        percent: Option<u32>,
+    },
     /// Leave the guest so much of its memory and take the rest, as far as the guest gives it. Done when the guest
     /// has been told; ask for [`Request::Memory`] to see how far it has come.
     MemoryTarget {
@@ -471,6 +477,9 @@ pub struct Counters {
     pub engine: BTreeMap<String, u64>,
     /// Accesses of vCPUs to devices, by kind.
     pub io: BTreeMap<String, u64>,
+    /// What disks and network cards were asked to do: requests, frames, bytes.
+    #[serde(default)]
+    pub devices: BTreeMap<String, u64>,
 }
 
 /// Why a request was not carried out.

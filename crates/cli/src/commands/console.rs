@@ -6,19 +6,46 @@ use crate::{Context, Error, ErrorKind};
 use client::{Client, Message};
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Connects to the serial console of a virtual machine. All keys go to the guest but Ctrl-]: Ctrl-] q leaves the
 /// console, and the machine goes on; Ctrl-] Ctrl-] sends a Ctrl-].
+///
+/// Where the input is no terminal, the end of the input leaves the console, too, as soon as the guest is quiet.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  arnia console web")]
+#[command(after_help = "Examples:
+  arnia console web
+  echo 'uname -a' | arnia console web
+  arnia console --follow web < /dev/null")]
 pub struct Console {
     /// The virtual machine
     name: String,
+    /// Stay until the machine ends, also when the input has ended
+    #[arg(long)]
+    follow: bool,
 }
+
+/// When the console is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// When the machine ends, or the person leaves.
+    MachineEnds,
+    /// Also when the input has ended and the guest is quiet.
+    InputEnds,
+}
+
+/// A guest that has written nothing for so long has answered what was typed.
+const QUIET: Duration = Duration::from_secs(1);
+/// One that never is quiet is left so long after the end of the input.
+const QUIET_MAX: Duration = Duration::from_secs(10);
 
 impl Run for Console {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        context.with_daemon(async |client| attach(&client, &self.name).await)
+        context.with_daemon(async |client| {
+            let until = if self.follow { Until::MachineEnds } else { Until::InputEnds };
+            attach(&client, &self.name, until).await
+        })
     }
 }
 
@@ -38,8 +65,8 @@ fn filter(typed: &[u8], escaped: &mut bool) -> (Vec<u8>, bool) {
     (for_guest, false)
 }
 
-/// Connects standard input and output to the console, until the machine ends or the person leaves.
-pub(super) async fn attach(client: &Client, name: &str) -> Result<ExitCode, Error> {
+/// Connects standard input and output to the console.
+pub(super) async fn attach(client: &Client, name: &str, until: Until) -> Result<ExitCode, Error> {
     use futures_util::{SinkExt, StreamExt};
     let mut console = client.vm_console(name).await?;
     let raw = Raw::enter();
@@ -49,12 +76,16 @@ pub(super) async fn attach(client: &Client, name: &str) -> Result<ExitCode, Erro
     }
     let mut typed = terminal::typed();
     let mut escaped = false;
-    let mut input_ended = false;
+    let mut input_ended: Option<Instant> = None;
+    let mut said = Instant::now();
     let left = loop {
+        let quiet = input_ended.map(|ended| (said.max(ended) + QUIET).min(ended + QUIET_MAX));
         tokio::select! {
-            bytes = typed.recv(), if !input_ended => match bytes {
-                // The end of a file that was the input is not the end of the guest.
-                None => input_ended = true,
+            () = tokio::time::sleep_until(quiet.unwrap_or(said)), if quiet.is_some() && until == Until::InputEnds => {
+                break true;
+            }
+            bytes = typed.recv(), if input_ended.is_none() => match bytes {
+                None => input_ended = Some(Instant::now()),
                 Some(bytes) => {
                     let (for_guest, leave) =
                         if person { filter(&bytes, &mut escaped) } else { (bytes, false) };
@@ -68,6 +99,7 @@ pub(super) async fn attach(client: &Client, name: &str) -> Result<ExitCode, Erro
             },
             message = console.next() => match message {
                 Some(Ok(Message::Binary(bytes))) => {
+                    said = Instant::now();
                     let mut stdout = io::stdout().lock();
                     stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(|e| {
                         Error::new(ErrorKind::Failed, "the console cannot be shown").with_source(e)
@@ -80,6 +112,7 @@ pub(super) async fn attach(client: &Client, name: &str) -> Result<ExitCode, Erro
     };
     drop(raw);
     match left {
+        true if !person => {}
         true => eprintln!("\nleft the console; {name} goes on"),
         false => eprintln!("\nthe console has ended: {name} stops or has stopped"),
     }

@@ -69,6 +69,7 @@ fn vm_lines(vm: &Vm) -> Vec<(&'static str, String)> {
         ("Boots", boots(config)),
         ("Disks", disks.collect::<Vec<_>>().join("\n")),
         ("Network cards", nics.collect::<Vec<_>>().join("\n")),
+        ("Limits", super::limits::shown(&config.limits)),
         ("Autostart", if config.autostart.enabled { "yes".into() } else { "no".into() }),
         ("Created", format!("{} ago", duration(since(vm.created)))),
     ];

@@ -1,5 +1,6 @@
 //! What a machine shall be, as `arnia run` and `arnia create` are told.
 
+use super::limits::LimitOptions;
 use crate::{Context, Error, progress};
 use api::ByteSize;
 use api::agent::{Provision, UserAccount};
@@ -75,6 +76,8 @@ pub(super) struct Machine {
     /// For people
     #[arg(long, value_name = "TEXT", default_value = "")]
     description: String,
+    #[command(flatten)]
+    limits: LimitOptions,
 }
 
 fn card(text: &str) -> Result<NicConfig, String> {
@@ -131,6 +134,7 @@ impl Machine {
         config.cpus = self.cpus;
         config.memory = self.memory;
         config.description = self.description.clone();
+        config.limits = self.limits.limits();
         config.autostart = Autostart { enabled: self.autostart, order: 0 };
         let size = self.add_disks(&mut config, is_image)?;
         config.nics = match self.no_network {

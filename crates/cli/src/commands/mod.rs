@@ -14,6 +14,7 @@ mod image;
 mod info;
 mod lab;
 mod lifecycle;
+mod limits;
 mod logs;
 mod ls;
 mod machine;
@@ -23,6 +24,7 @@ mod operation;
 mod port;
 mod project;
 mod rename;
+mod resize;
 mod rm;
 mod run;
 mod screen;
@@ -83,6 +85,8 @@ pub enum Command {
     Rename(rename::Rename),
     /// Change the configuration of a virtual machine
     Set(set::Set),
+    /// Give a virtual machine other sizes
+    Resize(resize::Resize),
     /// Run a program in a virtual machine
     Exec(exec::Exec),
     /// Open a shell in a virtual machine
@@ -172,6 +176,7 @@ impl Command {
             Command::Rm(command) => command,
             Command::Rename(command) => command,
             Command::Set(command) => command,
+            Command::Resize(command) => command,
             Command::Exec(command) => command,
             Command::Shell(command) => command,
             Command::Cp(command) => command,

@@ -53,7 +53,7 @@ impl Run for RunVm {
             let doing = format!("starting {name}");
             if self.console {
                 progress::watched(&client, *operation, &doing).await?;
-                return console::attach(&client, name).await;
+                return console::attach(&client, name, console::Until::MachineEnds).await;
             }
             if self.command.is_empty() {
                 let enter = match params.config.image {

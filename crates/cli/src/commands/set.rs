@@ -1,23 +1,29 @@
 //! `arnia set`.
 
 use super::Run;
+use super::limits::LimitOptions;
 use crate::{Context, Error};
 use serde_json::{Map, Value};
 use std::process::ExitCode;
 
-/// Changes the configuration of a virtual machine. One that runs has the change after `arnia restart`.
+/// Changes the configuration of a virtual machine. One that runs has the change after `arnia restart`, and changed
+/// limits at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   arnia set web cpus=4 memory=2G
   arnia set web boot.append=\"console=ttyS0 quiet\" autostart.enabled=true
   arnia set web description=
+  arnia set web --cpu-limit 0.5 --disk-iops 200
+  arnia set web --cpu-limit none
 The names are those of `arnia info NAME -o yaml` below `config`. A value that is JSON is taken as such, else as text.")]
 pub struct Set {
     /// The virtual machine
     name: String,
     /// What to change
-    #[arg(required = true, value_name = "FIELD=VALUE", value_parser = assignment)]
+    #[arg(value_name = "FIELD=VALUE", value_parser = assignment)]
     changes: Vec<(String, Value)>,
+    #[command(flatten)]
+    limits: LimitOptions,
 }
 
 fn assignment(text: &str) -> Result<(String, Value), String> {
@@ -41,6 +47,13 @@ impl Run for Set {
                 place = &mut place[part];
             }
             *place = value.clone();
+        }
+        if let Some(limits) = self.limits.patch() {
+            patch["limits"] = limits;
+        }
+        if patch == Value::Object(Map::new()) {
+            return Err(Error::bad_input("nothing is to be changed")
+                .with_remedy("name a field and its value, like cpus=2, or a limit"));
         }
         context.with_daemon(async |client| {
             let vm = client.vm_update(&self.name, &patch, None).await?;

@@ -8,6 +8,7 @@ use agent_client::Agent;
 use api::agent::ShutdownMode;
 use api::v1::error::ErrorCode;
 use api::v1::guest::Guest;
+use api::v1::vm::VmState;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,11 @@ const FRESH: Duration = Duration::from_secs(5);
 /// How long the daemon looks for an agent in a guest that has just been started.
 const APPEAR_PATIENCE: Duration = Duration::from_secs(600);
 const APPEAR_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
+/// A guest that nobody has asked for anything in so many moments is left in peace.
+const QUIET_MOMENTS: u32 = 4;
+const MOMENT: Duration = Duration::from_millis(50);
+/// What can wait does not wait longer.
+const QUIET_PATIENCE: Duration = Duration::from_secs(2);
 /// An agent that is there takes a request to shut down at once.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,6 +49,19 @@ impl Default for Known {
 }
 
 impl Known {
+    /// Waits until nobody has asked the guest for anything for a moment, but not long: what somebody waits for goes
+    /// before what can wait.
+    pub(super) async fn quiet(&self) {
+        let quiet = async {
+            let mut moments = 0;
+            while moments < QUIET_MOMENTS {
+                tokio::time::sleep(MOMENT).await;
+                moments = if self.places.available_permits() == REQUESTS_MAX { moments + 1 } else { 0 };
+            }
+        };
+        let _ = tokio::time::timeout(QUIET_PATIENCE, quiet).await;
+    }
+
     /// Another guest may come: this one has ended.
     pub(super) fn forget(&self) {
         *app::lock(&self.view) = Cached::default();
@@ -68,6 +87,11 @@ impl App {
     /// A place among those who ask a guest, and the socket that leads there.
     pub(crate) fn guest_place(&self, vm: &VmRecord) -> Result<(OwnedSemaphorePermit, PathBuf), Error> {
         let machine = self.running(vm)?;
+        if machine.state() == VmState::Paused {
+            let message = format!("the guest of {:?} stands still and cannot answer", vm.name);
+            return Err(Error::new(ErrorCode::WrongState, message)
+                .with_remedy(format!("let it go on with `arnia resume {}`", vm.name)));
+        }
         let place = machine.guest.places.clone().try_acquire_owned().map_err(|_| {
             let message = format!("more than {REQUESTS_MAX} requests to the guest of {:?}", vm.name);
             Error::new(ErrorCode::TooManyRequests, message).with_remedy("wait until some of them have ended")

@@ -1,19 +1,30 @@
 //! Machines that come from images: what each has of its own.
 
-use super::App;
 use super::warm::Warm;
 use super::work::Work;
+use super::{App, Machine};
 use crate::Error;
+use crate::machine::Process;
 use agent_client::{Agent, Command};
 use api::agent::{Identity, Personality, Provision};
 use api::image::PersonalitySource;
 use api::v1::error::ErrorCode;
-use api::v1::vm::{SeedKind, VmConfig};
+use api::v1::vm::{SeedKind, VmConfig, VmState};
 use image::{Instance, InstanceParams};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use store::{Origin, Resume, VmRecord};
+
+/// The instance of a machine that is about to start.
+pub(super) struct Made {
+    /// None for a machine that comes from no image.
+    pub(super) instance: Option<Instance>,
+    /// What the machine goes on from.
+    pub(super) resume: Option<Resume>,
+    /// [`Instance::complete`] is still to be called.
+    pub(super) unfinished: bool,
+}
 
 /// How long the agent of a guest that goes on has to answer: it runs already.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -77,15 +88,12 @@ impl App {
 
     /// The instance of a machine, which is made when it is started for the first time; and what the machine goes
     /// on from.
-    pub(super) async fn instance(
-        self: &Arc<App>,
-        vm: &VmRecord,
-        work: &Arc<Work>,
-    ) -> Result<(Option<Instance>, Option<Resume>), Error> {
-        let Some(origin) = &vm.origin else { return Ok((None, vm.resume.clone())) };
+    pub(super) async fn instance(self: &Arc<App>, vm: &VmRecord, work: &Arc<Work>) -> Result<Made, Error> {
+        let made = |instance| Made { instance, resume: vm.resume.clone(), unfinished: false };
+        let Some(origin) = &vm.origin else { return Ok(made(None)) };
         let folder = self.instance_folder(&vm.id);
         if folder.join(image::INSTANCE_FILE).exists() {
-            return Ok((Some(Instance::load(&folder)?), vm.resume.clone()));
+            return Ok(made(Some(Instance::load(&folder)?)));
         }
         self.warm_up(vm, origin, work).await;
         // While this is held, no machine to start from disappears.
@@ -106,17 +114,23 @@ impl App {
         let make = move |store: &image::Store, watch: &mut super::work::Watch| {
             // Whatever lies there was not finished.
             let _ = std::fs::remove_dir_all(&folder);
-            Instance::create(store, image, &folder, &params, watch)
+            Instance::prepare(store, image, &folder, &params, watch)
         };
         let instance = self.with_images(work, make).await?;
         let resume = warm.map(|warm| Resume { snapshot: warm.snapshot(), other: true });
-        self.write(|records| Ok(records.vm_set_resume(&vm.id, resume.as_ref())?))?;
-        Ok((Some(instance), resume))
+        Ok(Made { instance: Some(instance), resume, unfinished: true })
     }
 
     /// Makes a guest that goes on from the snapshot of another machine the machine that it shall be. What has to be
     /// at once is, what takes its time follows beside; unless the machine shall have users, files or commands.
-    pub(super) async fn become_itself(self: &Arc<App>, vm: &VmRecord, instance: &Instance, snapshot: &Path) {
+    pub(super) async fn become_itself(
+        self: &Arc<App>,
+        machine: &Arc<Machine>,
+        process: Arc<Process>,
+        vm: &VmRecord,
+        instance: &Instance,
+        snapshot: &Path,
+    ) {
         let agent = Agent::of_worker(self.folder(&vm.id).file("vsock"));
         let provision = vm.origin.as_ref().map(|origin| origin.params.provision.clone()).unwrap_or_default();
         let new_macs = vm.config.nics.iter().map(|nic| nic.mac.clone().unwrap_or_default()).collect();
@@ -131,12 +145,27 @@ impl App {
             tokio::task::spawn_blocking(move || tell("who it is", &name, take_first(&agent, personality)))
         };
         let _ = first.await;
+        let (app, machine) = (self.clone(), machine.clone());
         let wait = !provision.is_empty();
-        let rest = tokio::task::spawn_blocking(move || {
-            // Before its keys, which take their time: until then its network may not hear it.
-            tell("its addresses", &name, agent.run(&Command::shell(readdress(&macs))).map(drop));
-            tell("its keys", &name, take_rest(&agent, personality));
-            tell("that it is somebody", &name, agent.run(&Command::shell(super::warm::RELEASE)).map(drop));
+        let rest = tokio::spawn(async move {
+            if !wait {
+                machine.guest.quiet().await;
+            }
+            let watched = machine.clone();
+            let told = tokio::task::spawn_blocking(move || {
+                // One that has ended meanwhile needs to be told nothing.
+                let tell = |what: &str, result: Result<(), agent_client::Error>| {
+                    if watched.state() == VmState::Running {
+                        tell(what, &name, result);
+                    }
+                };
+                // Before its keys, which take their time: until then its network may not hear it.
+                tell("its addresses", agent.run(&Command::shell(readdress(&macs))).map(drop));
+                tell("its keys", take_rest(&agent, personality));
+                tell("that it is somebody", agent.run(&Command::shell(super::warm::RELEASE)).map(drop));
+            });
+            let _ = told.await;
+            app.guest_appears(&machine, process);
         });
         if wait {
             let _ = rest.await;
@@ -177,9 +206,8 @@ fn take_first(agent: &Agent, personality: Personality) -> Result<(), agent_clien
         clock_ns: u64::try_from(now.as_nanos()).ok(),
         ..personality.identity
     };
-    agent.wait_until_ready(AGENT_PATIENCE)?;
     let first = Personality { instance_id: String::new(), identity, provision: Provision::default() };
-    agent.take_personality(&first).map(drop)
+    agent.take_personality_when_ready(&first, AGENT_PATIENCE).map(drop)
 }
 
 /// Keys, users, files, commands; and that it is this instance now.

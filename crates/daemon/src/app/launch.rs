@@ -1,10 +1,12 @@
 //! Starting machines: booting them, or letting them go on from a snapshot.
 
+use super::instances::Made;
 use super::work::Work;
 use super::{App, Machine, switches};
 use crate::machine::{self, Folder, Process, process};
 use crate::{Error, util};
 use api::v1::error::ErrorCode;
+use api::v1::limits::Limits;
 use api::v1::vm::{VmState, WorkerView};
 use api::worker::control::{Request, Status};
 use image::Instance;
@@ -65,12 +67,20 @@ impl App {
         let data = self.config.paths.vm_data(&vm.id);
         let unusable = |e: std::io::Error| Error::internal("the machine's process cannot be started", e);
         crate::config::private_folder(&data).map_err(|e| Error::internal(e.to_string(), ""))?;
-        let (instance, resume) = self.instance(vm, work).await?;
+        let Made { instance, resume, unfinished } = self.instance(vm, work).await?;
         let cards = self.plug_in(vm).await?;
         let config = self.start_config(vm, instance.as_ref(), resume.as_ref(), &cards)?;
+        let mut completing = unfinished.then(|| self.complete(vm, instance.clone()));
+        if resume.is_none()
+            && let Some(completing) = completing.take()
+        {
+            // It writes to its disks as soon as it is started.
+            completing.await?;
+        }
         // Written down first: should the daemon be killed now, the next one knows what to look for.
         self.write(|records| {
             records.vm_set_state(&vm.id, Desired::Running, false, None)?;
+            records.vm_set_resume(&vm.id, resume.as_ref())?;
             Ok(records.vm_started(&vm.id, util::now(), vm.revision)?)
         })?;
         let log = self.worker_log(&vm.id);
@@ -80,7 +90,17 @@ impl App {
         let process = Arc::new(process);
         machine.live().process = Some(process.clone());
         let ready = async {
-            let status = self.wait_ready(&process, &folder, &log).await?;
+            // The worker comes up while the host's disk takes the machine's.
+            let completed = async {
+                match completing {
+                    Some(completing) => completing.await,
+                    None => Ok(()),
+                }
+            };
+            let (status, completed) = tokio::join!(self.wait_ready(&process, &folder, &log), completed);
+            let status = status?;
+            completed?;
+            self.apply_limits(vm, process.pid(), &Limits::default()).await?;
             if resume.is_some() {
                 // It stands still. From its first step on it must not go on from there again.
                 self.write(|records| Ok(records.vm_set_resume(&vm.id, None)?))?;
@@ -97,15 +117,33 @@ impl App {
                 return Err(error);
             }
         };
-        self.take_over(machine, process, &status, false);
+        self.take_over(machine, process.clone(), &status, false);
         match (resume, instance) {
             (Some(Resume { other: true, snapshot }), Some(instance)) => {
-                self.become_itself(vm, &instance, &snapshot).await;
+                // It then looks for what the guest tells of itself, too: not before, because a guest that has just
+                // gone on is slow, and everybody waits for this.
+                self.become_itself(machine, process, vm, &instance, &snapshot).await;
+                return Ok(());
             }
             (Some(Resume { other: false, .. }), Some(instance)) => self.tell_time(vm, &instance),
             _ => {}
         }
+        self.guest_appears(machine, process);
         Ok(())
+    }
+
+    /// Makes what a new instance has of its own last.
+    fn complete(
+        &self,
+        vm: &VmRecord,
+        instance: Option<Instance>,
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
+        let place = self.instance_folder(&vm.id);
+        let done = tokio::task::spawn_blocking(move || match instance {
+            Some(instance) => instance.complete(&place),
+            None => Ok(()),
+        });
+        async move { Ok(done.await.map_err(|e| Error::internal("the machine's disks are lost", e))??) }
     }
 
     /// What the machine's worker is started with.
@@ -181,7 +219,6 @@ impl App {
             live.process = Some(process.clone());
         }
         self.enter(machine, if paused { VmState::Paused } else { VmState::Running }, None);
-        self.guest_appears(machine, process.clone());
         let (app, machine) = (self.clone(), machine.clone());
         tokio::spawn(async move {
             process.ended().await;

@@ -60,6 +60,9 @@ impl App {
             live.view = None;
         }
         machine.guest.forget();
+        if let Some(groups) = &self.cgroups {
+            groups.remove(&machine.id);
+        }
         let stopping = machine.state() == VmState::Stopping;
         let (fault, reason) = match ending {
             Ending::ByGuest(what) => (false, Some(what.to_owned())),

@@ -8,6 +8,7 @@ mod images;
 mod instances;
 mod launch;
 mod lifecycle;
+mod limits;
 mod networks;
 mod operations;
 pub(crate) mod people;
@@ -27,7 +28,7 @@ pub(crate) use operations::Request;
 pub(crate) use people::Caller;
 
 use crate::config::Config;
-use crate::machine::Process;
+use crate::machine::{Cgroups, Process};
 use crate::{Error, StartError, util};
 use api::v1::Time;
 use api::v1::event::Event;
@@ -45,6 +46,8 @@ pub(crate) struct App {
     pub(crate) started: Time,
     store: Store,
     images: image::Store,
+    /// Where machines have control groups, if they can.
+    cgroups: Option<Cgroups>,
     /// Held alone by whoever makes or removes a machine from which others start, and together by those who make
     /// machines that stand on one.
     warming: tokio::sync::RwLock<warm::Failures>,
@@ -119,6 +122,7 @@ impl App {
             started: util::now(),
             store,
             images,
+            cgroups: Cgroups::open(config.mode == crate::Mode::System),
             warming: tokio::sync::RwLock::default(),
             machines: Mutex::default(),
             operations: Mutex::default(),
@@ -151,6 +155,14 @@ impl App {
         work: impl FnOnce(&store::Records<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.store.read(work)
+    }
+
+    /// Changes records that a loss of the host's power in the next moments may take away.
+    pub(crate) fn write_soon<T>(
+        &self,
+        work: impl FnOnce(&store::Records<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.store.write_soon(work)
     }
 
     /// Changes records.

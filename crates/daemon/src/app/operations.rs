@@ -243,7 +243,8 @@ impl App {
                 if cancelled { OperationState::Cancelled } else { OperationState::Failed }
             }
         };
-        if let Err(error) = self.write(|records| Ok(records.operation_update(&record)?)) {
+        // An operation whose end is lost is carried out again, which changes nothing.
+        if let Err(error) = self.write_soon(|records| Ok(records.operation_update(&record)?)) {
             log::error!("the end of operation {} cannot be written down: {error}", record.view.id);
         }
         lock(&self.operations).remove(&record.view.id);

@@ -66,11 +66,23 @@ impl App {
         while process::lives(&folder) {
             if let Some((process, status)) = connect(&folder, &vm.id).await {
                 let paused = status.state == api::worker::control::VmState::Paused;
-                if vm.resume.is_some() && !paused {
-                    // It has gone on from there.
-                    let _ = self.write(|records| Ok(records.vm_set_resume(&vm.id, None)?));
+                let process = Arc::new(process);
+                match (&vm.resume, paused) {
+                    (Some(_), true) => {
+                        // Its start was cut off before its first step: nobody would ever let it go on.
+                        process.kill();
+                        process.ended().await;
+                        let _ = self.launch(&machine, vm, &Arc::default()).await;
+                        return;
+                    }
+                    (Some(_), false) => {
+                        // It has gone on from there.
+                        let _ = self.write(|records| Ok(records.vm_set_resume(&vm.id, None)?));
+                    }
+                    (None, _) => {}
                 }
-                self.take_over(&machine, Arc::new(process), &status, paused);
+                self.take_over(&machine, process.clone(), &status, paused);
+                self.guest_appears(&machine, process);
                 return;
             }
             if tokio::time::Instant::now() > deadline {

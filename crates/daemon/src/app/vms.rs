@@ -10,6 +10,7 @@ use api::v1::event::EventKind;
 use api::v1::name;
 use api::v1::operation::Operation;
 use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use store::{Records, VmRecord};
@@ -23,6 +24,12 @@ const DEVICES_MAX: usize = 22;
 const LABELS_MAX: usize = 100;
 /// Answers to creations are remembered this long.
 const KEYS_KEPT: i64 = 24 * 3600;
+
+/// How long a machine has to tell its counters when all are asked.
+const COUNTERS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A metric: its name, kind and meaning, and values by number of machine.
+pub(crate) type MetricRows = (String, &'static str, String, Vec<(usize, f64)>);
 
 /// What came of a creation.
 #[derive(Debug)]
@@ -119,8 +126,8 @@ impl App {
     }
 
     /// Changes a machine's configuration.
-    pub(crate) fn vm_update(
-        &self,
+    pub(crate) async fn vm_update(
+        self: &Arc<App>,
         caller: &Caller,
         vm: &VmRecord,
         mut config: VmConfig,
@@ -140,8 +147,18 @@ impl App {
             check_quota(records, &vm.project, before)?;
             Ok(record)
         })?;
+        let changed = self.change_live(vm, record.clone()).await;
         self.tell_changed(&record);
-        Ok(self.vm_view(record))
+        match changed {
+            Ok(record) => Ok(self.vm_view(record)),
+            // It is as it was.
+            Err(error) => {
+                let undo =
+                    |records: &Records<'_>| records.vm_update(&vm.id, record.revision, &vm.name, &vm.config);
+                self.write(|records| Ok(undo(records).map(drop)?))?;
+                Err(error)
+            }
+        }
     }
 
     /// Gives a machine another name.
@@ -214,13 +231,51 @@ impl App {
         let mut metrics = VmMetrics {
             guest_time_ms: status.guest_time_ms,
             resets: status.resets,
-            counters: counters.engine.into_iter().chain(counters.io).collect(),
+            counters: counters.engine.into_iter().chain(counters.io).chain(counters.devices).collect(),
             ..VmMetrics::default()
         };
         if let Some(process) = machine.process() {
             (metrics.cpu_time_ms, metrics.resident_bytes) = super::host::process_usage(process.pid());
         }
         Ok(metrics)
+    }
+
+    /// The counters of machines that run, for the metrics of the host: by name, what kind they are, what they count,
+    /// and the value for each of `vms` that has one. A machine that does not answer soon is left out.
+    pub(crate) async fn vm_counters(&self, vms: &[(VmRecord, VmState, Option<u32>)]) -> Vec<MetricRows> {
+        let asked =
+            vms.iter().enumerate().filter(|(_, (_, _, pid))| pid.is_some()).map(async |(index, (vm, ..))| {
+                let control = self.folder(&vm.id).control();
+                let asked = async { Ok::<_, Error>((control.status().await?, control.counters().await?)) };
+                Some((index, tokio::time::timeout(COUNTERS_PATIENCE, asked).await.ok()?.ok()?))
+            });
+        let mut metrics: BTreeMap<String, MetricRows> = BTreeMap::new();
+        let mut add = |name: String, help: String, index: usize, value: f64| {
+            let metric = metrics.entry(name.clone());
+            metric.or_insert_with(|| (name, "counter", help, Vec::new())).3.push((index, value));
+        };
+        for (index, (status, counters)) in futures_util::future::join_all(asked).await.into_iter().flatten() {
+            let guest_time = status.guest_time_ms as f64 / 1000.0;
+            add(
+                "arnia_vm_guest_seconds_total".into(),
+                "Time that has passed in the guest.".into(),
+                index,
+                guest_time,
+            );
+            add("arnia_vm_resets_total".into(), "Resets of the machine.".into(), index, status.resets as f64);
+            for (group, kind) in [(counters.devices, ""), (counters.engine, "engine_"), (counters.io, "io_")]
+            {
+                for (name, value) in group {
+                    let help = match kind {
+                        "" => format!("What its devices were asked to do: {}.", name.replace('_', " ")),
+                        "engine_" => format!("Of the CPU engine: {}.", name.replace('_', " ")),
+                        _ => format!("Accesses of vCPUs to devices: {}.", name.replace('_', " ")),
+                    };
+                    add(format!("arnia_vm_{kind}{name}_total"), help, index, value as f64);
+                }
+            }
+        }
+        metrics.into_values().collect()
     }
 
     /// Machines with their processes, for the metrics of the host.
@@ -290,6 +345,9 @@ fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -
     let labels = &config.labels;
     if labels.len() > LABELS_MAX || labels.iter().any(|(name, value)| name.len() + value.len() > 1024) {
         return invalid(format!("there are at most {LABELS_MAX} labels, of at most 1024 bytes each"));
+    }
+    if let Some(fault) = config.limits.fault(config.memory) {
+        return invalid(fault);
     }
     for disk in &config.disks {
         if disk.volume.is_some() == disk.path.is_some() {

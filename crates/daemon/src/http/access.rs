@@ -44,6 +44,7 @@ pub(crate) const TABLE: &[(&str, Access)] = &[
     ("vm_pause", Project(Operator)),
     ("vm_resume", Project(Operator)),
     ("vm_rename", Project(Operator)),
+    ("vm_resize", Project(Operator)),
     ("vm_suspend", Project(Operator)),
     ("vm_clone", Project(Operator)),
     ("snapshot_create", Project(Operator)),
@@ -266,7 +267,7 @@ pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, n
         path.truncate(path.floor_char_boundary(256));
         let project = Some(project).filter(|project| project.len() <= api::v1::name::LEN_MAX);
         let entry = AuditEntry { id: 0, time: util::now(), user, action: operation, project, path, status };
-        if let Err(error) = gate.app.write(|records| Ok(records.audit_insert(&entry)?)) {
+        if let Err(error) = gate.app.write_soon(|records| Ok(records.audit_insert(&entry)?)) {
             log::error!("the audit log cannot be written: {error}");
         }
     }

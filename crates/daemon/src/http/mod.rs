@@ -2,7 +2,7 @@
 //!
 //! **To add an endpoint**: a function in `endpoints/` with its description (`utoipa::path`, the operation named like
 //! `vm_start`), a line in the router below, a line in the table of [`access`], and a case in the tests
-//! (`tests/api/authorization.rs`), which fail without it. Then `cargo xtask openapi`.
+//! (`tests/authorization.rs`), which fail without it. Then `cargo xtask openapi`.
 
 mod access;
 mod endpoints;
@@ -72,6 +72,7 @@ fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(vms::vm_pause))
         .routes(routes!(vms::vm_resume))
         .routes(routes!(vms::vm_rename))
+        .routes(routes!(vms::vm_resize))
         .routes(routes!(vms::vm_log))
         .routes(routes!(vms::vm_metrics))
         .routes(routes!(snapshots::vm_suspend))

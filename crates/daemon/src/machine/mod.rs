@@ -20,10 +20,13 @@
 //!
 //! The processes of networks have such folders, too: `lock`, `boot`, `switch.json`, and `ports`, the socket for cards.
 
+mod cgroup;
 mod control;
 pub(crate) mod process;
+pub(crate) mod scheduling;
 mod spec;
 
+pub(crate) use cgroup::{Cgroups, GroupLimits};
 pub(crate) use control::Control;
 pub(crate) use process::{Ending, Process};
 pub(crate) use spec::{Start, restore_config, worker_config};

@@ -13,7 +13,7 @@ pub use api::v1::vm::SeedKind;
 use serde_json::{Value, json};
 
 use crate::error::AboutFile;
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 /// A network for the first card, if not DHCP.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -70,7 +70,7 @@ impl StaticNetwork {
     }
 }
 
-/// Writes a seed disk.
+/// Writes a seed disk. Its file is not synchronised.
 ///
 /// # Errors
 /// If the personality cannot be, is too long, or the file cannot be written.
@@ -118,7 +118,7 @@ pub fn write(
             iso9660::image("config-2", &files)
         }
     };
-    files::write_whole(path, &image)?;
+    std::fs::write(path, &image).about("write", path)?;
     // All seeds of a usual size are of one size: a machine that goes on from the snapshot of another finds a
     // disk that is as large as that one's.
     let size = (image.len() as u64).next_multiple_of(SIZE_STEP);

@@ -272,7 +272,11 @@ impl Store {
     pub fn pin(&self, owner: &str, digest: Digest) -> Result<()> {
         let session = self.session()?;
         session.store.manifest(digest)?;
-        files::write_whole(&self.pin_place(owner)?, format!("{digest}\n").as_bytes())
+        let (place, text) = (self.pin_place(owner)?, format!("{digest}\n"));
+        if fs::read(&place).is_ok_and(|there| there == text.as_bytes()) {
+            return Ok(());
+        }
+        files::write_whole(&place, text.as_bytes())
     }
 
     /// Lets it go. Without a pin nothing happens.

@@ -4,6 +4,7 @@
 mod boot;
 mod cpu;
 mod disk;
+mod host;
 mod jobs;
 mod process;
 mod ratios;
@@ -32,6 +33,8 @@ pub enum Bench {
     Jobs,
     /// Snapshots, and what starts from them
     State,
+    /// The daemon and the command line: latencies, warm runs, many machines, the network
+    Host,
 }
 
 /// What is measured, and how often.
@@ -48,7 +51,7 @@ pub struct Options {
     /// cpu: parts of names of rows, with commas between; others are left out
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     rows: Vec<String>,
-    /// cpu: one short round
+    /// cpu: one short round; host: little data, and no Debian
     #[arg(long)]
     quick: bool,
     /// Folder for the folder with the results
@@ -58,6 +61,8 @@ pub struct Options {
 
 /// Load of a host that has other work than the benchmark.
 const BUSY: f64 = 0.7;
+
+const MIB: f64 = (1 << 20) as f64;
 
 /// What every benchmark needs.
 struct Bed<'a> {
@@ -88,6 +93,7 @@ pub fn run(options: &Options) -> Result<()> {
             Bench::Disk => disk::measure(&bed, &mut report)?,
             Bench::Jobs => jobs::measure(&bed, &mut report)?,
             Bench::State => state::measure(&bed, &mut report)?,
+            Bench::Host => host::measure(&bed, &mut report)?,
         }
     }
     let _ = std::fs::remove_dir_all(&scratch);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::report::Report;
-use super::{Bed, process};
+use super::{Bed, MIB, process};
 use crate::{After, Guest, Patience, Program, RunState, Shell, Vm};
 
 /// Sizes of guest memory in MiB: what a restore takes must not depend on it.
@@ -21,7 +21,6 @@ const COPIES_MIB: u32 = 1024;
 const SETTLE: Duration = Duration::from_secs(5);
 /// What copies do before their memory is measured: nothing, for so long.
 const IDLE: Duration = Duration::from_secs(10);
-const MIB: f64 = (1 << 20) as f64;
 
 pub(super) fn measure(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
     for &program in &bed.options.programs {

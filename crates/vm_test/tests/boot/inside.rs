@@ -6,9 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use vm_test::agent::AgentFiles;
-use vm_test::{Case, HttpServer, Patience, Suite, sha256_hex};
-
-use crate::daemon::Arnia;
+use vm_test::{Arnia, Case, HttpServer, Patience, Suite, sha256_hex};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("daemon::programs_and_files_in_a_guest", inside);
@@ -180,7 +178,7 @@ fn a_terminal(case: &Case, arnia: &Arnia) -> Result<()> {
     let mut script = std::process::Command::new("script");
     script.args(["--quiet", "--command", &line, "/dev/null"]).current_dir(&case.folder);
     let mut child = script
-        .env("ARNIA_HOME", &arnia.home)
+        .env("ARNIA_HOME", arnia.home())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -14,6 +14,7 @@ mod firmware;
 mod forced;
 mod inside;
 mod networks;
+mod product;
 mod refusals;
 mod snapshots;
 mod software;
@@ -37,6 +38,7 @@ fn main() -> Result<ExitCode> {
     workloads::add(&mut suite);
     software::add(&mut suite);
     daemon::add(&mut suite);
+    product::add(&mut suite);
     inside::add(&mut suite);
     networks::add(&mut suite);
     debian::add(&mut suite);

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vm_test::{Case, Patience, Suite};
+use vm_test::{Arnia, Case, Patience, Suite};
 
-use crate::daemon::Arnia;
 use crate::inside::start;
 
 pub(crate) fn add(suite: &mut Suite) {

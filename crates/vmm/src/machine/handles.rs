@@ -6,7 +6,7 @@ use disk::{Disk, Live};
 use scsi::DiscError;
 use std::sync::Arc;
 use virtio::balloon::BalloonStatus;
-use virtio::limit::Limits;
+use virtio::limit::{Limiter, Limits};
 
 impl Machine {
     fn disk_handle(&self, index: usize) -> Option<&Handle<1>> {
@@ -99,6 +99,28 @@ impl Machine {
                 self.handles.scsi.as_ref().ok_or(nowhere)?.change_disc(*target, disc, force)
             }
         }
+    }
+
+    /// What disks and network cards were asked to do so far, all of a kind together.
+    pub fn device_counters(&self) -> [(&'static str, u64); 6] {
+        let sum = |limiters: &mut dyn Iterator<Item = &Arc<Limiter>>| {
+            limiters.fold((0, 0), |sum: (u64, u64), limiter| {
+                let (operations, bytes) = limiter.counted();
+                (sum.0 + operations, sum.1 + bytes)
+            })
+        };
+        let disks =
+            sum(&mut (0..self.disk_count()).filter_map(|disk| Some(&self.disk_handle(disk)?.limiters[0])));
+        let sent = sum(&mut self.handles.nets.iter().map(|net| &net.limiters[0]));
+        let received = sum(&mut self.handles.nets.iter().map(|net| &net.limiters[1]));
+        [
+            ("disk_requests", disks.0),
+            ("disk_bytes", disks.1),
+            ("net_sent_frames", sent.0),
+            ("net_sent_bytes", sent.1),
+            ("net_received_frames", received.0),
+            ("net_received_bytes", received.1),
+        ]
     }
 
     /// What is known of the guest's memory; `None` without a balloon.

@@ -78,6 +78,10 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Err
         "Memory that a virtual machine has.",
         vms.iter().map(|(vm, ..)| (label(vm), vm.config.memory.0 as f64)).collect(),
     );
+    for (name, kind, help, rows) in app.vm_counters(&vms).await {
+        let rows = rows.into_iter().map(|(index, value)| (label(&vms[index].0), value)).collect();
+        metric(&name, kind, &help, rows);
+    }
     let (cpu, resident) = process_usage(std::process::id());
     metric(
         "arnia_daemon_cpu_seconds_total",

@@ -6,6 +6,7 @@ use crate::app::{App, Request};
 use crate::http::extract::{Body, Part, Path, Query, Scope, expected_revision, idempotency_key, patched};
 use crate::http::respond::{Accepted, Tagged, page};
 use api::v1::error::{ErrorBody, ErrorCode};
+use api::v1::limits::ResizeParams;
 use api::v1::operation::Operation;
 use api::v1::page::Page;
 use api::v1::vm::{RenameParams, StopParams, Vm, VmMetrics, VmParams};
@@ -75,7 +76,7 @@ pub(crate) async fn vm_view(
 }
 
 /// Changes a machine's configuration by a JSON merge patch (RFC 7396). A machine that runs has the change when it
-/// is started the next time.
+/// is started the next time, and changed limits at once.
 #[utoipa::path(patch, path = "/v1/vms/{vm}", operation_id = "vm_update", tag = "arnia",
     request_body(content = serde_json::Value, content_type = "application/merge-patch+json"),
     params(ProjectParam, ("vm" = String, Path, description = "Name or identity"),
@@ -91,7 +92,7 @@ pub(crate) async fn vm_update(
     let expected = expected_revision(&headers)?;
     let vm = app.vm(&scope, &name)?;
     let config = patched("machine", &vm.config, patch)?;
-    let vm = app.vm_update(&scope.caller, &vm, config, expected)?;
+    let vm = app.vm_update(&scope.caller, &vm, config, expected).await?;
     Ok(Tagged(StatusCode::OK, vm.revision, vm))
 }
 
@@ -201,6 +202,20 @@ pub(crate) async fn vm_rename(
 ) -> Result<Tagged<Vm>, Error> {
     let expected = expected_revision(&headers)?;
     let vm = app.vm_rename(&app.vm(&scope, &name)?, &params.name, expected)?;
+    Ok(Tagged(StatusCode::OK, vm.revision, vm))
+}
+
+/// Gives a machine other sizes: of its first disk at once, of processors and memory from its next start on.
+#[utoipa::path(post, path = "/v1/vms/{vm}/resize", operation_id = "vm_resize", tag = "arnia", request_body = ResizeParams,
+    params(ProjectParam, ("vm" = String, Path, description = "Name or identity")),
+    responses((status = 200, body = Vm), (status = "4XX", body = ErrorBody)))]
+pub(crate) async fn vm_resize(
+    State(app): State<Arc<App>>,
+    scope: Scope,
+    Path(name): Path<String>,
+    Body(params): Body<ResizeParams>,
+) -> Result<Tagged<Vm>, Error> {
+    let vm = app.vm_resize(&scope.caller, &app.vm(&scope, &name)?, &params).await?;
     Ok(Tagged(StatusCode::OK, vm.revision, vm))
 }
 
