@@ -478,7 +478,7 @@ pub struct Counters {
     /// Accesses of vCPUs to devices, by kind.
     pub io: BTreeMap<String, u64>,
     /// What disks and network cards were asked to do: requests, frames, bytes.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, u64>,
 }
 
@@ -560,6 +560,7 @@ mod tests {
             start_to_first_instruction_us: Some(5),
             engine: [("blocks".to_owned(), 2)].into(),
             io: BTreeMap::new(),
+            devices: BTreeMap::new(),
         };
         for (line, text) in [
             (done, r#"{"id":3,"ok":{"type":"done"}}"#),

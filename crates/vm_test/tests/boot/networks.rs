@@ -125,7 +125,7 @@ fn reach(case: &Case) -> Result<()> {
 
 /// Kills the processes of this daemon's networks.
 fn kill_switches(arnia: &Arnia) -> Result<()> {
-    let home = arnia.home.to_string_lossy().into_owned();
+    let home = arnia.home().to_string_lossy().into_owned();
     let mut killed = 0;
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
