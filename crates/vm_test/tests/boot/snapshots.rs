@@ -215,10 +215,10 @@ fn refusals(case: &Case) -> Result<()> {
             let path = dir.join("manifest.json");
             Ok(fs::write(&path, fs::read_to_string(&path)?.replace("ttyS0", "ttyS1"))?)
         }),
-        ("a newer format", "format 2 of arnia-vmm", |dir| {
+        ("a newer format", "format 3 of arnia-vmm", |dir| {
             let path = dir.join("manifest.json");
             let text = fs::read_to_string(&path)?;
-            Ok(fs::write(&path, text.replace("\"arnia_snapshot\":1", "\"arnia_snapshot\":2"))?)
+            Ok(fs::write(&path, text.replace("\"arnia_snapshot\":1", "\"arnia_snapshot\":3"))?)
         }),
         ("cut memory", "memory has", |dir| {
             Ok(File::options().write(true).open(dir.join("memory"))?.set_len(1 << 20)?)
