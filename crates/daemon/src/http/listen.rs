@@ -27,7 +27,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use tokio_rustls::rustls::{self, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-/// More connections than this wait.
+/// More connections than this wait. Those over the network have places of their own: nobody there can keep the owner out.
 const CONNECTIONS_MAX: usize = 512;
 /// A client has this long for its handshake, and for the head of each request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(20);
@@ -145,12 +145,12 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
 /// Serves clients for ever.
 pub(crate) async fn serve(listeners: Listeners, app: Arc<App>) {
     let router = super::router(app);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let local = serve_unix(listeners.unix, router.clone(), places.clone());
+    let places = || Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let local = serve_unix(listeners.unix, router.clone(), places());
     match listeners.tls {
         None => local.await,
         Some((listener, acceptor)) => {
-            tokio::join!(local, serve_tls(listener, acceptor, router, places));
+            tokio::join!(local, serve_tls(listener, acceptor, router, places()));
         }
     }
 }
