@@ -5,13 +5,16 @@ use crate::output::{Format, Output};
 use clap::Parser;
 use std::path::PathBuf;
 
-/// Virtual machines: run, watch and change them.
+/// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "arnia", version, about, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "arnia", version, propagate_version = true, arg_required_else_help = true)]
+#[command(about = "Virtual machines: make them from images, run, watch, copy and change them")]
 #[command(after_help = "Examples:
-  arnia run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --console demo
+  arnia run debian --name web -p 8080:80     a machine from an image, with a port of this host
+  arnia shell web                            a terminal in it
+  arnia clone web web-2                      a copy of it, while it runs
   arnia ls
-  arnia stop demo
+  arnia rm --force web web-2
 
 Exit status: 0 done; 1 failed; 2 bad input; 3 not found; 4 the state does not allow it; 5 not permitted;
 6 the daemon cannot be reached. Commands that need the daemon start one for this user if none runs.")]
