@@ -283,6 +283,9 @@ impl Suite {
                     tolerance.fault_offset = true;
                     tolerance.memory_after_fault = true;
                 }
+                // Two reads. Priorities within the class of faults on executing an instruction are the processor's choice
+                // (SDM volume 3, table 6-2, note 1).
+                Cmpsb | Cmpsw | Cmpsd | Cmpsq => tolerance.fault_order = true,
                 Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => {
                     tolerance.data = &images::IGNORED;
                 }
