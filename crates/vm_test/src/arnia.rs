@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
 use crate::agent::AgentFiles;
@@ -237,7 +238,12 @@ impl Arnia {
 /// If there is none.
 pub fn kill(pid: i64) -> Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
-    Ok(kill_process(pid, Signal::KILL)?)
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    kill_process(pid, Signal::KILL)?;
+    // Until it has ended, it may still take connections that nobody will answer.
+    let limit = Timespec { tv_sec: Patience::Host.limit().as_secs() as i64, tv_nsec: 0 };
+    ensure!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit))? == 1, "{pid:?} does not end");
+    Ok(())
 }
 
 impl Drop for Arnia {

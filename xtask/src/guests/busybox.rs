@@ -38,6 +38,12 @@ impl Busybox {
         let mut initramfs =
             fs::read(&self.initramfs).with_context(|| format!("cannot read {}", self.initramfs.display()))?;
         let mut archive = Archive::default();
+        // A file whose folder is missing would be left out without a word.
+        let folders = files.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1));
+        let folders: BTreeSet<_> = folders.filter_map(Path::to_str).filter(|path| !path.is_empty()).collect();
+        for folder in folders {
+            archive.directory(folder);
+        }
         for (path, contents) in files {
             archive.file(path, 0o755, contents);
         }

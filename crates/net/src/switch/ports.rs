@@ -29,7 +29,12 @@ impl FromStr for PortKey {
 
     fn from_str(text: &str) -> Result<Self, NetError> {
         // What was given is not repeated: it may be a secret but for a slip.
-        let bad = || NetError::new(NetErrorKind::Syntax, "the key of a port is 64 hexadecimal digits");
+        let bad = || {
+            NetError::new(
+                NetErrorKind::Syntax,
+                "the key of a port is 64 hexadecimal digits; write it as the daemon gave it",
+            )
+        };
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(bad());
         }

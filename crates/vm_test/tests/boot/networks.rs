@@ -71,7 +71,8 @@ fn reach(case: &Case) -> Result<()> {
         &arnia,
         "default",
         "web",
-        "(nc -l -p 9090 | wc -c > /tmp/count) </dev/null >/dev/null 2>&1 & echo ok",
+        // Its input stays open: a listener whose input ends ends its half, and the sender would stop there.
+        "(tail -f /dev/null | nc -l -p 9090 | wc -c > /tmp/count) </dev/null >/dev/null 2>&1 & echo ok",
     )?;
     ensure!(port == "ok\n", "{port:?}");
     sh_until(&arnia, "client", &format!("{bytes} | nc -w 20 web 9090 && echo sent"), "sent\n")?;

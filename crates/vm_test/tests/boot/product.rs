@@ -181,7 +181,7 @@ fn limits(case: &Case) -> Result<()> {
         "--cpu-weight",
         "50",
     ])?;
-    let free_kib = "awk '/MemTotal/ { print $2 }' /proc/meminfo";
+    let free_kib = "awk '/MemFree/ { print $2 }' /proc/meminfo";
     let before: u64 = inside(&arnia, "noisy", free_kib)?.parse()?;
     arnia
         .wait(Patience::Command, || Ok(inside(&arnia, "quiet", free_kib)?.parse::<u64>()? + 40_000 < before))

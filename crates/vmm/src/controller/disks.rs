@@ -161,15 +161,8 @@ impl Controller {
     }
 
     fn resize_disk(&mut self, disk: u32, size: u64) -> Result<(), Refusal> {
+        self.check_no_snapshot()?;
         let live = self.live(disk)?;
-        if self.machine.is_watched() {
-            return Err((
-                ControlErrorKind::WrongState,
-                "snapshots of this machine know its disks by their size; start it without --snapshots, or resize \
-                 the disk while it is off"
-                    .into(),
-            ));
-        }
         live.resize(size).map_err(failed)?;
         self.machine.disk_resized(disk as usize);
         Ok(())

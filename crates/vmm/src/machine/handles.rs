@@ -34,11 +34,6 @@ impl Machine {
         self.live.get(index)?.as_ref()
     }
 
-    /// Whether disks are watched, for snapshots.
-    pub fn is_watched(&self) -> bool {
-        self.snapshots.is_some()
-    }
-
     /// Takes note that a disk goes on with another image.
     pub fn disk_moved(&self, index: usize) {
         if let Some(disk) = self.snapshots.as_ref().and_then(|(_, disks)| disks.get(index)) {
@@ -62,6 +57,9 @@ impl Machine {
 
     /// Tells the guest that a disk has another size.
     pub fn disk_resized(&self, index: usize) {
+        if let Some(disk) = self.snapshots.as_ref().and_then(|(_, disks)| disks.get(index)) {
+            disk.resized();
+        }
         if let Some(handle) = self.disk_handle(index) {
             handle.function.config_changed();
         }

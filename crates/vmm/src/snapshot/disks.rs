@@ -14,8 +14,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// The unit in which changes are noted, in bytes.
 pub const BLOCK: u64 = 64 << 10;
@@ -27,14 +27,14 @@ pub struct Tracked {
     file: Option<File>,
     /// Cleared when the disk goes on with another file.
     has_file: AtomicBool,
-    size: u64,
+    size: AtomicU64,
     log: Arc<Log>,
 }
 
 struct Log {
     on: AtomicBool,
-    /// One bit per block.
-    changed: Box<[AtomicU64]>,
+    /// One bit per block. Replaced when the disk is resized, while nothing is noted.
+    changed: RwLock<Box<[AtomicU64]>>,
 }
 
 impl Log {
@@ -44,26 +44,42 @@ impl Log {
         if len == 0 || !self.on.load(Ordering::SeqCst) {
             return;
         }
+        let changed = self.changed();
         for block in offset / BLOCK..(offset + len).div_ceil(BLOCK) {
-            if let Some(word) = self.changed.get((block / 64) as usize) {
+            if let Some(word) = changed.get((block / 64) as usize) {
                 word.fetch_or(1 << (block % 64), Ordering::SeqCst);
             }
         }
     }
+
+    fn changed(&self) -> RwLockReadGuard<'_, Box<[AtomicU64]>> {
+        self.changed.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A bit for each block of a disk.
+fn bits(size: u64) -> Box<[AtomicU64]> {
+    memory::zeroed(size.div_ceil(BLOCK).div_ceil(64) as usize)
 }
 
 impl Tracked {
     /// Puts a disk under watch. `file` is a regular file whose bytes are the disk's, if there is one.
     pub fn new(disk: Arc<dyn Disk>, file: Option<File>) -> Tracked {
         let size = disk.info().size;
-        let words = size.div_ceil(BLOCK).div_ceil(64) as usize;
         Tracked {
             disk,
             file,
             has_file: AtomicBool::new(true),
-            size,
-            log: Arc::new(Log { on: AtomicBool::new(false), changed: memory::zeroed(words) }),
+            size: AtomicU64::new(size),
+            log: Arc::new(Log { on: AtomicBool::new(false), changed: RwLock::new(bits(size)) }),
         }
+    }
+
+    /// The disk has another size. No snapshot is being made.
+    pub fn resized(&self) {
+        let size = self.disk.info().size;
+        *self.log.changed.write().unwrap_or_else(PoisonError::into_inner) = bits(size);
+        self.size.store(size, Ordering::SeqCst);
     }
 
     /// The bytes of the file are no longer the disk's: an image was put on top of it.
@@ -77,14 +93,14 @@ impl Tracked {
 
     /// Begins to note changes, with nothing noted, or ends it. When it begins, no request is in flight.
     pub fn set_logging(&self, on: bool) {
-        self.log.changed.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+        self.log.changed().iter().for_each(|word| word.store(0, Ordering::SeqCst));
         self.log.on.store(on, Ordering::SeqCst);
     }
 
     /// Takes the blocks that were changed.
     pub fn take_changed(&self) -> PageSet {
-        let mut blocks = PageSet::new(self.size.div_ceil(BLOCK));
-        for (index, word) in self.log.changed.iter().enumerate() {
+        let mut blocks = PageSet::new(self.size().div_ceil(BLOCK));
+        for (index, word) in self.log.changed().iter().enumerate() {
             let mut rest = word.swap(0, Ordering::SeqCst);
             while rest != 0 {
                 blocks.insert(index as u64 * 64 + u64::from(rest.trailing_zeros()));
@@ -96,7 +112,7 @@ impl Tracked {
 
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::SeqCst)
     }
 
     /// Whether the guest may write to it.
@@ -109,18 +125,18 @@ impl Tracked {
     /// # Errors
     /// As the host fails.
     pub fn used(&self) -> io::Result<PageSet> {
-        let mut blocks = PageSet::new(self.size.div_ceil(BLOCK));
+        let mut blocks = PageSet::new(self.size().div_ceil(BLOCK));
         match self.file() {
             Some(file) => {
-                for data in memory::data_ranges(file, 0..self.size) {
+                for data in memory::data_ranges(file, 0..self.size()) {
                     let data = data?;
                     blocks.insert_range(data.start / BLOCK..data.end.div_ceil(BLOCK));
                 }
             }
             None => {
                 let mut at = 0;
-                while at < self.size {
-                    let extent = self.disk.extent(at, self.size - at).map_err(io::Error::other)?;
+                while at < self.size() {
+                    let extent = self.disk.extent(at, self.size() - at).map_err(io::Error::other)?;
                     if extent.content == Content::Data {
                         blocks.insert_range(at / BLOCK..(at + extent.len).div_ceil(BLOCK));
                     }
@@ -134,8 +150,9 @@ impl Tracked {
 
     /// Makes `to` share all blocks with the disk's file; false where that is not possible.
     pub fn clone_to(&self, to: &File) -> bool {
-        self.file()
-            .is_some_and(|from| rustix::fs::ioctl_ficlone(to, from).is_ok() && to.set_len(self.size).is_ok())
+        self.file().is_some_and(|from| {
+            rustix::fs::ioctl_ficlone(to, from).is_ok() && to.set_len(self.size()).is_ok()
+        })
     }
 
     /// Copies a run of blocks to their place in a file, leaving out what is zero in a file that is new
@@ -147,7 +164,7 @@ impl Tracked {
         buffer.resize(BLOCK as usize, 0);
         for block in blocks {
             let at = block * BLOCK;
-            let bytes = &mut buffer[..BLOCK.min(self.size - at) as usize];
+            let bytes = &mut buffer[..BLOCK.min(self.size() - at) as usize];
             self.disk.read(at, &mut Buffers::from_mut(bytes)).map_err(io::Error::other)?;
             if !is_new || !is_zero(bytes) {
                 to.write_all_at(bytes, at)?;

@@ -182,7 +182,7 @@ pub(crate) mod tests {
         let bytes = encode(&example());
         let text = String::from_utf8(bytes.clone()).unwrap();
         let changed = text.replace("x86-64-v2", "x86-64-v3").into_bytes();
-        let newer = text.replace("\"arnia_snapshot\":1", "\"arnia_snapshot\":2").into_bytes();
+        let newer = text.replace("\"arnia_snapshot\":1", "\"arnia_snapshot\":3").into_bytes();
         for (bytes, word) in [
             (&b"{\"machine\": 1}"[..], "not one of a snapshot"),
             (b"[]", "not one of a snapshot"),
@@ -192,7 +192,7 @@ pub(crate) mod tests {
             (b"{\"arnia_snapshot\": 3, \"parts\": []}", "format 3 of arnia-vmm a newer version"),
             (&bytes[..bytes.len() / 2], "damaged"),
             (&changed, "check sum"),
-            (&newer, "format 2 of arnia-vmm 0.1.0"),
+            (&newer, "format 3 of arnia-vmm 0.1.0"),
         ] {
             let error = decode(bytes).unwrap_err();
             assert!(error.contains(word), "{error}");
