@@ -15,6 +15,8 @@ IPv6AcceptRA=yes
 [DHCPv4]
 # Clones must not be taken for each other before they know who they are.
 ClientIdentifier=mac
+# Machines of one network find each other by their bare names, too.
+UseDomains=yes
 END
 systemctl enable systemd-networkd.service arnia-agent.service arnia-firstboot.service
 ! [ -e /usr/sbin/sshd ] || ! [ -d /etc/ssh/sshd_config.d ] || cat > /etc/ssh/sshd_config.d/arnia.conf <<END
