@@ -117,7 +117,7 @@ impl ScsiDisk {
             }
             // READ CAPACITY (10), and (16) as a service action
             0x25 => {
-                let last = (info.size / BLOCK - 1).min(u32::MAX.into()) as u32;
+                let last = last_block(info).min(u32::MAX.into()) as u32;
                 answer([last.to_be_bytes(), (BLOCK as u32).to_be_bytes()].concat(), 8)
             }
             0x9e if cdb[1] & 0x1f == 0x10 => answer(capacity(info), dword(10) as usize),
@@ -262,10 +262,15 @@ fn mode_pages(page: u8) -> Result<Vec<u8>, Sense> {
     }
 }
 
+/// The number of the last block; of a disk without a whole one, the first: reading it fails.
+fn last_block(info: &DiskInfo) -> u64 {
+    (info.size / BLOCK).saturating_sub(1)
+}
+
 /// READ CAPACITY (16) (SBC-3, §5.16).
 fn capacity(info: &DiskInfo) -> Vec<u8> {
     let mut bytes = vec![0; 32];
-    bytes[..8].copy_from_slice(&(info.size / BLOCK - 1).to_be_bytes());
+    bytes[..8].copy_from_slice(&last_block(info).to_be_bytes());
     bytes[8..12].copy_from_slice(&(BLOCK as u32).to_be_bytes());
     bytes[13] = (u64::from(info.physical_block_size) / BLOCK).max(1).ilog2() as u8;
     if !info.read_only && info.discard_granularity.is_some() {
@@ -337,6 +342,19 @@ mod tests {
         // No more than was asked for.
         assert_eq!(run(&[0x12, 0, 0, 0, 5], false), DiskAction::Answer(vec![0, 0, 5, 2, 31]));
         assert_eq!(run(&[0x12, 1, 0x99, 0, 255], false), DiskAction::Check(Sense::BAD_FIELD));
+    }
+
+    #[test]
+    fn a_disk_without_a_whole_block_has_nothing_to_read() {
+        let small = DiskInfo { size: 511, ..info(false) };
+        let run = |cdb: &[u8]| {
+            let mut whole = [0; 16];
+            whole[..cdb.len()].copy_from_slice(cdb);
+            ScsiDisk::new("").command(&whole, &small)
+        };
+        assert_eq!(run(&[0x25]), DiskAction::Answer(vec![0, 0, 0, 0, 0, 0, 2, 0]));
+        assert!(matches!(run(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32]), DiskAction::Answer(_)));
+        assert_eq!(run(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1]), DiskAction::Check(Sense::OUT_OF_RANGE));
     }
 
     #[test]

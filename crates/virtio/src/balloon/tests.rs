@@ -57,6 +57,18 @@ fn pages_that_are_given_away_are_gone_and_others_are_not() {
 }
 
 #[test]
+fn a_list_is_read_so_far_and_no_further() {
+    let mut guest = guest();
+    let page = (PAGES / PAGE) as u32;
+    let mut numbers = vec![0xff; work::LIST_MAX as usize];
+    numbers[..4].copy_from_slice(&page.to_le_bytes());
+    numbers.extend((page + 1).to_le_bytes());
+    guest.bench.ram.guest().write_slice(&numbers, GuestAddress(NUMBERS)).unwrap();
+    guest.give(0, Buffer::Out(NUMBERS, numbers.len() as u32));
+    assert_eq!((guest.byte(PAGES), guest.byte(PAGES + PAGE)), (0, 0xaa));
+}
+
+#[test]
 fn free_pages_that_are_reported_go_back_to_the_host() {
     let mut guest = guest();
     guest.give(3, Buffer::In(PAGES + PAGE, 2 * PAGE as u32));

@@ -10,6 +10,9 @@ use std::sync::atomic::Ordering;
 
 /// Page numbers that are read at a time, 4 bytes each.
 const NUMBERS: usize = 1024;
+/// How much of a chain is read at most: a driver gives 1 KiB (Linux). What a hostile one says beyond is left alone, so
+/// that no chain keeps the worker for long.
+pub(super) const LIST_MAX: u32 = 64 << 10;
 /// More figures than this no guest has.
 const STATS_MAX: usize = 64;
 
@@ -51,10 +54,10 @@ impl BalloonWork {
     /// Takes the statistics that are there, and asks for newer ones.
     fn exchange_stats(&mut self) -> bool {
         let Some(queue) = &mut self.stats else { return false };
-        let mut did = false;
+        let (mut batch, mut did) = (queue.size(), false);
         queue.disarm();
-        while queue.pop(&mut self.chain) {
-            did = true;
+        while batch > 0 && queue.pop(&mut self.chain) {
+            (batch, did) = (batch - 1, true);
             // One buffer goes back and forth; of a guest that gives more, all but the last go back at once.
             if let Some(head) = self.stats_buffer.replace(self.chain.head()) {
                 queue.push(head, 0);
@@ -124,7 +127,7 @@ fn give_back(chain: &Chain, ram: &Ram) -> Result<(), crate::queue::RingError> {
             let _ = ram.discard(first * PAGE, (end - first) * PAGE);
         }
     };
-    while at < chain.readable_len() {
+    while at < chain.readable_len().min(LIST_MAX) {
         let len = chain.read_at(ram, at, &mut bytes)?;
         for number in bytes[..len].chunks_exact(4) {
             let page = u64::from(u32::from_le_bytes(number.try_into().expect("four bytes")));
