@@ -8,8 +8,8 @@ pub(crate) const ALL: u32 =
 
 /// The flags that `insn` certainly sets.
 pub(crate) fn overwritten(insn: &Instruction) -> u32 {
-    // A repeated instruction may execute no iteration.
-    if insn.has_rep_prefix() || insn.has_repne_prefix() {
+    // A repeated instruction may execute no iteration. The prefix means nothing to others (SDM volume 2, §2.1.1).
+    if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) {
         return 0;
     }
     match insn.mnemonic() {

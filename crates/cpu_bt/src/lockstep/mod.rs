@@ -32,6 +32,7 @@ use crate::block::cache::Known;
 use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::jit::liveness;
 use crate::jit::page_of;
 use crate::jit::state::NO_EXIT;
 use crate::regs::{RIP, Regs};
@@ -380,7 +381,9 @@ impl Follower {
             // Pushes all of them.
             || matches!(insn.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq) && self.undefined != 0;
         self.undefined_before = self.undefined;
-        let certain = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
+        // A shift by CL may leave all flags alone, undefined ones too.
+        let certain =
+            (insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set()) & liveness::overwritten(insn);
         self.undefined = self.undefined & !certain | insn.rflags_undefined();
     }
 
