@@ -140,6 +140,8 @@ impl Cpu {
                     self.guard.undo_to(0);
                     self.guard.end();
                     self.regs = start.clone();
+                    // What was interpreted beyond the trace may have changed flags that the mode hangs on.
+                    self.update_mode();
                     self.shadow = false;
                     if attempt > 0 {
                         first.get_or_insert((translated, difference));
