@@ -2,7 +2,7 @@
 
 use crate::device::{Activation, DeviceSaved, VirtioDevice};
 use crate::queue::{Chain, Queue};
-use crate::worker::{Progress, Wait, Work};
+use crate::worker::{Progress, Wait, Work, serve};
 use ::device::state::RestoreError;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::any::Any;
@@ -73,22 +73,12 @@ pub struct RngWork {
 
 impl Work for RngWork {
     fn work(&mut self) -> Progress {
-        let mut batch = self.queue.size();
-        self.queue.disarm();
-        while batch > 0 && self.queue.pop(&mut self.chain) {
-            batch -= 1;
-            let len = self.chain.writable_len().min(REQUEST_MAX) as usize;
-            let len = getrandom(&mut self.bytes[..len], GetRandomFlags::empty()).unwrap_or(0);
-            match self.chain.write_at(self.queue.ram(), 0, &self.bytes[..len]) {
-                Ok(_) => self.queue.push(self.chain.head(), len as u32),
-                Err(error) => self.queue.fail(error),
-            }
-        }
-        self.queue.signal();
-        match self.queue.has_available() {
-            true => Progress::More,
-            false => Progress::done(batch < self.queue.size()),
-        }
+        let bytes = &mut self.bytes;
+        serve(&mut self.queue, &mut self.chain, |chain, ram| {
+            let len = chain.writable_len().min(REQUEST_MAX) as usize;
+            let len = getrandom(&mut bytes[..len], GetRandomFlags::empty()).unwrap_or(0);
+            chain.write_at(ram, 0, &bytes[..len]).map(|_| len as u32)
+        })
     }
 
     fn is_pending(&self) -> bool {

@@ -10,6 +10,8 @@
 //! ```
 
 use crate::Kick;
+use crate::queue::{Chain, Queue, RingError};
+use memory::Ram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -62,6 +64,30 @@ pub trait Work: Any + Send {
 
     /// Finishes what is in flight. Nothing is begun any more.
     fn drain(&mut self) {}
+}
+
+/// Answers the requests in a queue, a queue's worth at most. `each` answers one and says how many bytes it has written; a
+/// request that cannot be answered ends the use of the queue.
+pub(crate) fn serve(
+    queue: &mut Queue,
+    chain: &mut Chain,
+    mut each: impl FnMut(&Chain, &Arc<Ram>) -> Result<u32, RingError>,
+) -> Progress {
+    let ram = queue.ram().clone();
+    let mut batch = queue.size();
+    queue.disarm();
+    while batch > 0 && queue.pop(chain) {
+        batch -= 1;
+        match each(chain, &ram) {
+            Ok(written) => queue.push(chain.head(), written),
+            Err(error) => queue.fail(error),
+        }
+    }
+    queue.signal();
+    match queue.has_available() {
+        true => Progress::More,
+        false => Progress::done(batch < queue.size()),
+    }
 }
 
 /// What a worker waits for.

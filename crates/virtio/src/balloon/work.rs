@@ -2,8 +2,8 @@
 
 use super::Shared;
 use super::spec::{PAGE, STAT_LEN, STAT_NAMES};
-use crate::queue::{Chain, Queue};
-use crate::worker::{Progress, Wait, Work};
+use crate::queue::{Chain, Queue, RingError};
+use crate::worker::{Progress, Wait, Work, serve};
 use memory::Ram;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -89,35 +89,8 @@ impl BalloonWork {
     }
 }
 
-/// Works through a queue's chains, a queue's worth at most.
-fn serve(
-    queue: &mut Option<Queue>,
-    chain: &mut Chain,
-    mut each: impl FnMut(&Chain, &Ram) -> Result<(), crate::queue::RingError>,
-) -> Progress {
-    let Some(queue) = queue else { return Progress::Idle };
-    let mut batch = queue.size();
-    queue.disarm();
-    while batch > 0 && queue.pop(chain) {
-        batch -= 1;
-        let ram = queue.ram().clone();
-        match each(chain, &ram) {
-            Ok(()) => queue.push(chain.head(), 0),
-            Err(error) => {
-                queue.fail(error);
-                break;
-            }
-        }
-    }
-    queue.signal();
-    match queue.has_available() {
-        true => Progress::More,
-        false => Progress::done(batch < queue.size()),
-    }
-}
-
 /// Gives the pages whose numbers stand in a chain back to the host, neighbours together.
-fn give_back(chain: &Chain, ram: &Ram) -> Result<(), crate::queue::RingError> {
+fn give_back(chain: &Chain, ram: &Ram) -> Result<(), RingError> {
     let mut bytes = [0; NUMBERS * 4];
     let mut at = 0;
     let mut run: Option<(u64, u64)> = None;
@@ -149,14 +122,17 @@ fn give_back(chain: &Chain, ram: &Ram) -> Result<(), crate::queue::RingError> {
 
 impl Work for BalloonWork {
     fn work(&mut self) -> Progress {
-        let inflated = serve(&mut self.inflate, &mut self.chain, give_back);
+        let mut each = |queue: &mut Option<Queue>, each: &dyn Fn(&Chain, &Ram) -> Result<(), RingError>| {
+            let Some(queue) = queue else { return Progress::Idle };
+            serve(queue, &mut self.chain, |chain, ram| each(chain, ram).map(|()| 0))
+        };
+        let inflated = each(&mut self.inflate, &give_back);
         // What the guest takes back is there when it is touched.
-        let deflated = serve(&mut self.deflate, &mut self.chain, |_, _| Ok(()));
-        let shared = self.shared.clone();
-        let reported = serve(&mut self.reports, &mut self.chain, |chain, ram| {
+        let deflated = each(&mut self.deflate, &|_, _| Ok(()));
+        let reported = each(&mut self.reports, &|chain, ram| {
             for span in chain.writable() {
                 let freed = ram.discard(span.gpa, u64::from(span.len)).unwrap_or(0);
-                shared.reported.fetch_add(freed, Ordering::Relaxed);
+                self.shared.reported.fetch_add(freed, Ordering::Relaxed);
             }
             Ok(())
         });

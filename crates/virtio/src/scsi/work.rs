@@ -4,9 +4,11 @@ use super::spec::*;
 use super::unit::{Data, Outcome};
 use super::{Sizes, Targets, lock};
 use crate::queue::{Chain, Queue, RingError};
-use crate::worker::{Progress, Wait, Work};
+use crate::worker::{Progress, Wait, Work, serve};
 use ::scsi::Sense;
 use disk::Buffers;
+use memory::Ram;
+use std::sync::Arc;
 
 /// The worker of a request queue.
 pub(super) struct RequestWork {
@@ -24,49 +26,41 @@ impl RequestWork {
     pub(super) fn into_queue(self) -> Queue {
         self.queue
     }
+}
 
-    /// Carries out the request in `self.chain`.
-    fn serve(&mut self) -> Result<(), RingError> {
-        let ram = self.queue.ram().clone();
-        let (head, answer) = (REQUEST_HEAD + self.sizes.cdb, ANSWER_HEAD + self.sizes.sense);
-        if self.chain.readable_len() < head || self.chain.writable_len() < answer {
-            return Err(RingError::BadRequest);
-        }
-        let mut request = vec![0; head as usize];
-        self.chain.read_at(&ram, 0, &mut request)?;
-        let mut cdb = [0; 16];
-        let given = &request[REQUEST_HEAD as usize..];
-        let len = given.len().min(cdb.len());
-        cdb[..len].copy_from_slice(&given[..len]);
-        let mut data = ChainData { chain: &self.chain, queue: &self.queue, out_at: head, in_at: answer };
-        let expected = data.out_len().max(data.in_len());
-        let (response, outcome) = match place(&request[..LUN_LEN]) {
-            Some((target, lun)) => match self.targets.get(target) {
-                None => (S_BAD_TARGET, Outcome { status: GOOD, sense: None, moved: 0 }),
-                Some(unit) if lun == 0 && cdb[0] != REPORT_LUNS => (S_OK, lock(unit).run(&cdb, &mut data)),
-                Some(_) => (S_OK, elsewhere(&cdb, lun, &mut data)),
-            },
-            None => (S_BAD_TARGET, Outcome { status: GOOD, sense: None, moved: 0 }),
-        };
-        let sense = outcome.sense.map(Sense::fixed);
-        let sense_len = sense.map_or(0, |sense| sense.len().min(self.sizes.sense as usize));
-        let mut bytes = [0; ANSWER_HEAD as usize];
-        bytes[..4].copy_from_slice(&(sense_len as u32).to_le_bytes());
-        let residual = expected.saturating_sub(outcome.moved).min(u32::MAX.into()) as u32;
-        bytes[4..8].copy_from_slice(&residual.to_le_bytes());
-        (bytes[10], bytes[11]) = (outcome.status, response);
-        self.chain.write_at(&ram, 0, &bytes)?;
-        if let Some(sense) = sense {
-            self.chain.write_at(&ram, ANSWER_HEAD, &sense[..sense_len])?;
-        }
-        // Only what was moved to the driver counts as written, behind the answer.
-        let moved_in = if self.chain.writable_len() > answer { outcome.moved } else { 0 };
-        self.queue.push(
-            self.chain.head(),
-            answer + moved_in.min(u64::from(self.chain.writable_len() - answer)) as u32,
-        );
-        Ok(())
+/// Carries out a request; returns how much it has written.
+fn request(chain: &Chain, ram: &Arc<Ram>, targets: &Targets, sizes: Sizes) -> Result<u32, RingError> {
+    let (head, answer) = (REQUEST_HEAD + sizes.cdb, ANSWER_HEAD + sizes.sense);
+    if chain.readable_len() < head || chain.writable_len() < answer {
+        return Err(RingError::BadRequest);
     }
+    let mut request = vec![0; head as usize];
+    chain.read_at(ram, 0, &mut request)?;
+    let mut cdb = [0; 16];
+    let given = &request[REQUEST_HEAD as usize..];
+    let len = given.len().min(cdb.len());
+    cdb[..len].copy_from_slice(&given[..len]);
+    let mut data = ChainData { chain, ram, out_at: head, in_at: answer };
+    let expected = data.out_len().max(data.in_len());
+    let unit = place(&request[..LUN_LEN]).and_then(|(target, lun)| Some((targets.get(target)?, lun)));
+    let (response, outcome) = match unit {
+        None => (S_BAD_TARGET, Outcome { status: GOOD, sense: None, moved: 0 }),
+        Some((unit, 0)) if cdb[0] != REPORT_LUNS => (S_OK, lock(unit).run(&cdb, &mut data)),
+        Some((_, lun)) => (S_OK, elsewhere(&cdb, lun, &mut data)),
+    };
+    let sense = outcome.sense.map(Sense::fixed);
+    let sense_len = sense.map_or(0, |sense| sense.len().min(sizes.sense as usize));
+    let mut bytes = [0; ANSWER_HEAD as usize];
+    bytes[..4].copy_from_slice(&(sense_len as u32).to_le_bytes());
+    let residual = expected.saturating_sub(outcome.moved).min(u32::MAX.into()) as u32;
+    bytes[4..8].copy_from_slice(&residual.to_le_bytes());
+    (bytes[10], bytes[11]) = (outcome.status, response);
+    chain.write_at(ram, 0, &bytes)?;
+    if let Some(sense) = sense {
+        chain.write_at(ram, ANSWER_HEAD, &sense[..sense_len])?;
+    }
+    // Only what was moved to the driver counts as written, behind the answer.
+    Ok(answer + outcome.moved.min(u64::from(chain.writable_len() - answer)) as u32)
 }
 
 /// REPORT LUNS, which asks a target and not a unit (SPC-4, §6.33).
@@ -107,7 +101,7 @@ fn place(lun: &[u8]) -> Option<(usize, u16)> {
 
 struct ChainData<'a> {
     chain: &'a Chain,
-    queue: &'a Queue,
+    ram: &'a Arc<Ram>,
     out_at: u32,
     in_at: u32,
 }
@@ -122,13 +116,13 @@ impl Data for ChainData<'_> {
     }
 
     fn out_buffers(&mut self, at: u64, len: u64) -> Option<Buffers<'static>> {
-        let mut buffers = Buffers::guest(self.queue.ram().clone());
+        let mut buffers = Buffers::guest(self.ram.clone());
         let mut spans = self.chain.readable_part(self.out_at + at as u32, len as usize);
         spans.all(|span| buffers.push(span.gpa, span.len).is_ok()).then_some(buffers)
     }
 
     fn in_buffers(&mut self, at: u64, len: u64) -> Option<Buffers<'static>> {
-        let mut buffers = Buffers::guest(self.queue.ram().clone());
+        let mut buffers = Buffers::guest(self.ram.clone());
         let mut spans = self.chain.writable_part(self.in_at + at as u32, len as usize);
         spans.all(|span| buffers.push(span.gpa, span.len).is_ok()).then_some(buffers)
     }
@@ -136,17 +130,8 @@ impl Data for ChainData<'_> {
 
 impl Work for RequestWork {
     fn work(&mut self) -> Progress {
-        let mut batch = self.queue.size();
-        let mut did = false;
-        self.queue.disarm();
-        while batch > 0 && self.queue.pop(&mut self.chain) {
-            (batch, did) = (batch - 1, true);
-            if let Err(error) = self.serve() {
-                self.queue.fail(error);
-            }
-        }
-        self.queue.signal();
-        if batch == 0 && self.is_pending() { Progress::More } else { Progress::done(did) }
+        let (targets, sizes) = (&self.targets, self.sizes);
+        serve(&mut self.queue, &mut self.chain, |chain, ram| request(chain, ram, targets, sizes))
     }
 
     fn is_pending(&self) -> bool {
@@ -181,10 +166,9 @@ impl ControlWork {
 }
 
 /// Answers a request to the control queue.
-fn control(queue: &mut Queue, chain: &Chain, targets: &Targets) -> Result<(), RingError> {
-    let ram = queue.ram().clone();
+fn control(chain: &Chain, ram: &Ram, targets: &Targets) -> Result<u32, RingError> {
     let mut request = [0; 24];
-    let len = chain.read_at(&ram, 0, &mut request)?;
+    let len = chain.read_at(ram, 0, &mut request)?;
     let word =
         |at: usize| u32::from_le_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]]);
     let answer: Vec<u8> = match word(0) {
@@ -205,25 +189,14 @@ fn control(queue: &mut Queue, chain: &Chain, targets: &Targets) -> Result<(), Ri
         T_AN_QUERY | T_AN_SUBSCRIBE if len >= 12 => vec![0, 0, 0, 0, S_OK],
         _ => return Err(RingError::BadRequest),
     };
-    let written = chain.write_at(&ram, 0, &answer)?;
-    queue.push(chain.head(), written as u32);
-    Ok(())
+    chain.write_at(ram, 0, &answer).map(|written| written as u32)
 }
 
 impl Work for ControlWork {
     fn work(&mut self) -> Progress {
         let Some(queue) = &mut self.control else { return Progress::Idle };
-        let mut batch = queue.size();
-        let mut did = false;
-        queue.disarm();
-        while batch > 0 && queue.pop(&mut self.chain) {
-            (batch, did) = (batch - 1, true);
-            if let Err(error) = control(queue, &self.chain, &self.targets) {
-                queue.fail(error);
-            }
-        }
-        queue.signal();
-        if batch == 0 && self.is_pending() { Progress::More } else { Progress::done(did) }
+        let targets = &self.targets;
+        serve(queue, &mut self.chain, |chain, ram| control(chain, ram, targets))
     }
 
     fn is_pending(&self) -> bool {
