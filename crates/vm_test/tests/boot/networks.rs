@@ -44,12 +44,8 @@ fn reach(case: &Case) -> Result<()> {
     start(case, &arnia, "web", &["--network", "lab"])?;
     start(case, &arnia, "client", &["--network", "user", "--network", "lab,address=10.77.1.50"])?;
     start(case, &arnia, "stranger", &["--project", "other", "--network", "lab"])?;
-    sh(
-        &arnia,
-        "default",
-        "web",
-        &format!("udhcpc -i eth0 -q -n -t 10 -s /etc/udhcpc.script; hostname web; {SERVE}"),
-    )?;
+    let begin = format!("udhcpc -i eth0 -q -n -t 10 -s /etc/udhcpc.script; hostname web; {SERVE}");
+    sh(&arnia, "default", "web", &begin)?;
     sh(
         &arnia,
         "default",
@@ -112,12 +108,7 @@ fn reach(case: &Case) -> Result<()> {
     // A machine that starts anew has its address and its name again.
     arnia.run(&["stop", "--force", "web"])?;
     arnia.run(&["start", "web"])?;
-    sh(
-        &arnia,
-        "default",
-        "web",
-        &format!("udhcpc -i eth0 -q -n -t 10 -s /etc/udhcpc.script; hostname web; {SERVE}"),
-    )?;
+    sh(&arnia, "default", "web", &begin)?;
     sh_until(&arnia, "client", hello, "hello-from-web\n")?;
     let refused = arnia.try_run(&["network", "rm", "lab"])?;
     ensure!(String::from_utf8_lossy(&refused.stderr).contains("client, web"), "{refused:?}");
