@@ -107,24 +107,44 @@ pub struct InstanceDisk {
 }
 
 impl InstanceDisk {
-    /// The disk in a qcow2 image that belongs to nobody's instance, with all that it stands on.
+    /// The disk in a layer that a machine's process has kept of `self`, with all that it stands on.
+    ///
+    /// That process may be a hostile guest's: what the layer stands on are layers beside it, and what the disk itself
+    /// is known to stand on. Nothing else that an image names is taken.
     ///
     /// # Errors
-    /// If an image cannot be read.
-    pub fn of_chain(path: PathBuf) -> Result<InstanceDisk> {
+    /// If an image cannot be read, and [`ErrorKind::Unverified`] if one names a file that it may not.
+    pub fn kept(&self, layer: PathBuf) -> Result<InstanceDisk> {
+        let real = |path: &Path| fs::canonicalize(path).about("find", path);
+        let known = self.stands_on.iter().map(|path| real(path)).collect::<Result<Vec<_>>>()?;
+        let folder = real(layer.parent().unwrap_or(Path::new("/")))?;
+        let check = |path: &Path| {
+            let found = real(path)?;
+            let is_beside = found.parent() == Some(&folder) && ::disk::is_layer(&found);
+            match is_beside || known.contains(&found) {
+                true => Ok(()),
+                false => Err(Error::new(
+                    ErrorKind::Unverified,
+                    format!("a disk that was kept stands on {}, which is not its", path.display()),
+                )),
+            }
+        };
+        check(&layer)?;
         let mut stands_on: Vec<PathBuf> = Vec::new();
         while stands_on.len() < CHAIN_MAX {
-            let image = stands_on.last().unwrap_or(&path);
+            let image = stands_on.last().unwrap_or(&layer);
             let failed =
                 |error| Error::failed(format!("cannot read the disk {}", image.display())).with_source(error);
             let info = ::disk::ImageInfo::read(image, Some(Format::Qcow2)).map_err(failed)?;
             let Some(backing) = info.backing() else { break };
-            stands_on.push(image.with_file_name(&backing.name));
+            let below = image.with_file_name(&backing.name);
+            check(&below)?;
+            stands_on.push(below);
             if backing.format.as_deref() != Some(Format::Qcow2.name()) {
                 break;
             }
         }
-        Ok(InstanceDisk { path, stands_on })
+        Ok(InstanceDisk { path: layer, stands_on })
     }
 
     /// As a worker is told of it.
@@ -180,6 +200,8 @@ const CHAIN_MAX: usize = 64;
 
 /// The file in an instance's folder that says what it is; written last.
 pub const INSTANCE_FILE: &str = "instance.json";
+/// The folder of an instance's disks, in its own.
+const DISKS: &str = "disks";
 
 impl Instance {
     /// Makes an instance of an image in a folder, which is made and must not exist.
@@ -240,6 +262,8 @@ impl Instance {
         personality.check().map_err(|error| Error::bad_input(error.to_string()))?;
         fs::create_dir(folder).about("create", folder)?;
         let undo_folder = RemoveUnlessKept::new(folder);
+        let disks = folder.join(DISKS);
+        fs::create_dir(&disks).about("create", &disks)?;
         // The pin before anything relies on the image.
         store.pin(&instance.id, image)?;
         let undo_pin = Unpin { store, owner: Some(instance.id.clone()) };
@@ -262,9 +286,9 @@ impl Instance {
             }
             progress.begin(&format!("making the disk {}", disk.name), Some(disk.blob.size));
             if let Some(from) = params.copied.get(index) {
-                let path = folder.join(from.path.file_name().unwrap_or_default());
+                let path = disks.join(from.path.file_name().unwrap_or_default());
                 files::copy_sparse(&from.path, &path, progress)?;
-                share_layers(&from.path, folder, progress)?;
+                share_layers(&from.path, &disks, progress)?;
                 instance.disks.push(InstanceDisk { path, stands_on: from.stands_on.clone() });
                 continue;
             }
@@ -273,9 +297,9 @@ impl Instance {
                 None => (InstanceDisk { path: store.blob_path(&disk.blob)?, stands_on: Vec::new() }, size),
             };
             instance.disks.push(match params.clone {
-                CloneKind::Linked => base.overlay(folder.join(format!("{}.qcow2", disk.name)), size)?,
+                CloneKind::Linked => base.overlay(disks.join(format!("{}.qcow2", disk.name)), size)?,
                 CloneKind::Full => {
-                    copy_disk(&base, folder.join(format!("{}.img", disk.name)), size, progress)?
+                    copy_disk(&base, disks.join(format!("{}.img", disk.name)), size, progress)?
                 }
             });
         }
@@ -314,9 +338,11 @@ impl Instance {
         format!("i-{uuid}")
     }
 
-    /// The folder that its disks lie in.
+    /// The folder that its disks lie in, and nothing else: its process may write there. One of an earlier version,
+    /// whose disks lie beside what is known of it, has none.
     pub fn disk_folder(&self) -> Option<PathBuf> {
-        self.disks.first()?.path.parent().map(Path::to_owned)
+        let folder = self.disks.first()?.path.parent()?;
+        folder.ends_with(DISKS).then(|| folder.to_owned())
     }
 
     /// Reads the instance in a folder.
@@ -356,11 +382,18 @@ impl Instance {
         let generation_id = random_uuid()?;
         let mut changed = Instance { generation_id, disks: Vec::new(), ..self.clone() };
         let mut made = Vec::new();
+        let disks = folder.join(DISKS);
+        match fs::create_dir(&disks) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).about("create", &disks);
+            }
+            _ => {}
+        }
         for (disk, base) in self.disks.iter().zip(bases) {
             // Beside the old one until it is known to all.
             let stem = disk.path.file_stem().unwrap_or_default().to_string_lossy();
             let stem = stem.split('~').next().unwrap_or_default();
-            let path = folder.join(format!("{stem}~{}.qcow2", &changed.generation_id[..8]));
+            let path = disks.join(format!("{stem}~{}.qcow2", &changed.generation_id[..8]));
             made.push(RemoveUnlessKept::new(&path));
             changed.disks.push(base.overlay(path, 0)?);
         }
@@ -538,6 +571,40 @@ mod tests {
 
     fn params(name: &str) -> InstanceParams {
         InstanceParams { name: name.into(), ..InstanceParams::default() }
+    }
+
+    #[test]
+    fn what_a_process_kept_of_its_disk_stands_on_nothing_else() {
+        let folder = Folder::new("kept");
+        let store = Store::open(folder.0.join("store")).unwrap();
+        let image = image(&store);
+        let place = folder.0.join("one");
+        let one = Instance::create(&store, image, &place, &params("one"), &mut Silent).unwrap();
+        // What its process may write to does not hold what is believed of it.
+        let disks = one.disk_folder().unwrap();
+        assert!(disks.starts_with(&place) && !disks.join(INSTANCE_FILE).exists());
+        let kept = folder.0.join("snapshot");
+        fs::create_dir(&kept).unwrap();
+        fs::write(folder.0.join("secret"), [1; 4096]).unwrap();
+        let base = one.disks[0].stands_on[0].clone();
+        let layer = |name: &str, below: &Path, format| {
+            let path = kept.join(name);
+            let mut open = ::disk::OpenOptions::new(::disk::Access::ReadOnly);
+            (open.format, open.policy) = (Some(format), open.policy.and(&base));
+            ::disk::create_overlay_over(&path, below, &open, &CreateOptions::new(0), false).unwrap();
+            path
+        };
+        let first = layer("root.qcow2.a.layer", &base, Format::Raw);
+        let second = layer("root.qcow2.b.layer", &first, Format::Qcow2);
+        let disk = one.disks[0].kept(second).unwrap();
+        let real = |path: &Path| fs::canonicalize(path).unwrap();
+        let below: Vec<PathBuf> = disk.stands_on.iter().map(|path| real(path)).collect();
+        assert_eq!(below, [real(&first), real(&base)]);
+        let of_secret = layer("root.qcow2.c.layer", &folder.0.join("secret"), Format::Raw);
+        let named_otherwise = layer("disk.qcow2", &base, Format::Raw);
+        for bad in [of_secret, named_otherwise, kept.join("../secret")] {
+            assert_eq!(one.disks[0].kept(bad).unwrap_err().kind(), ErrorKind::Unverified);
+        }
     }
 
     #[test]

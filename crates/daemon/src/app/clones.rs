@@ -113,7 +113,7 @@ impl App {
             None => None,
         };
         let disks = match (&folder, &instance) {
-            (Some(folder), Some(instance)) => Some(saved_disks(folder, instance)?),
+            (Some(folder), Some(_)) => Some(saved_disks(folder)?),
             (None, Some(instance)) => Some(instance.disks.clone()),
             (_, None) => None,
         };

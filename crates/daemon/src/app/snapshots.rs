@@ -13,6 +13,7 @@ use api::v1::vm::{StopParams, VmState};
 use api::worker::control::{Reply, Request, SnapshotDone, SnapshotPhase};
 use api::worker::snapshot::MANIFEST_FILE;
 use image::{Instance, InstanceDisk};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use store::{Desired, Resume, SnapshotRecord, VmRecord};
 
 /// How long a snapshot may take: the guest goes on meanwhile.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// What is kept of a snapshot's disks, in its folder.
+const DISKS_FILE: &str = "disks.json";
 /// How often the worker is asked how far it is.
 const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -71,7 +74,10 @@ impl App {
         let _no_sweep = self.warming.read().await;
         let bytes = match self.snapshot_folder(id).exists() {
             // An earlier daemon has made it, and was killed before it wrote that down.
-            true => 0,
+            true => {
+                self.keep_disks(&vm, id)?;
+                0
+            }
             false => self.save(&machine, &vm, id, true, work).await?.bytes,
         };
         let record = SnapshotRecord {
@@ -137,9 +143,43 @@ impl App {
         let Reply::Snapshot(done) = reply else {
             return Err(Error::new(ErrorCode::Internal, "the machine's process answered something else"));
         };
-        std::fs::rename(&saved, self.snapshot_folder(id))
+        let folder = self.snapshot_folder(id);
+        std::fs::rename(&saved, &folder)
             .map_err(|e| Error::internal("the snapshot cannot be put in its place", e))?;
+        if let Err(error) = self.keep_disks(vm, id) {
+            let _ = std::fs::remove_dir_all(&folder);
+            return Err(error);
+        }
         Ok(done)
+    }
+
+    /// Writes down what the disks of a snapshot are, now that it is out of its machine's reach: what the machine's process
+    /// says of them, and what their images name, is looked at this once and believed only as far as it can be true.
+    fn keep_disks(&self, vm: &VmRecord, id: &str) -> Result<(), Error> {
+        let (folder, place) = (self.snapshot_folder(id), self.instance_folder(&vm.id));
+        let disks = match place.join(image::INSTANCE_FILE).exists() {
+            true => Instance::load(&place)?.disks,
+            false => Vec::new(),
+        };
+        let layers = layers(&folder);
+        let kept = disks.iter().enumerate().map(|(index, disk)| match layers.get(index).cloned().flatten() {
+            Some(layer) => Ok(disk.kept(folder.join(layer))?),
+            None => {
+                let path = folder.join(format!("disk{index}.img"));
+                Ok(InstanceDisk { path, stands_on: Vec::new() })
+            }
+        });
+        let kept = kept.collect::<Result<Vec<_>, Error>>()?;
+        let failed = |e: &dyn std::fmt::Display| Error::internal("the snapshot cannot be written down", e);
+        let text = serde_json::to_vec(&kept).map_err(|e| failed(&e))?;
+        let draft = folder.join(DISKS_FILE).with_extension("new");
+        let write = || {
+            // Whatever lies there is the machine's.
+            let _ = std::fs::remove_file(&draft);
+            std::fs::File::create_new(&draft).and_then(|mut file| file.write_all(&text))?;
+            std::fs::rename(&draft, folder.join(DISKS_FILE))
+        };
+        write().map_err(|e| failed(&e))
     }
 
     /// Lets a machine go on from one of its snapshots. What it is now is lost.
@@ -161,7 +201,7 @@ impl App {
         if place.join(image::INSTANCE_FILE).exists() {
             let _no_sweep = self.warming.read().await;
             let instance = Instance::load(&place)?;
-            let bases = saved_disks(&folder, &instance)?;
+            let bases = saved_disks(&folder)?;
             instance.put_over(&place, &bases)?;
         }
         self.restore_volumes(&vm, &record, &folder)?;
@@ -264,46 +304,28 @@ fn record_disks(app: &App, vm: &VmRecord) -> usize {
 }
 
 /// The disks of an instance as they are in a snapshot of it: raw ones, or layers that it shares with machines.
-pub(super) fn saved_disks(folder: &Path, instance: &Instance) -> Result<Vec<InstanceDisk>, Error> {
-    let saved = SavedDisks::read(folder);
-    (0..instance.disks.len())
-        .map(|index| match saved.layer(index) {
-            Some(layer) => Ok(InstanceDisk::of_chain(folder.join(layer))?),
-            None => {
-                let path = folder.join(format!("disk{index}.img"));
-                Ok(InstanceDisk { path, stands_on: Vec::new() })
-            }
-        })
-        .collect()
+pub(super) fn saved_disks(folder: &Path) -> Result<Vec<InstanceDisk>, Error> {
+    let lost = |e: &dyn std::fmt::Display| Error::internal("the snapshot's disks are not known", e);
+    match std::fs::read(folder.join(DISKS_FILE)) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|e| lost(&e)),
+        // One that an earlier version has made: it has copies.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let copies = (0..).map(|index| folder.join(format!("disk{index}.img")));
+            let copy = |path| InstanceDisk { path, stands_on: Vec::new() };
+            Ok(copies.take_while(|path| path.exists()).map(copy).collect())
+        }
+        Err(e) => Err(lost(&e)),
+    }
 }
 
-/// What disks that are layers in a snapshot stand on.
-pub(super) fn stands_on(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
-    for layer in SavedDisks::read(folder).layers() {
-        found.extend(InstanceDisk::of_chain(folder.join(layer))?.stands_on);
-    }
-    Ok(found)
-}
-
-/// What a snapshot's manifest says of disks.
-struct SavedDisks(Vec<serde_json::Value>);
-
-impl SavedDisks {
-    fn read(folder: &Path) -> SavedDisks {
-        let bytes = std::fs::read(folder.join(MANIFEST_FILE)).unwrap_or_default();
-        let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        SavedDisks(manifest["manifest"]["disks"].as_array().cloned().unwrap_or_default())
-    }
-
-    /// The file of a disk that is a layer.
-    fn layer(&self, index: usize) -> Option<&str> {
-        self.0.get(index)?["layers"]["files"].as_array()?.first()?.as_str()
-    }
-
-    fn layers(&self) -> impl Iterator<Item = &str> {
-        (0..self.0.len()).filter_map(|index| self.layer(index))
-    }
+/// For each disk in a snapshot the file of its layer, if it is one, as its manifest says.
+fn layers(folder: &Path) -> Vec<Option<String>> {
+    let bytes = std::fs::read(folder.join(MANIFEST_FILE)).unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let disks = manifest["manifest"]["disks"].as_array().cloned().unwrap_or_default();
+    let layer =
+        |disk: &serde_json::Value| Some(disk["layers"]["files"].as_array()?.first()?.as_str()?.to_owned());
+    disks.iter().map(layer).collect()
 }
 
 fn view(vm: &VmRecord, record: SnapshotRecord) -> Snapshot {

@@ -39,7 +39,8 @@ impl App {
         }
         // Layers of snapshots may stand on other snapshots.
         for id in &snapshots {
-            needed.extend(super::snapshots::stands_on(&self.snapshot_folder(id))?);
+            let disks = super::snapshots::saved_disks(&self.snapshot_folder(id))?;
+            needed.extend(disks.into_iter().flat_map(|disk| disk.stands_on));
         }
         let is_needed = |folder: &Path| needed.iter().any(|path| path.starts_with(folder));
         let snapshots: HashSet<String> = snapshots.into_iter().collect();
