@@ -39,7 +39,8 @@ static void deep(int level)
         longjmp(back, 42);
     deep(level - 1);
 }
-static uint64_t shared;
+/* One for each kind: a plain addition loses what an atomic one adds meanwhile, on any processor. */
+static uint64_t shared, counted;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void *worker(void *arg)
 {
@@ -49,7 +50,7 @@ static void *worker(void *arg)
             shared += (uintptr_t)arg;
             pthread_mutex_unlock(&lock);
         } else {
-            __atomic_fetch_add(&shared, 1, __ATOMIC_SEQ_CST);
+            __atomic_fetch_add(&counted, 1, __ATOMIC_SEQ_CST);
         }
     }
     return NULL;
@@ -107,6 +108,6 @@ int main(void)
         pthread_create(&threads[i], NULL, worker, (void *)(i + 1));
     for (int i = 0; i < 4; i++)
         pthread_join(threads[i], NULL);
-    printf("%llu\n", (unsigned long long)shared);
+    printf("%llu %llu\n", (unsigned long long)shared, (unsigned long long)counted);
     return 0;
 }
