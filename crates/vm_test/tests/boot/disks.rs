@@ -183,6 +183,18 @@ fn until(vm: &Vm, what: &str, done: impl Fn(&Memory) -> bool) -> Result<Memory> 
     }
 }
 
+/// What the guest says is free, once it is as `done` wants it: pages that it is just reporting count as used.
+fn settled(vm: &mut Vm, what: &str, done: impl Fn(u64) -> bool) -> Result<u64> {
+    let deadline = Instant::now() + Patience::Command.limit();
+    loop {
+        let free = run(vm, "awk '/MemFree/ {print $2}' /proc/meminfo")?.trim().parse::<u64>()? * 1024;
+        if done(free) {
+            return Ok(free);
+        }
+        ensure!(Instant::now() < deadline, "{what} does not come: {free}");
+    }
+}
+
 /// Bytes of the worker that lie in the host's memory, shared ones too.
 fn resident(vm: &Vm) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{}/status", vm.pid()))?;
@@ -205,19 +217,15 @@ fn memory(case: &Case) -> Result<()> {
     ensure!(freed + 120 * MIB < used, "the host got nothing back: {used} bytes before, {freed} after");
 
     // The guest is made smaller, and larger again.
-    let free = |vm: &mut Vm| -> Result<u64> {
-        Ok(run(vm, "awk '/MemFree/ {print $2}' /proc/meminfo")?.trim().parse::<u64>()? * 1024)
-    };
-    let before = free(&mut vm)?;
+    let before = settled(&mut vm, "all that is free", |free| free > total - 200 * MIB)?;
     order(&vm, Request::MemoryTarget { bytes: 256 * MIB })?;
     until(&vm, "the balloon", |memory| {
         memory.current_bytes == 256 * MIB && memory.target_bytes == 256 * MIB
     })?;
-    let less = free(&mut vm)?;
-    ensure!(less + 200 * MIB < before, "{before} bytes were free, {less} are");
+    let less = settled(&mut vm, "less that is free", |free| free + 200 * MIB < before)?;
     order(&vm, Request::MemoryTarget { bytes: u64::MAX })?;
     until(&vm, "all memory", |memory| memory.current_bytes == total)?;
-    ensure!(free(&mut vm)? > less + 200 * MIB);
+    settled(&mut vm, "more that is free", |free| free > less + 200 * MIB)?;
     // What the guest says of itself.
     let memory = until(&vm, "figures", |memory| memory.guest.contains_key("available_bytes"))?;
     ensure!(memory.guest.get("total_bytes").is_some_and(|bytes| *bytes < total), "{memory:?}");
