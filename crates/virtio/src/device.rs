@@ -108,6 +108,8 @@ pub enum DeviceSaved {
     Vsock(crate::vsock::VsockSaved),
     /// A serial port.
     Serial(crate::serial::SerialSaved),
+    /// Folders of the host.
+    Fs(crate::fs::FsSaved),
 }
 
 /// Copies the part of a configuration structure that an access asks for.

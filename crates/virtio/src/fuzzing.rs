@@ -7,6 +7,7 @@ use crate::blk::spec::{T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES
 use crate::blk::{Blk, BlkConfig};
 use crate::console::Console;
 use crate::device::VirtioDevice;
+use crate::fs::Fs;
 use crate::net::Net;
 use crate::queue::{CHAIN_LEN_MAX, Chain, Position, Queue};
 use crate::rng::Rng;
@@ -563,6 +564,74 @@ pub fn vsock(data: &[u8]) {
     });
 }
 
+/// A guest with folders of the host, whose servers answer as they like.
+pub fn fs(data: &[u8]) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let socket = std::env::temp_dir().join(format!("fs-fuzz-{}-{number}", std::process::id()));
+    let listener = share::listen(&socket).expect("a socket");
+    let mut device = Fs::new().expect("a device");
+    let control = device.control();
+    let key: share::Key = "00".repeat(32).parse().expect("a key");
+    let link = || share::Link::new(&socket, key.clone());
+    control.add("one", 1, link()).expect("a share");
+    control.set_listing(data.to_vec());
+    let craft: Craft = |input, at| {
+        let opcode = u32::from(input.u8()) % 54;
+        let roots = [0, 1, 2, 1 << 40 | 1, 1 << 40 | 9, 2 << 40 | 1];
+        let node: u64 = roots[input.u8() as usize % roots.len()];
+        let mut bytes = vec![0; 16];
+        bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+        bytes[8] = input.u8();
+        bytes.extend(node.to_le_bytes());
+        bytes.resize(40, 0);
+        match input.u8() % 4 {
+            0 => bytes.extend(b"one\0"),
+            1 => bytes.extend(b".shares.json\0"),
+            _ => {
+                let len = input.u8() as usize % 64;
+                bytes.extend(input.bytes(len));
+            }
+        }
+        let len = bytes.len() as u32;
+        // Mostly as long as it says.
+        let said = if input.u8() < 240 { len } else { input.u32() };
+        bytes[..4].copy_from_slice(&said.to_le_bytes());
+        let room = [0, 8, 16, 200, 5000][input.u8() as usize % 5];
+        let mut buffers = vec![Buffer::Out(at, len)];
+        if room > 0 {
+            buffers.push(Buffer::In(WINDOW + 0x8000, room));
+        }
+        (input.u8() as usize % 2, bytes, buffers)
+    };
+    let mut servers = Vec::new();
+    let mut message = vec![0; share::MESSAGE_MAX];
+    play(&mut device, Input(data), craft, |input| match input.u8() % 6 {
+        0 => servers.extend(rustix::net::accept(&listener)),
+        1 => drop(servers.pop()),
+        2 => {
+            let id = u32::from(input.u8() % 4);
+            let _ = control.add("two", id, link());
+        }
+        3 => drop(control.remove(if input.u8() < 200 { "two" } else { "one" })),
+        _ => {
+            let Some(server) = servers.last() else { return };
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            let len = rustix::net::recv(server, &mut message[..], flags).map_or(0, |(_, len)| len);
+            // An answer to what was asked, to something else, or no answer at all.
+            let mut answer = share::fuse::refusal(0, i32::from(input.u8() % 4)).to_vec();
+            answer[8..16].copy_from_slice(message.get(8..16).filter(|_| len >= 40).unwrap_or(&[9; 8]));
+            let extra = input.u16() as usize % 6000;
+            answer.resize(16 + extra, 7);
+            let said = if input.u8() < 240 { answer.len() as u32 } else { input.u32() };
+            answer[..4].copy_from_slice(&said.to_le_bytes());
+            let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+            let _ = rustix::net::send(server, &answer, flags);
+        }
+    });
+    let _ = std::fs::remove_file(&socket);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -621,6 +690,11 @@ mod tests {
     #[test]
     fn rng_survives() {
         run(rng, 1000, 1500);
+    }
+
+    #[test]
+    fn fs_survives() {
+        run(fs, 2000, 1500);
     }
 
     #[test]

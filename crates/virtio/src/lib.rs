@@ -27,6 +27,7 @@
 //! | console | [`console`] | receive, transmit |
 //! | balloon | [`balloon`] | inflate, deflate, statistics, reports |
 //! | entropy | [`rng`] | one |
+//! | folders of the host | [`fs`] | urgent requests, requests |
 //! | socket | [`vsock`] | receive, transmit, event |
 
 pub mod balloon;
@@ -34,6 +35,7 @@ pub mod blk;
 pub mod console;
 mod device;
 mod error;
+pub mod fs;
 #[cfg(any(test, feature = "test"))]
 pub mod fuzzing;
 mod kick;

@@ -11,6 +11,7 @@ pub mod device_type {
     pub const BALLOON: u16 = 5;
     pub const SCSI: u16 = 8;
     pub const VSOCK: u16 = 19;
+    pub const FILE_SYSTEM: u16 = 26;
 }
 
 /// Reserved feature bits (§6), as masks.

@@ -657,6 +657,7 @@ fn class_code(device_type: u16) -> u32 {
         device_type::BLOCK | device_type::SCSI => 0x01_00_00,
         device_type::CONSOLE => 0x07_80_00,
         device_type::VSOCK => 0x07_80_00,
+        device_type::FILE_SYSTEM => 0x01_80_00,
         _ => 0x00_ff_00,
     }
 }
