@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Threads that answer one machine.
 const THREADS: usize = 4;
-/// Machines at a time: the one whose share it is, which may be starting again while its earlier process ends.
-const MACHINES_MAX: usize = 2;
+/// Connections at a time: the machine whose share it is begins anew whenever its guest does, while earlier connections
+/// are still being given up.
+const MACHINES_MAX: usize = 4;
 /// How long a machine may take to show its key.
 const PATIENCE: Duration = Duration::from_secs(2);
 

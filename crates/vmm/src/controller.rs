@@ -14,6 +14,7 @@ mod disks;
 mod ports;
 mod saving;
 mod screen;
+mod shares;
 
 use crate::Error;
 use crate::control::ReplyTo;
@@ -402,6 +403,8 @@ impl Controller {
             Request::Ports {} => reply.send(Ok(ports::list(&self.networks))),
             Request::PortAdd { card, rule } => reply.send(ports::add(&self.networks, card, &rule)),
             Request::PortRemove { card, rule } => reply.send(ports::remove(&self.networks, card, &rule)),
+            Request::ShareAdd(config) => reply.send(shares::add(&self.machine, &config)),
+            Request::ShareRemove { name } => reply.send(shares::remove(&self.machine, &name)),
             other => self.device_request(other, reply),
         }
         None

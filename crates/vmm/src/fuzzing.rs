@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use virtio::blk::{Blk, BlkConfig};
 use virtio::console::Console;
+use virtio::fs::Fs;
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::vsock::{Vsock, VsockConfig};
@@ -178,7 +179,7 @@ impl Bench {
         let socket = folder.join(format!("arnia-fuzz-{}-{number}.sock", std::process::id()));
         let vsock = VsockConfig { cid: 3, path: socket.clone() };
         let nat = NatConfig { outside: net::Outside::Restricted, ..NatConfig::default() };
-        let devices: [(&str, Box<dyn VirtioDevice>); 5] = [
+        let devices: [(&str, Box<dyn VirtioDevice>); 6] = [
             (
                 "net0",
                 Box::new(Net::new([2, 0, 0, 0, 0, 1], Box::new(net::Nat::new(nat).expect("a network")))),
@@ -187,6 +188,7 @@ impl Bench {
             ("vsock", Box::new(Vsock::new(vsock).expect("a socket"))),
             ("console", Box::new(Console::new(Box::new(std::io::sink())).expect("a console"))),
             ("rng", Box::new(Rng::new())),
+            ("fs", Box::new(Fs::new().expect("a device"))),
         ];
         let functions = devices.into_iter().enumerate().map(|(slot, (name, device))| {
             let line = platform.irqs.pci_line(slot as u8 + 2);

@@ -2,7 +2,7 @@
 //! checked before anything is made, and what was made is removed again when something later fails.
 
 use crate::Error;
-use crate::machine::DISK_QUEUES_MAX;
+use crate::machine::{DISK_QUEUES_MAX, Shares};
 use crate::snapshot::disks::Tracked;
 use crate::snapshot::restore::{Restored, RestoredDisk, SavedImage};
 use crate::snapshot::{Folder, Snapshot};
@@ -25,6 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::console::{Console, ConsoleInput};
+use virtio::fs::Fs;
 use virtio::limit::Limits;
 use virtio::serial::{QEMU_AGENT, SerialPort};
 use virtio::vsock::{Vsock, VsockConfig};
@@ -70,6 +71,8 @@ pub struct Devices {
     pub vsock: Option<Vsock>,
     /// The serial port of QEMU's guest agent.
     pub qemu_agent: Option<SerialPort>,
+    /// Folders of the host that the guest sees.
+    pub shares: Option<(Fs, Shares)>,
     /// The console.
     pub console: Option<Console>,
 }
@@ -250,6 +253,7 @@ pub fn open(spec: &VmSpec, snapshot: Option<Snapshot>) -> Result<(Inputs, Lines)
         balloon: spec.balloon,
         vsock,
         qemu_agent,
+        shares: spec.shares.as_deref().map(Shares::make).transpose()?,
         console,
     };
     let restored = snapshot.map(Snapshot::into_restored);

@@ -6,8 +6,8 @@
 use crate::Error;
 use api::worker::config::{
     BootKind, BootMethod, CdromBus, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice,
-    FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, SwitchNetConfig, UserNetConfig,
-    VmConfig,
+    FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, ShareConfig, SwitchNetConfig,
+    UserNetConfig, VmConfig,
 };
 use net::switch::PortKey;
 use net::{MacAddress, NatConfig};
@@ -72,6 +72,8 @@ pub struct VmSpec {
     pub vsock: Option<VsockSpec>,
     /// Socket that leads to the serial port of QEMU's guest agent.
     pub qemu_agent: Option<PathBuf>,
+    /// Folders of the host that the guest sees; `None` where there is no device for them.
+    pub shares: Option<Vec<ShareConfig>>,
     /// Where COM1 leads.
     pub serial: CharDevice,
     /// Where the virtio console leads; there is none when nowhere.
@@ -380,8 +382,18 @@ impl TryFrom<VmConfig> for VmSpec {
         if let Some(path) = &config.qemu_agent {
             check_socket_path(path, "--qemu-agent")?;
         }
-        let optional =
-            [vsock.is_some(), display, sata > 0, scsi > 0, config.balloon, config.qemu_agent.is_some()];
+        for share in config.shares.iter().flatten() {
+            check_socket_path(&share.socket, "a share")?;
+        }
+        let optional = [
+            vsock.is_some(),
+            display,
+            sata > 0,
+            scsi > 0,
+            config.balloon,
+            config.qemu_agent.is_some(),
+            config.shares.is_some(),
+        ];
         let devices = disks.len() - sata_disks - scsi_disks
             + nets.len()
             + 2
@@ -412,6 +424,7 @@ impl TryFrom<VmConfig> for VmSpec {
             balloon: config.balloon,
             vsock,
             qemu_agent: config.qemu_agent.clone(),
+            shares: config.shares,
             serial: config.serial,
             console: config.console,
             has_console: as_given.console != CharDevice::None,

@@ -22,6 +22,7 @@ pub mod frame;
 pub mod fuzzing;
 mod personality;
 mod request;
+pub mod shares;
 
 pub use personality::{
     GuestFile, Identity, Personality, PersonalityError, PersonalityReport, Provision, UserAccount,

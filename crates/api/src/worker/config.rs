@@ -95,6 +95,10 @@ pub struct VmConfig {
     /// Unix socket that leads to the serial port of QEMU's guest agent; there is no such port by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu_agent: Option<PathBuf>,
+    /// Folders of the host that the guest sees. With a list, also an empty one, there is a device for them; there is none
+    /// by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Vec<ShareConfig>>,
     /// Where the first serial port leads. Default: the terminal.
     #[serde(default = "default_serial")]
     pub serial: CharDevice,
@@ -178,6 +182,7 @@ impl VmConfig {
             balloon: default_balloon(),
             vsock: None,
             qemu_agent: None,
+            shares: None,
             serial: default_serial(),
             console: default_console(),
             control: None,
@@ -237,6 +242,9 @@ pub struct RestoreConfig {
     /// Unix socket that leads to the serial port of QEMU's guest agent; needed if the machine has one, and nothing if not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu_agent: Option<PathBuf>,
+    /// Folders of the host that the guest sees, if the machine has a device for them. None of the snapshot's are taken over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Vec<ShareConfig>>,
     /// Where the first serial port leads. Default: the terminal.
     #[serde(default = "default_serial")]
     pub serial: CharDevice,
@@ -284,6 +292,7 @@ impl RestoreConfig {
             nets: Vec::new(),
             vsock: None,
             qemu_agent: None,
+            shares: None,
             serial: default_serial(),
             console: default_console(),
             control: None,
@@ -294,6 +303,39 @@ impl RestoreConfig {
             on_reset: None,
             sandbox: default_sandbox(),
         }
+    }
+}
+
+/// A folder of the host that the guest sees: a file server of its own shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// What it is called among the guest's shares.
+    pub name: String,
+    /// Where the guest's agent is to put it, as an absolute path.
+    pub target: String,
+    /// Whether the agent lets nobody write there. Whether anybody can is the server's to say.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Its number, from 1 to 2^24 - 1: the same whenever this machine has this share, and another's at no time.
+    pub id: u32,
+    /// The server's socket.
+    pub socket: PathBuf,
+    /// The secret by which the server knows the machine, as 64 hexadecimal digits.
+    pub key: String,
+}
+
+impl std::fmt::Debug for ShareConfig {
+    /// Without the key: it is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ShareConfig { name, target, read_only, id, socket, key: _ } = self;
+        f.debug_struct("ShareConfig")
+            .field("name", name)
+            .field("target", target)
+            .field("read_only", read_only)
+            .field("id", id)
+            .field("socket", socket)
+            .finish_non_exhaustive()
     }
 }
 

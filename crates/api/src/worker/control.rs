@@ -120,6 +120,13 @@ pub enum Request {
         /// A rule that listens at the same place.
         rule: String,
     },
+    /// Show the guest another folder. Its agent has to be told.
+    ShareAdd(crate::worker::config::ShareConfig),
+    /// Show a folder no more. What the guest has open there is lost.
+    ShareRemove {
+        /// What it is called.
+        name: String,
+    },
     /// What are the disks, and what is being done to them? Answered by [`Reply::Disks`].
     Disks {},
     /// Make a disk larger. The guest is told.

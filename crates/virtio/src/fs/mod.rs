@@ -58,13 +58,14 @@ pub struct FsControl {
 struct Shared {
     table: Mutex<Table>,
     /// Stands for the sockets of all shares.
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
 }
 
 /// The shares, and what the guest is told of them.
-#[derive(Default)]
 pub(crate) struct Table {
     shares: Vec<Share>,
+    /// The same as [`Shared::epoll`].
+    epoll: Arc<OwnedFd>,
     listing: Vec<u8>,
     /// Raised when a share is taken away: what it was asked has no answer.
     removals: u64,
@@ -90,7 +91,9 @@ impl Fs {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| {
             Error::new(ErrorKind::HostRefused, "the host gives no epoll descriptor").with_source(e.into())
         })?;
-        Ok(Fs { control: FsControl { shared: Arc::new(Shared { table: Mutex::default(), epoll }) } })
+        let epoll = Arc::new(epoll);
+        let table = Table { shares: Vec::new(), epoll: epoll.clone(), listing: Vec::new(), removals: 0 };
+        Ok(Fs { control: FsControl { shared: Arc::new(Shared { table: Mutex::new(table), epoll }) } })
     }
 
     /// The host's hand on it.
@@ -103,25 +106,27 @@ impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Plugs a share in, if it is not. Its socket wakes the worker from then on.
-    fn plug_in(&self, share: &mut Share) -> bool {
-        match share.link.plug_in() {
+impl Share {
+    /// Plugs it in, if it is not. Its socket wakes the worker from then on.
+    fn plug_in(&mut self, epoll: &OwnedFd) -> bool {
+        match self.link.plug_in() {
             Ok(false) => true,
-            Ok(true) => self.follow(share, false),
+            Ok(true) => self.follow(epoll, false),
             Err(_) => false,
         }
     }
 
-    /// Waits for what a share has to say, or also for it to take more.
-    fn follow(&self, share: &Share, also_room: bool) -> bool {
-        let Some(socket) = share.link.socket() else { return false };
-        let (data, mut flags) = (epoll::EventData::new_u64(share.id.into()), epoll::EventFlags::IN);
+    /// Waits for what its server has to say, or also for it to take more.
+    fn follow(&self, epoll: &OwnedFd, also_room: bool) -> bool {
+        let Some(socket) = self.link.socket() else { return false };
+        let (data, mut flags) = (epoll::EventData::new_u64(self.id.into()), epoll::EventFlags::IN);
         if also_room {
             flags |= epoll::EventFlags::OUT;
         }
-        let added = epoll::add(&self.epoll, socket, data, flags);
-        added.or_else(|_| epoll::modify(&self.epoll, socket, data, flags)).is_ok()
+        let added = epoll::add(epoll, socket, data, flags);
+        added.or_else(|_| epoll::modify(epoll, socket, data, flags)).is_ok()
     }
 }
 
@@ -130,8 +135,22 @@ impl Table {
         self.shares.iter_mut().find(|share| share.id == id)
     }
 
-    fn unplug_all(&mut self) {
-        self.shares.iter_mut().for_each(|share| share.link.unplug());
+    /// Begins anew with all servers: they forget what the guest knew.
+    fn renew(&mut self) {
+        for share in &mut self.shares {
+            share.link.unplug();
+            // Else when it is used, or by and by.
+            share.plug_in(&self.epoll);
+        }
+    }
+
+    /// Plugs in what is not; whether all are now.
+    fn plug_in_all(&mut self) -> bool {
+        let mut all = true;
+        for share in &mut self.shares {
+            all &= share.plug_in(&self.epoll);
+        }
+        all
     }
 }
 
@@ -154,7 +173,10 @@ impl FsControl {
         if table.shares.iter().any(|share| share.id == id || share.name == name) {
             return Err("the machine has a share of this name or number already");
         }
-        table.shares.push(Share { id, name: name.to_owned(), link });
+        let mut share = Share { id, name: name.to_owned(), link };
+        // At once, because a server ends when nobody comes.
+        share.plug_in(&table.epoll);
+        table.shares.push(share);
         Ok(())
     }
 
@@ -205,8 +227,7 @@ impl VirtioDevice for Fs {
     }
 
     fn reset(&mut self) {
-        // The servers forget what this guest knew.
-        self.control.shared.table().unplug_all();
+        self.control.shared.table().renew();
     }
 
     fn save(&self) -> DeviceSaved {
@@ -216,7 +237,7 @@ impl VirtioDevice for Fs {
     fn restore(&mut self, saved: DeviceSaved) -> Result<(), RestoreError> {
         match saved {
             DeviceSaved::Fs(FsSaved {}) => {
-                self.control.shared.table().unplug_all();
+                self.control.shared.table().renew();
                 Ok(())
             }
             _ => Err(RestoreError::new("file system", "it is the state of another kind of device")),

@@ -83,7 +83,7 @@ fn carry_out(
     match header.opcode {
         opcode::INIT => return begin(body, table, answer).map(|()| None),
         opcode::DESTROY => {
-            table.unplug_all();
+            table.renew();
             return Ok(None);
         }
         _ => {}
@@ -152,7 +152,7 @@ fn begin(mut body: Fields<'_>, table: &mut Table, answer: &mut Answer<'_>) -> Re
     if major < MAJOR {
         return Err(errno::EPROTO);
     }
-    table.unplug_all();
+    table.renew();
     // struct fuse_init_out. With a newer major number the guest asks again when it has seen ours.
     answer.u32(MAJOR).u32(MINOR).u32(readahead).u32(flags & INIT_WANTED);
     answer.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX / 4 * 3).u32(PAYLOAD_MAX).u32(1).zeroes(36);

@@ -20,6 +20,9 @@ const OUTSTANDING_MAX: usize = 128;
 /// How long servers have to finish what they were asked when the machine is to stand still.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How often it looks for servers that are gone.
+const RETRY: Duration = Duration::from_millis(250);
+
 const EIO: i32 = 5;
 const EXDEV: i32 = 18;
 const EINVAL: i32 = 22;
@@ -36,6 +39,8 @@ pub struct FsWork {
     free: Vec<usize>,
     /// The share whose server is behind: nothing is asked until it has caught up.
     behind: Option<u32>,
+    /// Whether all shares are plugged in.
+    is_whole: bool,
     /// The removals of shares that this worker has taken note of.
     removals: u64,
     message: Vec<u8>,
@@ -78,6 +83,7 @@ impl FsWork {
             slots: (0..OUTSTANDING_MAX).map(|_| Slot::default()).collect(),
             free: (0..OUTSTANDING_MAX).rev().collect(),
             behind: None,
+            is_whole: true,
             removals,
             message: Vec::with_capacity(MESSAGE_MAX),
             answer: vec![0; MESSAGE_MAX],
@@ -163,7 +169,7 @@ impl FsWork {
                 }
                 self.behind = Some(share);
                 if let Some(share) = table.share(share) {
-                    self.shared.follow(share, true);
+                    share.follow(&self.shared.epoll, true);
                 }
             }
         }
@@ -239,7 +245,8 @@ impl FsWork {
         let uses = slot.uses.wrapping_add(1);
         let number = u64::from(uses) << 32 | place as u64;
         self.message[InHeader::UNIQUE_AT..][..8].copy_from_slice(&number.to_le_bytes());
-        let sent = if self.shared.plug_in(share) { share.link.send(&self.message) } else { Sent::Gone };
+        let sent =
+            if share.plug_in(&self.shared.epoll) { share.link.send(&self.message) } else { Sent::Gone };
         match (sent, header.is_silent()) {
             (Sent::Full, _) => Taken::Behind(id),
             // A server that is gone has forgotten everything anyway.
@@ -296,9 +303,10 @@ impl Work for FsWork {
         if let Some(share) = self.behind.take()
             && let Some(share) = table.share(share)
         {
-            shared.follow(share, false);
+            share.follow(&shared.epoll, false);
         }
         let answers = Progress::done(self.take_answers(&mut table));
+        self.is_whole = table.plug_in_all();
         let urgent = self.take_requests(&mut table, queue::HIPRIO);
         let requests = self.take_requests(&mut table, queue::REQUEST);
         self.queues.iter_mut().flatten().for_each(Queue::signal);
@@ -328,6 +336,9 @@ impl Work for FsWork {
             wait.kick(queue.kick());
         }
         wait.readable(self.shared.as_fd());
+        if !self.is_whole {
+            wait.at_most(RETRY);
+        }
     }
 
     fn drain(&mut self) {

@@ -1,5 +1,6 @@
 //! The devices on the PCI bus beside the platform's own, and their places.
 
+use super::Shares;
 use crate::Error;
 use crate::inputs::Devices;
 use api::worker::config::{BootKind, CdromBus, DiskBus};
@@ -47,6 +48,8 @@ pub(super) struct Handles {
     pub(super) scsi: Option<ScsiControl>,
     /// The balloon.
     pub(super) balloon: Option<(Arc<VirtioPci>, BalloonControl)>,
+    /// The folders of the host that the guest sees.
+    pub(super) shares: Option<(Arc<VirtioPci>, Shares)>,
 }
 
 /// Where a CD-ROM drive is.
@@ -163,6 +166,11 @@ impl PciBus<'_> {
         // Last: machines of before had none, and their other devices stay where they were.
         if let Some(port) = devices.qemu_agent {
             functions.push(self.add("serial".into(), Box::new(port))?);
+        }
+        if let Some((device, shares)) = devices.shares {
+            let function = self.add("fs".into(), Box::new(device))?;
+            functions.push(function.clone());
+            handles.shares = Some((function, shares));
         }
         Ok(Populated { functions, ahci, boot_order, handles })
     }

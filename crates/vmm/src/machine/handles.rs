@@ -1,7 +1,7 @@
 //! What can be changed of a machine's devices while it runs: disks, limits, memory.
 
-use super::Machine;
 use super::devices::{DiscPlace, Handle};
+use super::{Machine, Shares};
 use disk::{Disk, Live};
 use scsi::DiscError;
 use std::sync::Arc;
@@ -119,6 +119,20 @@ impl Machine {
             ("net_received_frames", received.0),
             ("net_received_bytes", received.1),
         ]
+    }
+
+    /// The folders of the host that the guest sees; `None` without a device for them.
+    pub fn shares(&self) -> Option<&Shares> {
+        self.handles.shares.as_ref().map(|(_, shares)| shares)
+    }
+
+    /// Takes such a folder away; whether there was one of this name.
+    pub fn remove_share(&self, name: &str) -> bool {
+        self.handles.shares.as_ref().is_some_and(|(function, shares)| {
+            let removed = shares.remove(name);
+            function.wake();
+            removed
+        })
     }
 
     /// What is known of the guest's memory; `None` without a balloon.

@@ -18,9 +18,11 @@ mod handles;
 mod io;
 mod saving;
 mod screen;
+mod shares;
 
 pub use devices::DISK_QUEUES_MAX;
 pub use io::{IoCounters, VcpuIo};
+pub use shares::Shares;
 
 use self::screen::Screen;
 use crate::Error;

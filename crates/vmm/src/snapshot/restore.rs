@@ -239,6 +239,14 @@ fn merge(
         (None, _) => None,
         (Some(_), agent) => agent,
     };
+    machine.shares = match (&machine.shares, config.shares) {
+        (None, Some(shares)) if !shares.is_empty() => {
+            let what = "the machine of the snapshot has no device for shared folders".into();
+            return bad(what, "leave out `shares`, or start the machine anew");
+        }
+        (None, _) => None,
+        (Some(_), shares) => Some(shares.unwrap_or_default()),
+    };
     let count = |what: &str, has: usize, given: usize, option: &str| match given == 0 || given == has {
         true => Ok(()),
         false => Err(Error::bad_input(format!(

@@ -10,7 +10,7 @@ use x86::CpuState;
 
 /// Versions of the parts' saved forms. One is raised when a field changes its meaning, so that an older
 /// program refuses what it would misunderstand; fields that are only added have defaults.
-const VERSIONS: [(&str, u32); 20] = [
+const VERSIONS: [(&str, u32); 21] = [
     ("cpu", x86::state::VERSION),
     ("clock", 1),
     ("serial", 1),
@@ -28,6 +28,7 @@ const VERSIONS: [(&str, u32); 20] = [
     ("virtio_console", 1),
     ("virtio_vsock", 1),
     ("virtio_serial", 1),
+    ("virtio_fs", 1),
     ("vga", 1),
     ("keyboard", 1),
     ("ahci", 1),
