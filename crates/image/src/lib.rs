@@ -22,6 +22,7 @@ mod files;
 pub mod fuzzing;
 pub mod import;
 mod instance;
+mod machine;
 mod ovf;
 mod progress;
 mod publish;

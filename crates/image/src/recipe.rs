@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use api::ByteSize;
-use api::image::{ImageName, ImagePort, Minimum};
+use api::image::{ImageName, ImagePort, Minimum, PersonalitySource};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AboutFile;
@@ -53,6 +53,9 @@ pub struct Recipe {
     /// Commands for `sh -eu -c`, in the virtual machine, as root, with the network.
     #[serde(default)]
     pub run: Vec<String>,
+    /// What gives instances their identity. Default: what the base has, which is the agent where packages make it.
+    #[serde(default)]
+    pub personality: Option<RecipePersonality>,
     /// More words for the kernel's command line.
     #[serde(default)]
     pub append: String,
@@ -71,6 +74,25 @@ pub struct Recipe {
     /// Anything else.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// What can give instances of an image their identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecipePersonality {
+    /// `arnia-agent`.
+    Agent,
+    /// cloud-init, which has to be among the packages. The agent is there all the same, for commands and files.
+    CloudInit,
+}
+
+impl From<RecipePersonality> for PersonalitySource {
+    fn from(personality: RecipePersonality) -> PersonalitySource {
+        match personality {
+            RecipePersonality::Agent => PersonalitySource::Agent,
+            RecipePersonality::CloudInit => PersonalitySource::CloudInit,
+        }
+    }
 }
 
 /// What an image begins with.
@@ -206,6 +228,12 @@ impl Recipe {
         if let Some(package) = self.packages.iter().find(|package| !word(package)) {
             return fail(format!("{package:?} is no name of a Debian package"));
         }
+        if self.personality == Some(RecipePersonality::CloudInit)
+            && matches!(self.from, Base::Debian(_))
+            && !self.packages.iter().any(|package| package == "cloud-init")
+        {
+            return fail("`personality: cloud-init` needs the package cloud-init".to_owned());
+        }
         if self
             .disk
             .is_some_and(|size| !(64 << 20..=16 << 40).contains(&size.0) || !size.0.is_multiple_of(1 << 20))
@@ -262,6 +290,8 @@ mod tests {
             ("", ""),
             ("name: Web\nfrom: {image: debian}", "image name"),
             ("name: web", "from"),
+            ("name: web\nfrom: {debian: bookworm}\npersonality: cloud-init", "package cloud-init"),
+            (&format!("{good}personality: cloud_init"), "cloud-init"),
             ("name: web\nfrom: {debian: --x}", "release"),
             (&format!("{good}packages: ['a;b']"), "package"),
             (&format!("{good}packages: ['-y']"), "package"),

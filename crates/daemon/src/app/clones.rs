@@ -141,7 +141,8 @@ impl App {
         let origin = vm.origin.as_ref().map(|origin| Origin {
             image: origin.image,
             params: match from.disks {
-                Some(_) => InstanceParams::default(),
+                // What it was given is on its disks; how cloud-init is told of it stays.
+                Some(_) => InstanceParams { seed: origin.params.seed, ..InstanceParams::default() },
                 None => origin.params.clone(),
             },
         });
@@ -186,6 +187,7 @@ impl App {
             name: record.name.clone(),
             uuid: Some(record.id.clone()),
             mac: record.config.nics.first().and_then(|nic| nic.mac.clone()),
+            seed: origin.params.seed,
             ..image::InstanceParams::default()
         };
         let image = origin.image;

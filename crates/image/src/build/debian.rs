@@ -15,7 +15,7 @@ use super::{Key, Layer, Programs};
 use crate::error::AboutFile;
 use crate::files::RemoveUnlessKept;
 use crate::progress::Progress;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, RecipePersonality};
 use crate::root_disk::{self, APPEND};
 use crate::{Error, Result, Session, tools};
 
@@ -32,7 +32,7 @@ const FIRSTBOOT_UNIT: &str = include_str!("../../../agent/init/arnia-firstboot.s
 
 pub(super) fn key(release: &str, recipe: &Recipe, programs: &Programs) -> Result<String> {
     let mut key = Key::new("debian").text(release).text(&recipe.packages.join(" "));
-    key = key.text(&recipe.disk_size().to_string());
+    key = key.text(&recipe.disk_size().to_string()).text(&format!("{:?}", recipe.personality));
     for text in [BEFORE, AFTER, AGENT_UNIT, FIRSTBOOT_UNIT] {
         key = key.text(text);
     }
@@ -111,7 +111,11 @@ fn bootstrap(
     ] {
         command.arg(format!("--customize-hook={}", upload(from, to)));
     }
-    command.arg(r#"--customize-hook=chroot "$1" sh -eu /tmp/after.sh"#);
+    let identity = match recipe.personality {
+        Some(RecipePersonality::CloudInit) => "cloud-init",
+        _ => "agent",
+    };
+    command.arg(format!(r#"--customize-hook=chroot "$1" sh -eu /tmp/after.sh {identity}"#));
     command.arg(r#"--customize-hook=rm -f "$1/tmp/before.sh" "$1/tmp/after.sh""#);
     command.arg(release).arg(archive).args(sources(release, &host_targets()));
     tools::run(&mut command, progress)

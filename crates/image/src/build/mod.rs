@@ -92,7 +92,7 @@ pub fn build(
         default_user: recipe.default_user.clone(),
         ports: recipe.ports.clone(),
         volumes: recipe.volumes.clone(),
-        personality: layer.personality,
+        personality: recipe.personality.map_or(layer.personality, Into::into),
         labels: recipe.labels.clone(),
     };
     // The same recipe and the same layers are the same image, whenever that was.

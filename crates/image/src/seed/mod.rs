@@ -140,6 +140,15 @@ fn cloud_config(personality: &Personality) -> Value {
     if let Some(seed) = &personality.identity.random_seed {
         config["random_seed"] = json!({"data": seed});
     }
+    // A machine that boots for the first time makes its machine-id of its UUID. A copy of a disk that has booted has one.
+    if let Some(id) = personality.identity.machine_id.as_deref().filter(|id| is_hex(id)) {
+        let script = format!(
+            "[ -s /etc/machine-id ] && [ \"$(cat /etc/machine-id)\" != {id} ] || exit 0; echo {id} > /etc/machine-id; \
+             [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] || echo {id} > /var/lib/dbus/machine-id; \
+             systemctl --no-block try-restart systemd-journald.service || true"
+        );
+        config["bootcmd"] = json!([["cloud-init-per", "instance", "arnia-machine-id", "sh", "-c", script]]);
+    }
     if !provision.users.is_empty() {
         let users = provision.users.iter().map(|user| {
             let mut entry = json!({"name": user.name, "shell": user.shell.as_deref().unwrap_or("/bin/bash")});
@@ -168,6 +177,10 @@ fn cloud_config(personality: &Personality) -> Value {
     config
 }
 
+fn is_hex(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,7 +190,12 @@ mod tests {
     fn cloud_init_is_told_the_same() {
         let personality = Personality {
             instance_id: "i-1".into(),
-            identity: Identity { hostname: Some("web".into()), ssh_host_keys: true, ..Identity::default() },
+            identity: Identity {
+                hostname: Some("web".into()),
+                machine_id: Some("0123abcd".repeat(4)),
+                ssh_host_keys: true,
+                ..Identity::default()
+            },
             provision: Provision {
                 users: vec![UserAccount {
                     name: "ann".into(),
@@ -193,6 +211,7 @@ mod tests {
         assert_eq!(config["hostname"], "web");
         assert_eq!(config["users"][0]["ssh_authorized_keys"][0], "ssh-ed25519 AAAA");
         assert_eq!(config["runcmd"][0], "echo 'a: b'");
+        assert!(config["bootcmd"][0][5].as_str().unwrap().contains(&"0123abcd".repeat(4)));
     }
 
     #[test]

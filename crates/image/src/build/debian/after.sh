@@ -1,4 +1,5 @@
-# In the new system, after its packages are installed: what every Debian image of ours has.
+# In the new system, after its packages are installed: what every Debian image of ours has. Instances are given their
+# identity by $1: agent or cloud-init.
 chmod 755 /usr/sbin/arnia-agent
 echo localhost > /etc/hostname
 # Grows with a larger disk.
@@ -18,7 +19,8 @@ ClientIdentifier=mac
 # Machines of one network find each other by their bare names, too.
 UseDomains=yes
 END
-systemctl enable systemd-networkd.service arnia-agent.service arnia-firstboot.service
+systemctl enable systemd-networkd.service arnia-agent.service
+[ "$1" != agent ] || systemctl enable arnia-firstboot.service
 ! [ -e /usr/sbin/sshd ] || ! [ -d /etc/ssh/sshd_config.d ] || cat > /etc/ssh/sshd_config.d/arnia.conf <<END
 # The kinds of host keys that instances make for themselves.
 HostKey /etc/ssh/ssh_host_ed25519_key
