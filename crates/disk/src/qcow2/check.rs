@@ -3,10 +3,11 @@
 //! Every reference that the tables make is counted and compared with what the image counts. Too many
 //! counted is a *leak*: space that nobody uses. Too few is an *error*: the next write may destroy data.
 
+use super::Qcow2;
 use super::header::Header;
 use super::meta::{Mapping, Meta, decode, write_count};
+use super::opening::{fault, read_header};
 use super::spec::*;
-use super::{Qcow2, read_header};
 use crate::bytes::be64;
 use crate::file::HostFile;
 use crate::{Error, ErrorKind, Operation};
@@ -303,7 +304,7 @@ fn snapshots_len(file: &HostFile, header: &Header) -> Result<u64, Error> {
     let mut at = 0;
     for _ in 0..header.snapshots {
         let rest = bytes.get(at..).unwrap_or_default();
-        let (_, len) = super::header::parse_snapshot(rest, header).map_err(|why| super::fault(file, why))?;
+        let (_, len) = super::header::parse_snapshot(rest, header).map_err(|why| fault(file, why))?;
         at += len;
     }
     Ok(at as u64)

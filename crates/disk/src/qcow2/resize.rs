@@ -1,8 +1,10 @@
 //! Changing an image's header while it is open: its size, its backing file.
 
+use super::Qcow2;
 use super::header::{Backing, Header, encode};
+use super::opening::read_header;
 use super::spec::*;
-use super::{Qcow2, Source, read_header};
+use super::writing::{Source, whole_clusters};
 use crate::bytes::{put_be32, put_be64};
 use crate::{Disk, Error, ErrorKind, Operation, SECTOR_SIZE};
 use std::sync::atomic::Ordering;
@@ -49,7 +51,7 @@ impl Qcow2 {
 
     fn hide_backing(&self, from: u64, to: u64, size: u64) -> Result<(), Error> {
         let bits = self.cluster_bits();
-        let (first, end) = super::whole_clusters(from, size - from, size, bits);
+        let (first, end) = whole_clusters(from, size - from, size, bits);
         let stop = to.div_ceil(1 << bits).min(end);
         if self.can_unmap() && first < stop {
             self.unmap_clusters(first, stop, Operation::Resize)?;

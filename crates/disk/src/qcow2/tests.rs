@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Access, Image, OpenOptions, Progress};
+use crate::{Access, ErrorKind, Image, OpenOptions, Progress};
 use proptest::prelude::*;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
