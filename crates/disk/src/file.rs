@@ -1,6 +1,6 @@
 //! A file or block device of the host, as formats use it.
 
-use crate::{Access, Buffers, Durability, Error, ErrorKind, Operation, lock};
+use crate::{Access, Buffers, Durability, Error, ErrorKind, Operation, is_layer, lock};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
@@ -35,6 +35,14 @@ impl HostFile {
     /// is), [`ErrorKind::LockedByOther`], [`ErrorKind::BadFormat`] when it is neither file nor block
     /// device.
     pub(crate) fn open(path: &Path, access: Access) -> Result<HostFile, Error> {
+        // By whatever name: snapshots, clones and machines have links to it, and none of them may see it change.
+        let is_kept = || is_layer(path) || path.canonicalize().is_ok_and(|real| is_layer(&real));
+        if access == Access::ReadWrite && is_kept() {
+            return Err(Error::new(ErrorKind::Forbidden, Operation::Open).with_path(path).with_detail(
+                "it is a layer that snapshots and clones may share, and is never written to; to have all in one image, use \
+                 `arnia disk flatten` on the image that stands on it, or `arnia disk convert`",
+            ));
+        }
         let file = HostFile::open_any(path, access)?;
         lock::lock(&file.file, access == Access::ReadWrite).map_err(|error| error.with_path(path))?;
         Ok(file)

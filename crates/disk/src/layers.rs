@@ -153,6 +153,18 @@ fn each_own(
     Ok(())
 }
 
+/// Refuses a lower image that somebody has made read-only, as the disks of a store of images are: the superuser could write to
+/// it all the same, and whoever stands on it would be spoilt.
+fn refuse_kept(path: &Path) -> Result<(), Error> {
+    let failed = |error| Error::from_io(Operation::Commit, error).with_path(path);
+    if path.metadata().map_err(failed)?.permissions().readonly() {
+        return Err(Error::new(ErrorKind::Forbidden, Operation::Commit).with_path(path).with_detail(
+            "it is read-only, so others may stand on it; to have all in one image, use `arnia disk flatten`",
+        ));
+    }
+    Ok(())
+}
+
 /// Moves what an image stores into the one that it stands on, which is then as the image was; the image
 /// is empty afterwards and still stands on it. Other images that stand on the lower one are spoilt.
 ///
@@ -167,6 +179,7 @@ pub fn commit(path: &Path, options: &OpenOptions, progress: &Progress) -> Result
             .with_detail("it stands on no other image"));
     };
     let below = open_at(path, &backing, &OpenOptions { access: Access::ReadWrite, ..options.clone() })?;
+    refuse_kept(&below.path)?;
     let image = Qcow2::open(file, Some(below.disk.clone()), None)?;
     let size = image.info().size;
     if below.disk.info().size < size {

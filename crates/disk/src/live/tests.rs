@@ -302,3 +302,41 @@ fn layers_keep_what_was_there_for_others_and_go_when_they_are_too_many() {
         assert!(content(&path) == expected);
     }
 }
+
+#[test]
+fn what_others_may_stand_on_is_not_written_to() {
+    let bed = bed("shared", Format::Raw);
+    let (layer, over) = (bed.path("disk.qcow2.m0.layer"), bed.path("disk.qcow2"));
+    let open = OpenOptions { format: Some(Format::Qcow2), ..OpenOptions::new(Access::ReadWrite) };
+    let refused = |result: Result<(), Error>| assert_eq!(result.unwrap_err().kind(), ErrorKind::Forbidden);
+    crate::create(&layer, SIZE, &TargetOptions::new(Format::Qcow2)).unwrap();
+    crate::create_overlay(&over, &layer, Some(Format::Qcow2), &CreateOptions::new(0), false).unwrap();
+    let write = |path: &Path| {
+        let image = Image::open(path, &open).unwrap();
+        image.disk.write(0, &Buffers::from_slice(&[7; SECTOR]), Durability::AtFlush).unwrap();
+        image.disk.flush().unwrap();
+    };
+    write(&over);
+    let before = std::fs::read(&layer).unwrap();
+    refused(crate::commit(&over, &open, &Progress::default()));
+    std::os::unix::fs::symlink(&layer, bed.path("link")).unwrap();
+    refused(Image::open(&layer, &open).map(drop));
+    refused(Image::open(&bed.path("link"), &open).map(drop));
+    assert!(std::fs::read(&layer).unwrap() == before && content(&over)[..SECTOR] == [7; SECTOR]);
+
+    // A disk of a store of images: even the superuser asks first.
+    let (blob, over) = (bed.path("blob"), bed.path("instance"));
+    crate::create(&blob, SIZE, &TargetOptions::new(Format::Raw)).unwrap();
+    let writable = blob.metadata().unwrap().permissions();
+    let mut permissions = writable.clone();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(&blob, permissions).unwrap();
+    crate::create_overlay(&over, &blob, Some(Format::Raw), &CreateOptions::new(0), false).unwrap();
+    write(&over);
+    let result = crate::commit(&over, &open, &Progress::default()).unwrap_err();
+    assert!(matches!(result.kind(), ErrorKind::Forbidden | ErrorKind::Permission), "{result}");
+    assert!(std::fs::read(&blob).unwrap().iter().all(|&byte| byte == 0));
+    std::fs::set_permissions(&blob, writable).unwrap();
+    crate::commit(&over, &open, &Progress::default()).unwrap();
+    assert_eq!(std::fs::read(&blob).unwrap()[..SECTOR], [7; SECTOR]);
+}
