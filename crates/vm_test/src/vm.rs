@@ -70,7 +70,13 @@ impl Vm {
             std::env::temp_dir().join(format!("arnia-{}-{}.sock", std::process::id(), serial_number()));
         let Program::Worker(engine) = program else { bail!("{program} has no snapshots of this form") };
         let mut command = Command::new(worker_path()?);
-        command.arg("--restore").arg(snapshot).args(options).args(["--serial", "stdio"]);
+        // It was made by this harness, which knows what it names.
+        command
+            .arg("--restore")
+            .arg(snapshot)
+            .args(["--allow", "/"])
+            .args(options)
+            .args(["--serial", "stdio"]);
         command.arg("--engine").arg(engine.to_string()).arg("--control").arg(&control);
         Vm::launch(command, program, control, folder)
     }

@@ -204,6 +204,10 @@ impl VmConfig {
 pub struct RestoreConfig {
     /// The snapshot's folder.
     pub snapshot: PathBuf,
+    /// Files, and folders of files, that the snapshot may name beside those in its own folder: a kernel, discs, images that
+    /// its disks stand on. What a disk of `disks` may stand on is allowed, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<PathBuf>,
     /// Whether all files are read and checked, also those that are known to be as they were written.
     #[serde(default)]
     pub verify: bool,
@@ -281,6 +285,7 @@ impl RestoreConfig {
     pub fn new(snapshot: impl Into<PathBuf>) -> RestoreConfig {
         RestoreConfig {
             snapshot: snapshot.into(),
+            allow: Vec::new(),
             verify: false,
             paused: false,
             name: None,

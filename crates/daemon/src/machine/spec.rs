@@ -33,7 +33,12 @@ impl Start {
 
 /// The same machine as `config` says, but going on from a snapshot: it stands still at first.
 pub(crate) fn restore_config(config: worker::VmConfig, resume: &Resume) -> worker::RestoreConfig {
+    // What it boots by, and what its disks stand on, is known here. The snapshot was written by a process of a guest, and
+    // is believed in nothing of that.
+    let discs = config.cdroms.iter().flat_map(|cdrom| cdrom.path.iter().chain(&cdrom.media));
+    let allow = config.kernel.iter().chain(&config.initrd).chain(discs).cloned().collect();
     worker::RestoreConfig {
+        allow,
         paused: true,
         name: config.name,
         uuid: config.uuid,

@@ -6,13 +6,15 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use api::worker::control::Request;
-use vm_test::{After, Case, Exit, Guest, Patience, Shell, Suite, Vm, copy_sparse, debian, free_port};
+use vm_test::{
+    After, Case, Exit, Guest, Patience, Shell, Suite, Vm, copy_sparse, debian, free_port, worker_path,
+};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("snapshots::bad_ones_are_refused_before_anything_runs", refusals);
@@ -247,6 +249,7 @@ fn refusals(case: &Case) -> Result<()> {
         ensure!(message.contains(word), "{what}: {word:?} is not in: {message}");
         ensure!(message.contains("; "), "{what}: no advice in: {message}");
     }
+    outside(case, &base)?;
     copy(&folder.join("next"), &bad)?;
     fs::rename(&base, folder.join("gone"))?;
     let message = refused(case, &bad, "a missing parent")?;
@@ -256,6 +259,29 @@ fn refusals(case: &Case) -> Result<()> {
     ensure!(message.contains("another snapshot"), "{message}");
     let message = refused(case, &case.path("absent"), "no folder")?;
     ensure!(message.contains("--restore"), "{message}");
+    Ok(())
+}
+
+/// What a snapshot names outside its folder is opened only if it is allowed.
+fn outside(case: &Case, snapshot: &Path) -> Result<()> {
+    let (kernel, initrd) = (&case.artifacts.kernel.image, &case.artifacts.busybox.initramfs);
+    let (kernel, initrd) = (kernel.canonicalize()?, initrd.canonicalize()?);
+    let names = |message: &str, path: &Path| message.contains(&format!("--allow {}", path.display()));
+    let restore = |allow: &[&Path]| -> Result<String> {
+        let mut worker = Command::new(worker_path()?);
+        worker.arg("--restore").arg(snapshot).args(["--serial", "none"]);
+        for path in allow {
+            worker.arg("--allow").arg(path);
+        }
+        let output = worker.stdin(Stdio::null()).output()?;
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(2) && message.contains("outside its folder"), "{output:?}");
+        Ok(message)
+    };
+    let message = restore(&[])?;
+    ensure!(names(&message, &kernel) && names(&message, &initrd), "{message}");
+    let message = restore(&[&kernel])?;
+    ensure!(!names(&message, &kernel) && names(&message, &initrd), "{message}");
     Ok(())
 }
 

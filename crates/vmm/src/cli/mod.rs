@@ -174,6 +174,10 @@ pub struct Cli {
         "cpu_model", "debug_exit", "display", "cdrom", "boot_order",
     ])]
     restore: Option<PathBuf>,
+    /// With --restore: a file that the snapshot names and that is not in its folder (kernel, initrd, disc, image that a disk
+    /// stands on), or a folder of such files; may be repeated
+    #[arg(long, value_name = "PATH", requires = "restore")]
+    allow: Vec<PathBuf>,
     /// With --restore: check the snapshot's files even if they are as they were when last checked
     #[arg(long, requires = "restore")]
     verify: bool,
@@ -356,6 +360,7 @@ impl Cli {
         }
         let mut config = RestoreConfig::new(self.restore.clone().unwrap_or_default());
         self.set_jit(&mut config.jit);
+        config.allow = self.allow;
         config.verify = self.verify;
         config.paused = self.paused;
         config.name = self.name;

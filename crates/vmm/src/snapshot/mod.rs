@@ -17,6 +17,7 @@ pub mod checksum;
 pub mod disks;
 pub mod folder;
 pub mod manifest;
+mod outside;
 pub mod restore;
 pub mod saver;
 pub mod state;

@@ -2,6 +2,7 @@
 
 use super::chain::{self, Link, refused};
 use super::manifest::STATE_SIZE_MAX;
+use super::outside::{self, Allowed};
 use super::{MachineSaved, checksum};
 use crate::Error;
 use crate::spec::VmSpec;
@@ -98,8 +99,10 @@ impl Snapshot {
         if state.vcpus.len() as u64 != u64::from(manifest.machine.cpus) {
             return Err(refused(&dir, "its state has another number of processors than its machine"));
         }
+        let allowed = Allowed::new(&links, &config);
+        allowed.check(&outside::named(&manifest, &config))?;
         let (verify, paused) = (config.verify, config.paused);
-        let (mut machine, disks, has_console) = merge(&dir, &manifest, config)?;
+        let (mut machine, disks, has_console) = merge(&dir, &manifest, config, &allowed)?;
         // Machines of before had none, though one is made by default.
         machine.balloon = state.functions.iter().any(|function| function.name == "balloon");
         let mut spec = VmSpec::try_from(machine)?;
@@ -214,6 +217,7 @@ fn merge(
     dir: &Path,
     manifest: &Manifest,
     config: RestoreConfig,
+    allowed: &Allowed,
 ) -> Result<(VmConfig, Vec<RestoredDisk>, bool), Error> {
     let mut machine = manifest.machine.clone();
     let bad = |what: String, advice: &str| Err(Error::bad_input(what).with_advice(advice));
@@ -261,7 +265,9 @@ fn merge(
     for (index, saved) in manifest.disks.iter().enumerate() {
         let disk = &mut machine.disks[index];
         let given = config.disks.get(index);
-        let allow = disk.allow.clone();
+        // What it was allowed to stand on then, as far as it is now.
+        let mut allow = disk.allow.clone();
+        allow.retain(|path| allowed.has(path));
         if let Some(given) = given {
             // What the guest knows of the disk stays.
             let (serial, read_only) = (disk.serial.clone(), disk.read_only);
