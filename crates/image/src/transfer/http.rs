@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::image::{Blob, MANIFEST_LEN_MAX};
 use ureq::http::{Response, StatusCode};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody};
 
 use super::{Resumed, Source, Target, Watched, digest_file_name};
@@ -27,8 +28,21 @@ pub(super) fn client() -> Agent {
         .timeout_recv_response(Some(TIMEOUT))
         .timeout_per_read(Some(TIMEOUT))
         .user_agent(concat!("arnia/", env!("CARGO_PKG_VERSION")))
+        .tls_config(TlsConfig::builder().root_certs(authorities()).build())
         .build()
         .new_agent()
+}
+
+/// Whom this host trusts to say who a server is, so that a registry within a company is reached, too: its own list, or the
+/// one that `SSL_CERT_FILE` names. A host without one has that of Mozilla.
+fn authorities() -> RootCerts {
+    let found = rustls_native_certs::load_native_certs();
+    let certificates: Vec<_> =
+        found.certs.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect();
+    match certificates.is_empty() {
+        true => RootCerts::WebPki,
+        false => RootCerts::from(certificates),
+    }
 }
 
 /// An error of the connection.
