@@ -58,6 +58,14 @@ impl Context {
         block_on(work(client))
     }
 
+    /// Whether the daemon that is meant is this user's own, whose images are the ones that this program sees.
+    ///
+    /// # Errors
+    /// When the list of contexts cannot be read.
+    pub(crate) fn is_local(&self) -> Result<bool, Error> {
+        Ok(self.socket.is_none() && Contexts::read()?.choose(self.context.as_deref())?.is_none())
+    }
+
     /// A client of the daemon that is meant.
     fn client(&self) -> Result<Client, Error> {
         if let Some(socket) = &self.socket {

@@ -41,12 +41,26 @@ impl TrustedKey {
     /// # Errors
     /// If it is none.
     pub fn read(path: &Path) -> Result<TrustedKey> {
-        let text = read_small(path)?;
-        // With or without the comment line.
-        let boxed = PublicKeyBox::from_string(&text).and_then(PublicKeyBox::into_public_key);
-        let key = boxed.or_else(|_| PublicKey::from_base64(text.trim()));
-        let key = key.map_err(|error| not_a_key(path, "public key", error))?;
+        let key = parse(&read_small(path)?).map_err(|error| not_a_key(path, "public key", error))?;
         Ok(TrustedKey { key, path: path.to_owned() })
+    }
+
+    /// The key in the text of a key file.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn from_text(text: &str) -> Result<TrustedKey> {
+        let none = || Error::bad_input("this text is no public key that can be used");
+        if text.len() as u64 > KEY_LEN_MAX {
+            return Err(none());
+        }
+        let key = parse(text).map_err(|error| none().with_source(error))?;
+        Ok(TrustedKey { key, path: PathBuf::new() })
+    }
+
+    /// The text of a key file with it.
+    pub fn to_text(&self) -> String {
+        self.key.to_base64()
     }
 
     /// Its ID.
@@ -78,6 +92,12 @@ impl TrustedKey {
         let Ok(signature) = SignatureBox::from_string(signature) else { return false };
         minisign::verify(&self.key, &signature, Cursor::new(bytes), true, false, false).is_ok()
     }
+}
+
+/// A key with or without the comment line.
+fn parse(text: &str) -> std::result::Result<PublicKey, minisign::PError> {
+    let boxed = PublicKeyBox::from_string(text).and_then(PublicKeyBox::into_public_key);
+    boxed.or_else(|_| PublicKey::from_base64(text.trim()))
 }
 
 /// Makes a key pair: `PATH` with the secret key, readable by its owner only, and `PATH.pub`. Neither may
@@ -167,12 +187,55 @@ pub(crate) fn require(bytes: &[u8], signatures: &[(String, String)], keys: &[Tru
     if signed {
         return Ok(());
     }
-    let text = match signatures.len() {
-        0 => "the image is not signed".to_owned(),
-        count => format!("none of the image's {count} signatures is by a key that you trust"),
+    let trusted = |id: &String| keys.iter().any(|key| key.id() == *id);
+    let text = match signatures {
+        [] => "the image is not signed".to_owned(),
+        _ if signatures.iter().any(|(id, _)| trusted(id)) => {
+            "a signature by a key that you trust is not of this image: one of the two was changed".to_owned()
+        }
+        _ => {
+            let ids: Vec<&str> = signatures.iter().map(|(id, _)| id.as_str()).collect();
+            format!("the image is signed by {}, which you do not trust", ids.join(", "))
+        }
     };
     Err(Error::new(ErrorKind::Unverified, text)
         .with_remedy("give the publisher's key by --key, or take the image as it is by --allow-unsigned"))
+}
+
+/// The signature's file beside a file that was signed as such, as minisign makes it.
+pub fn signature_path(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".minisig");
+    name.into()
+}
+
+/// Fails unless one of these keys has signed a file: an appliance of another program, which holds no signature itself.
+///
+/// # Errors
+/// [`ErrorKind::Unverified`] if none has, or the file is not what was signed.
+pub fn require_file(file: &Path, keys: &[TrustedKey]) -> Result<()> {
+    let place = signature_path(file);
+    let unverified = |text: String| {
+        Error::new(ErrorKind::Unverified, text)
+            .with_remedy("give the publisher's key by --key, or take the file as it is by --allow-unsigned")
+    };
+    if !place.exists() {
+        let text = format!("{} is not signed: there is no {} beside it", file.display(), place.display());
+        return Err(unverified(text));
+    }
+    let text = read_small(&place)?;
+    let signature = SignatureBox::from_string(&text)
+        .map_err(|error| unverified(format!("{} is no signature", place.display())).with_source(error))?;
+    let number = signature.keynum();
+    let Some(key) = keys.iter().find(|key| key.key.keynum() == number) else {
+        let text = format!("{} is signed by the key {}, which you do not trust", file.display(), id(number));
+        return Err(unverified(text));
+    };
+    let mut content = fs::File::open(file).about("open", file)?;
+    minisign::verify(&key.key, &signature, &mut content, true, false, false).map_err(|error| {
+        unverified(format!("{} is not what the key {} has signed", file.display(), key.id()))
+            .with_source(error)
+    })
 }
 
 /// The ID of the key that a signature says it is by.
@@ -228,6 +291,37 @@ mod tests {
         assert_eq!(all.len(), 2);
         fs::write(folder.0.join("broken.pub"), "x").unwrap();
         TrustedKey::all(&folder.0).expect_err("one is no key");
+    }
+
+    #[test]
+    fn a_file_is_what_a_trusted_key_has_signed() {
+        let folder = Folder::new("sign-file");
+        let path = folder.0.join("shop.ova");
+        fs::write(&path, "appliance").unwrap();
+        let (ours, theirs) = (folder.0.join("ours"), folder.0.join("theirs"));
+        let keys = [generate_key(&ours, None).unwrap()];
+        generate_key(&theirs, None).unwrap();
+        let refused = |reason: &str| {
+            let error = require_file(&path, &keys).unwrap_err();
+            assert!(error.kind() == ErrorKind::Unverified && error.to_string().contains(reason), "{error}");
+        };
+        let signed_by = |key: &Path| {
+            let secret = read_secret(key, None).unwrap();
+            let signature = minisign::sign(None, &secret, Cursor::new("appliance"), None, None).unwrap();
+            fs::write(signature_path(&path), signature.into_string()).unwrap();
+        };
+        refused("not signed");
+        fs::write(signature_path(&path), "x").unwrap();
+        refused("no signature");
+        signed_by(&theirs);
+        refused("do not trust");
+        signed_by(&ours);
+        require_file(&path, &keys).unwrap();
+        let text = keys[0].to_text();
+        require_file(&path, &[TrustedKey::from_text(&text).unwrap()]).unwrap();
+        TrustedKey::from_text("nonsense").unwrap_err();
+        fs::write(&path, "applianc3").unwrap();
+        refused("is not what the key");
     }
 
     /// The program minisign understands our files.

@@ -56,4 +56,11 @@ pub struct ImagePull {
     /// Take it also if no key that the daemon's user trusts has signed it.
     #[serde(default)]
     pub allow_unsigned: bool,
+    /// Public keys, each as the text of its file, of which one must have signed it: instead of those that the daemon's
+    /// user trusts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
 }
+
+/// Keys in a request at most.
+pub const KEYS_MAX: usize = 64;

@@ -1,5 +1,7 @@
 //! What a machine shall be, as `arnia run` and `arnia create` are told.
 
+use super::appliance;
+use super::image::Trust;
 use super::limits::LimitOptions;
 use crate::{Context, Error, progress};
 use api::ByteSize;
@@ -17,7 +19,8 @@ use std::path::{Path, PathBuf};
 /// What a machine shall be.
 #[derive(Debug, clap::Args)]
 pub(super) struct Machine {
-    /// The image that it comes from. With --kernel or --firmware: the machine's name
+    /// The image that it comes from: its name; or where it is, https://HOST/PATH/TAG.json, oci://HOST/PATH:TAG or a file,
+    /// and then a key that is trusted must have signed it. With --kernel or --firmware: the machine's name
     #[arg(value_name = "IMAGE", required_unless_present_any = ["kernel", "firmware"])]
     what: Option<String>,
     /// Its name: a to z, 0 to 9 and hyphens [default: the image's, with a number if it is taken]
@@ -78,6 +81,8 @@ pub(super) struct Machine {
     description: String,
     #[command(flatten)]
     limits: LimitOptions,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 fn card(text: &str) -> Result<NicConfig, String> {
@@ -120,7 +125,11 @@ impl Machine {
     /// What the daemon is asked for. An image that this program knows how to build is built if it is not there.
     pub(super) async fn params(&self, context: &Context, client: &Client) -> Result<VmParams, Error> {
         let is_image = self.kernel.is_none() && self.firmware.is_none();
-        let mut config = match &self.what {
+        let what = match &self.what {
+            Some(what) if is_image => Some(appliance::fetch(context, client, what, &self.trust).await?),
+            what => what.clone(),
+        };
+        let mut config = match &what {
             Some(image) if is_image => VmConfig::of_image(image),
             _ => VmConfig::booting(BootConfig {
                 kernel: self.kernel.as_deref().map(absolute).transpose()?,
@@ -148,7 +157,7 @@ impl Machine {
             seed: self.seed,
             cold: self.cold,
         };
-        let name = match (&self.name, &self.what) {
+        let name = match (&self.name, &what) {
             (Some(name), _) => name.clone(),
             (None, Some(image)) if is_image => free_name(client, image).await?,
             (None, Some(name)) => name.clone(),

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod appliance;
 mod audit;
 mod completions;
 mod console;

@@ -5,7 +5,7 @@ use super::{App, Caller, Request};
 use crate::Error;
 use api::image::{Digest, ImageName, ImageView};
 use api::v1::error::ErrorCode;
-use api::v1::image::{ImageBuild, ImageParams, ImagePublish, ImagePull};
+use api::v1::image::{ImageBuild, ImageParams, ImagePublish, ImagePull, KEYS_MAX};
 use api::v1::operation::{Operation, Target};
 use api::v1::vm::StopParams;
 use image::build::{BuildOptions, Programs, build};
@@ -57,6 +57,7 @@ impl App {
             }
             ImageParams::Pull(pull) => {
                 Place::parse(&pull.place)?;
+                trusted(&pull)?;
                 let name = pull.name.as_deref().map(image_name).transpose()?;
                 let name = name.map_or_else(|| pull.place.clone(), |name| name.to_string());
                 (name, Request::ImagePull { params: pull })
@@ -144,11 +145,8 @@ impl App {
 
     pub(super) async fn image_pull(&self, params: ImagePull, work: &Arc<Work>) -> Result<(), Error> {
         let name = params.name.as_deref().map(image_name).transpose()?;
+        let keys = trusted(&params)?;
         self.with_images(work, move |store, watch| {
-            let keys = match params.allow_unsigned {
-                true => Vec::new(),
-                false => TrustedKey::all(&TrustedKey::default_folder())?,
-            };
             let options = PullOptions { name, keys, login: None };
             pull(store, &Place::parse(&params.place)?, &options, watch).map(drop)
         })
@@ -164,6 +162,20 @@ impl App {
         let (store, mut watch) = (self.images.clone(), Watch(work.clone()));
         let done = tokio::task::spawn_blocking(move || act(&store, &mut watch)).await;
         Ok(done.map_err(|e| Error::internal("the work on an image was lost", e))??)
+    }
+}
+
+/// The keys of which one must have signed an image that is fetched; none if it need not be signed.
+fn trusted(pull: &ImagePull) -> Result<Vec<TrustedKey>, Error> {
+    let invalid = |text: String| Error::new(ErrorCode::Invalid, text);
+    match (pull.allow_unsigned, pull.keys.as_slice()) {
+        (true, []) => Ok(Vec::new()),
+        (true, _) => Err(invalid("`keys` and `allow_unsigned` contradict each other".into())),
+        (false, []) => Ok(TrustedKey::all(&TrustedKey::default_folder())?),
+        (false, keys) if keys.len() > KEYS_MAX => {
+            Err(invalid(format!("{} keys are too many: {KEYS_MAX} are the most", keys.len())))
+        }
+        (false, keys) => keys.iter().map(|text| Ok(TrustedKey::from_text(text)?)).collect(),
     }
 }
 

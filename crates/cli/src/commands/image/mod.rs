@@ -125,7 +125,7 @@ fn size(bytes: u64) -> String {
 
 /// Keys that an image has to be signed by: those given, else those that this user trusts.
 #[derive(Debug, clap::Args)]
-struct Trust {
+pub(super) struct Trust {
     /// Public key that must have signed the image, instead of the trusted ones
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
@@ -143,6 +143,25 @@ impl Trust {
             return TrustedKey::all(&TrustedKey::default_folder()).map_err(explain);
         }
         self.key.iter().map(|path| TrustedKey::read(path).map_err(explain)).collect()
+    }
+
+    /// The same for what is run as soon as it is here: somebody has to be trusted, unless it is said otherwise.
+    pub(super) fn keys_to_run(&self) -> Result<Vec<TrustedKey>, Error> {
+        let keys = self.keys()?;
+        if keys.is_empty() && !self.allow_unsigned {
+            let folder = TrustedKey::default_folder();
+            return Err(Error::new(ErrorKind::Denied, "nobody is trusted yet to sign what shall be run")
+                .with_remedy(format!(
+                    "give the publisher's public key by --key, put it into {}, or take it as it is by --allow-unsigned",
+                    folder.display()
+                )));
+        }
+        Ok(keys)
+    }
+
+    /// Whether anything was said.
+    pub(super) fn is_given(&self) -> bool {
+        self.allow_unsigned || !self.key.is_empty()
     }
 }
 

@@ -1,11 +1,11 @@
 //! `arnia image import`, `export`, `pull` and `push`.
 
 use super::{Act, Trust, Watch, explain};
-use crate::{Context, Error};
+use crate::{Context, Error, programs};
 use api::ByteSize;
 use api::image::{ImageFirmware, ImageName, PersonalitySource};
 use image::Store;
-use image::export::{ExportFormat, export};
+use image::export::{ExportFormat, export, root};
 use image::import::{self, Boot, ImportOptions};
 use image::transfer::{Place, PullOptions, RegistryLogin, archive, pull, push};
 use std::path::PathBuf;
@@ -76,13 +76,16 @@ enum Personality {
     None,
 }
 
-/// Write an image into one file: an archive with everything and its signatures, its disk for other programs, or
-/// an appliance (OVA).
+/// Write an image into one file: an archive with everything and its signatures, its disk for other programs, an appliance
+/// (OVA), or its root file system as a tar archive.
 #[derive(Debug, clap::Args)]
 #[command(about = "Write an image into one file")]
 #[command(
     after_help = "Examples:\n  arnia image export web:1 web.tar\n  arnia image export web:1 web.qcow2\n  \
-                  arnia image export legacy:1 legacy.ova\n  arnia image export web:1 disk --format vhdx"
+                  arnia image export legacy:1 legacy.ova\n  arnia image export web:1 disk --format vhdx\n  \
+                  arnia image export web:1 root.tar --format tar && docker import root.tar\n\n\
+                  The root file system is read in a virtual machine, which takes the image debian (or the image itself, \
+                  if it has the guest agent)."
 )]
 pub(super) struct Export {
     /// Its name or digest
@@ -91,16 +94,28 @@ pub(super) struct Export {
     /// The file, which must not exist
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// archive, ova, raw, qcow2, vmdk, vdi, vhd or vhdx; as the file's name says if not given
-    #[arg(long, value_name = "FORMAT", value_parser = export_format)]
-    format: Option<ExportFormat>,
+    /// archive, ova, tar (the root file system), raw, qcow2, vmdk, vdi, vhd or vhdx; as the file's name says if not given,
+    /// for which .tar is archive
+    #[arg(long, value_name = "FORMAT", value_parser = export_form)]
+    format: Option<ExportForm>,
 }
 
-fn export_format(text: &str) -> Result<ExportFormat, String> {
+/// As what an image is written, and whether it takes a machine.
+#[derive(Clone, Copy, Debug)]
+enum ExportForm {
+    Image(ExportFormat),
+    Root,
+}
+
+fn export_form(text: &str) -> Result<ExportForm, String> {
     match text {
-        "archive" => Ok(ExportFormat::Archive),
-        "ova" => Ok(ExportFormat::Ova),
-        _ => text.parse().map(ExportFormat::Disk).map_err(|error| format!("{error}, archive, ova")),
+        "archive" => Ok(ExportForm::Image(ExportFormat::Archive)),
+        "ova" => Ok(ExportForm::Image(ExportFormat::Ova)),
+        "tar" => Ok(ExportForm::Root),
+        _ => {
+            let format = text.parse().map_err(|error| format!("{error}, archive, ova, tar"))?;
+            Ok(ExportForm::Image(ExportFormat::Disk(format)))
+        }
     }
 }
 
@@ -183,10 +198,16 @@ impl Act for Export {
     fn act(&self, store: &Store, context: &Context) -> Result<(), Error> {
         let digest = store.resolve(&self.image).map_err(explain)?;
         let mut watch = Watch::new(false);
-        let format = self.format.unwrap_or_else(|| ExportFormat::of_name(&self.file));
-        // An appliance is called what the image is, without what names of machines cannot have.
-        let name = self.image.replace([':', '/'], "-");
-        export(store, digest, &name, &self.file, format, &mut watch).map_err(explain)?;
+        let by_name = || ExportForm::Image(ExportFormat::of_name(&self.file));
+        match self.format.unwrap_or_else(by_name) {
+            ExportForm::Image(format) => {
+                // An appliance is called what the image is, without what names of machines cannot have.
+                let name = self.image.replace([':', '/'], "-");
+                export(store, digest, &name, &self.file, format, &mut watch)
+            }
+            ExportForm::Root => root(store, digest, &self.file, &programs::worker()?, &mut watch),
+        }
+        .map_err(explain)?;
         drop(watch);
         context.output.say(&format!("wrote {}", self.file.display()))
     }
