@@ -1,5 +1,7 @@
 //! Writing an image for other programs: its disk in their formats, or an appliance.
 
+mod root;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use crate::ovf::{self, Checksums, DiskFile};
 use crate::progress::Progress;
 use crate::transfer::archive;
 use crate::{Error, Result, Store};
+
+pub use root::root;
 
 /// As what an image is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

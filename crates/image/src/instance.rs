@@ -183,7 +183,7 @@ impl InstanceDisk {
 
     /// Makes a disk over this one, in constant time; this one must not be changed from then on. It is as large,
     /// unless a larger `size` is given. Its file is not synchronised.
-    fn overlay(&self, path: PathBuf, size: u64) -> Result<InstanceDisk> {
+    pub(crate) fn overlay(&self, path: PathBuf, size: u64) -> Result<InstanceDisk> {
         let failed =
             |error| Error::failed(format!("cannot make the disk {}", path.display())).with_source(error);
         let mut options = ::disk::OpenOptions::new(::disk::Access::ReadOnly);

@@ -30,7 +30,9 @@ pub(crate) fn make(archive: &Path, folder: &Path, size: u64, progress: &mut dyn 
     fs::DirBuilder::new().mode(0o700).create(&root).about("create", &root)?;
     File::create(&disk).and_then(|file| file.set_len(size)).about("create", &disk)?;
     // One shell for all steps, because without root it is fakeroot that remembers the owners between them.
-    let script = r#"tar --extract --file "$1" --directory "$2" --preserve-permissions --numeric-owner
+    // Attributes for security modules of another host would be refused by this one's.
+    let script = r#"tar --extract --file "$1" --directory "$2" --preserve-permissions --numeric-owner \
+            --acls --xattrs --xattrs-include 'user.*' --xattrs-include security.capability
         mke2fs -q -t ext4 -L root -E lazy_itable_init=0,lazy_journal_init=0 -d "$2" "$3"
         newest() { ls -v "$@" 2> /dev/null | tail -n 1; }
         kernel=$(newest "$2"/boot/vmlinuz-*) initrd=$(newest "$2"/boot/initrd.img-*)

@@ -321,7 +321,7 @@ fn what_others_may_stand_on_is_not_written_to() {
     refused(crate::commit(&over, &open, &Progress::default()));
     std::os::unix::fs::symlink(&layer, bed.path("link")).unwrap();
     refused(Image::open(&layer, &open).map(drop));
-    refused(Image::open(&bed.path("link"), &open).map(drop));
+    refused(Image::open(bed.path("link"), &open).map(drop));
     assert!(std::fs::read(&layer).unwrap() == before && content(&over)[..SECTOR] == [7; SECTOR]);
 
     // A disk of a store of images: even the superuser asks first.
