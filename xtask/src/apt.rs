@@ -78,6 +78,14 @@ pub(crate) const DISCS: &[Need] = &[
     },
 ];
 
+/// Where images are offered, and how users come in, in the tests.
+pub(crate) const IMAGES: &[Need] = &[
+    Need { probe: "docker-registry", package: "docker-registry" },
+    Need { probe: "/usr/sbin/nginx", package: "nginx-light" },
+    Need { probe: "openssl", package: "openssl" },
+    Need { probe: "ssh", package: "openssh-client" },
+];
+
 /// What makes programs smaller.
 pub(crate) const BINUTILS: &[Need] = &[Need { probe: "strip", package: "binutils" }];
 

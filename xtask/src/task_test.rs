@@ -110,7 +110,7 @@ pub(crate) fn unit_tests(steps: &mut Steps, full: bool) {
 pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>, full: bool) {
     let (mut ready, mut workloads, mut agent) = (None, None, None);
     let prepared = steps.step("guests and worker", || {
-        apt::ensure(&[apt::QEMU, apt::FIRMWARE, apt::DISCS, apt::QEMU_AGENT])?;
+        apt::ensure(&[apt::QEMU, apt::FIRMWARE, apt::DISCS, apt::IMAGES, apt::QEMU_AGENT])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         build_worker()?;
         host::run(host::cargo().args(["build", "--package", "cli"]))?;

@@ -71,6 +71,8 @@ impl Arnia {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("ARNIA_HOME", &self.home).stdin(Stdio::null());
+        // Whom the user of this host trusts is nothing to a test.
+        command.env("XDG_CONFIG_HOME", self.home.join("config"));
         if let Some(images) = &self.images {
             command.env("ARNIA_IMAGES", images);
         }
@@ -210,6 +212,14 @@ impl Arnia {
     pub fn import_tiny(&self, artifacts: &Artifacts) -> Result<()> {
         let disk = self.home.join("tiny.raw");
         std::fs::File::create(&disk)?.set_len(TINY_DISK)?;
+        self.import_guest(artifacts, Arnia::TINY, &disk)
+    }
+
+    /// Makes an image of the busybox guest with the agent in it and this raw disk.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn import_guest(&self, artifacts: &Artifacts, name: &str, disk: &Path) -> Result<()> {
         let initrd = AgentFiles::from_env()?.initramfs();
         let (kernel, initrd) = (artifacts.kernel.image.to_string_lossy(), initrd.to_string_lossy());
         let append = "console=ttyS0 panic=-1 arnia.test=agent arnia.end=idle";
@@ -218,7 +228,7 @@ impl Arnia {
             "import",
             &disk.to_string_lossy(),
             "--name",
-            Arnia::TINY,
+            name,
             "--kernel",
             &kernel,
             "--initrd",

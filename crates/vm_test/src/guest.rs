@@ -112,7 +112,8 @@ impl Guest {
         Self::with(Boot::Firmware(firmware), Vec::new())
     }
 
-    fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
+    /// Another system's kernel and initrd, with this command line, one CPU and 512 MiB.
+    pub fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
         let boot = Boot::Kernel { kernel: kernel.to_owned(), initrd: initrd.to_owned() };
         Self::with(boot, vec![append.to_owned()])
     }

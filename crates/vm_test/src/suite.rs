@@ -129,6 +129,13 @@ impl Suite {
         }
     }
 
+    /// The same, only in a full run.
+    pub fn full_engineless_test(&mut self, name: &str, test: Test) {
+        if full() {
+            self.engineless_test(name, test);
+        }
+    }
+
     /// Runs the tests that the command line asks for, as `cargo test` would.
     pub fn run(self) -> ExitCode {
         let mut arguments = Arguments::from_args();

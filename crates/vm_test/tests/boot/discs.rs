@@ -1,5 +1,5 @@
 //! What the world ships on discs, booted from a CD-ROM drive at the AHCI controller, seen on the screen and typed
-//! into by the keyboard: no serial console is asked for.
+//! into by the keyboard: no serial console is asked for. The installer also as its kernel and initrd alone.
 
 use anyhow::{Context, Result, bail, ensure};
 use api::worker::control::{Reply, Request};
@@ -20,6 +20,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("discs::grub_by_uefi", grub_by_uefi);
     suite.worker_test("discs::memtest", memtest);
     suite.worker_test("discs::installer", installer);
+    suite.worker_test("discs::installer_without_disc", installer_without_disc);
 }
 
 /// GRUB's rescue disc to its prompt, which answers what the keyboard types.
@@ -103,6 +104,22 @@ fn installer(case: &Case) -> Result<()> {
     screen.keys(&["end", "home"], "")?;
     ensure!(screen.shot()?.is_lively(), "the picture of the screen shows nothing");
     screen.0.stop()?;
+    vm.wait(Patience::Shutdown)?;
+    Ok(())
+}
+
+/// Its kernel and initrd alone, as netboot has them, on a serial console: to the first question and past it.
+fn installer_without_disc(case: &Case) -> Result<()> {
+    let (kernel, initrd) = (format!("{INSTALLER}/linux"), format!("{INSTALLER}/initrd.gz"));
+    needs(&[&kernel, &initrd], "debian-installer-12-netboot-amd64")?;
+    let guest = Guest::new(Path::new(&kernel), Path::new(&initrd), "console=ttyS0").memory_mib(1024);
+    let mut vm = guest.start(&case.program, &case.folder)?;
+    vm.console().expect("Select a language", Patience::Boot)?;
+    vm.console().expect("<Go Back>", Patience::Boot)?;
+    // English is what it suggests.
+    vm.console().send("\r")?;
+    vm.console().expect("Select your location", Patience::Boot)?;
+    vm.control().stop()?;
     vm.wait(Patience::Shutdown)?;
     Ok(())
 }

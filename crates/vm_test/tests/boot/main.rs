@@ -13,6 +13,7 @@ mod engines;
 mod firmware;
 mod forced;
 mod inside;
+mod moving;
 mod networks;
 mod product;
 mod refusals;
@@ -40,6 +41,7 @@ fn main() -> Result<ExitCode> {
     daemon::add(&mut suite);
     product::add(&mut suite);
     inside::add(&mut suite);
+    moving::add(&mut suite);
     networks::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
