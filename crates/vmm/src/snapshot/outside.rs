@@ -24,6 +24,7 @@ pub(super) fn named(manifest: &Manifest, config: &RestoreConfig) -> Vec<PathBuf>
         firmware_variables: _,
         vsock: _,
         qemu_agent: _,
+        shares: _,
         serial: _,
         console: _,
         control: _,
