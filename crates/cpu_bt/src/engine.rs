@@ -9,7 +9,7 @@ use crate::signals::{Signals, signal};
 use crate::vcpu::BtVcpu;
 use crate::vm::{CodePages, Counters, VmShared};
 use cpu::{Engine, Error, ErrorKind, Speed, Support, Vcpu, Vm, VmConfig};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 /// The software engine.
@@ -51,6 +51,9 @@ impl Engine for BtEngine {
         }
         let vcpus = config.vcpus as usize;
         let shared = share(config, &self.options);
+        // The library's tables are made for good when they are first needed. That is now, so that they do not come to
+        // lie between what vCPUs give back when they are idle.
+        drop((iced_x86::Encoder::new(64), iced_x86::Decoder::new(64, &[], 0)));
         Ok(Arc::new(BtVm { shared, created: Mutex::new(vec![false; vcpus]) }))
     }
 }
@@ -76,6 +79,7 @@ pub(crate) fn share(config: VmConfig, options: &Options) -> Arc<VmShared> {
         counts: (0..config.vcpus).map(|_| Arc::default()).collect(),
         options: options.clone(),
         turns,
+        resting: AtomicUsize::new(0),
         pic_line: AtomicBool::new(false),
     })
 }

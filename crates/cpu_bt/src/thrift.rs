@@ -3,15 +3,19 @@
 //!
 //! A vCPU is quiet when it has slept nearly all of the last seconds. Then decoded blocks, tables of addresses and the
 //! software TLB are forgotten and their memory goes back to the host; translated code stays, so that the guest is
-//! fast again at once. Nothing of this is looked at but where the guest halts.
+//! fast again at once. It goes as well when all vCPUs have been quiet for much longer and rest: making it anew takes
+//! some tens of milliseconds. Nothing of this is looked at but where the guest halts.
 
 use crate::cpu::Cpu;
 use crate::jit::state::TARGETS;
+use crate::jit::way::Kinds;
+use crate::mmu::spaces::Spaces;
 use memory::{PAGE_SIZE, Zeroable};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 /// It is decided over so long whether a vCPU is quiet, in nanoseconds.
 const WINDOW_NS: u64 = 1_000_000_000;
@@ -19,6 +23,10 @@ const WINDOW_NS: u64 = 1_000_000_000;
 const BUSY_PART: u64 = 16;
 /// So long it has to be quiet.
 const QUIET_NS: u64 = 5 * WINDOW_NS;
+/// And so long to rest.
+const REST_NS: u64 = 30 * WINDOW_NS;
+/// Interpreting something so often takes about as long as translating it.
+const HOT_AT_REST: u32 = 64;
 /// With fewer blocks it is not worth the trouble.
 const BLOCKS_MIN: usize = 256;
 /// Length of the file whose pages stand for all of a table that has one value everywhere.
@@ -30,7 +38,11 @@ pub(crate) struct Thrift {
     /// When the present window began, in guest time.
     since: u64,
     slept: u64,
+    /// How long it has been quiet since it gave something back, and in all.
     quiet: u64,
+    quiet_in_all: u64,
+    /// It is counted among those that rest.
+    rests: bool,
 }
 
 impl Thrift {
@@ -39,10 +51,24 @@ impl Thrift {
         let elapsed = now.saturating_sub(self.since);
         if elapsed >= WINDOW_NS {
             let busy = elapsed.saturating_sub(self.slept);
-            self.quiet = if busy < elapsed / BUSY_PART { self.quiet + elapsed } else { 0 };
+            match busy < elapsed / BUSY_PART {
+                true => self.add(elapsed),
+                false => (self.quiet, self.quiet_in_all) = (0, 0),
+            }
             (self.since, self.slept) = (now, 0);
         }
         self.quiet >= QUIET_NS
+    }
+
+    fn add(&mut self, quiet: u64) {
+        self.quiet += quiet;
+        self.quiet_in_all += quiet;
+    }
+
+    /// Whether it begins or ceases to rest.
+    fn turns(&mut self) -> Option<bool> {
+        let rests = self.quiet_in_all >= REST_NS;
+        (std::mem::replace(&mut self.rests, rests) != rests).then_some(rests)
     }
 
     /// It has slept.
@@ -50,7 +76,7 @@ impl Thrift {
         let slept = now.saturating_sub(begun);
         if slept >= WINDOW_NS {
             // What comes now is not to be measured by a long rest before.
-            self.quiet += slept;
+            self.add(slept);
             (self.since, self.slept) = (now, 0);
         } else {
             self.slept += slept;
@@ -62,19 +88,45 @@ impl Cpu {
     /// Before the vCPU sleeps: gives back what can be, and tells how long it may sleep at most, in nanoseconds.
     pub(crate) fn thrift_sleep_begins(&mut self, now: u64) -> Option<u64> {
         let is_quiet = self.thrift.is_quiet(now);
-        if self.blocks.len() < BLOCKS_MIN {
+        let all_rest = self.all_begin_to_rest();
+        if all_rest && self.jit.ready {
+            self.empty_code_cache();
+        }
+        if self.blocks.len() < BLOCKS_MIN && !all_rest {
             return None;
         }
-        if is_quiet {
+        if is_quiet || all_rest {
             self.give_back();
             self.thrift.quiet = 0;
         }
         Some(WINDOW_NS)
     }
 
+    /// Whether this vCPU was the last one that did not rest, and does so now.
+    fn all_begin_to_rest(&mut self) -> bool {
+        match self.thrift.turns() {
+            Some(true) => self.vm.resting.fetch_add(1, Ordering::Relaxed) + 1 == self.vm.signals.len(),
+            Some(false) => {
+                self.vm.resting.fetch_sub(1, Ordering::Relaxed);
+                false
+            }
+            None => false,
+        }
+    }
+
     /// After it.
     pub(crate) fn thrift_sleep_ends(&mut self, begun: u64, now: u64) {
         self.thrift.woke(begun, now);
+    }
+
+    /// How often code is interpreted before it is translated. What a guest does at rest is not worth it: it would soon
+    /// have again what it gave back.
+    #[inline]
+    pub(crate) fn hot(&self) -> u32 {
+        match self.thrift.rests {
+            true => self.vm.options.hot.max(HOT_AT_REST),
+            false => self.vm.options.hot,
+        }
     }
 
     /// Gives back what can be found out anew. No block is executing.
@@ -83,17 +135,16 @@ impl Cpu {
         self.flush_tlb_all();
         self.pages.give_back();
         self.blocks.give_back();
-        self.stubs.clear();
+        self.stubs.give_back();
+        self.kinds = Kinds::default();
+        self.spaces = Spaces::default();
+        self.vm.code.cache().give_back();
         if self.jit.ready {
             // A host that refuses leaves the tables as they are.
             let _ = self.give_back_targets();
         }
-        // The allocator keeps what is freed otherwise.
         #[cfg(target_env = "gnu")]
-        // SAFETY: no more than a request to the allocator, callable at any time.
-        unsafe {
-            libc::malloc_trim(0);
-        }
+        trim_allocator();
     }
 
     /// The tables of branch targets hold one value everywhere when they are empty, which is not zero. So pages of a
@@ -116,6 +167,25 @@ impl Cpu {
             }
         }
         Ok(())
+    }
+}
+
+/// Has the allocator give back what is free, which it would keep otherwise.
+#[cfg(target_env = "gnu")]
+fn trim_allocator() {
+    /// As much may stay free at the end of a thread's arena now, and at other times, and larger pieces are mapped by
+    /// themselves. Left alone, the allocator raises both as far as the largest piece that was ever freed.
+    const KEPT_NOW: i32 = 64 << 10;
+    const KEPT: i32 = 4 << 20;
+    const MAPPED: i32 = 1 << 20;
+    // SAFETY: requests to the allocator, callable at any time, and a piece of memory that nobody uses.
+    unsafe {
+        libc::malloc_trim(0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_NOW);
+        // The end of this thread's arena goes when something large is freed there.
+        libc::free(libc::malloc(2 * KEPT_NOW as usize));
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
     }
 }
 
@@ -171,6 +241,24 @@ mod tests {
         thrift.quiet = 0;
         assert_eq!(live(&mut thrift, &mut now, 120, 10 * MS, 90 * MS), None);
         assert_eq!(live(&mut thrift, &mut now, 3, WINDOW_NS, MS), None, "it has worked a moment ago");
+    }
+
+    #[test]
+    fn who_is_quiet_for_long_rests_until_it_works() {
+        let (mut thrift, mut now) = (Thrift::default(), 0);
+        let mut turns = Vec::new();
+        for second in 0..100 {
+            // Giving back does not begin anew.
+            if live(&mut thrift, &mut now, 100, 10 * MS, MS / 10).is_some() {
+                thrift.quiet = 0;
+            }
+            if second == 60 {
+                live(&mut thrift, &mut now, 20, 10 * MS, 90 * MS);
+            }
+            turns.extend(thrift.turns().map(|rests| (second, rests)));
+        }
+        let [(begun, true), (60, false), (again, true)] = turns[..] else { panic!("{turns:?}") };
+        assert!((30..40).contains(&begun) && (90..100).contains(&again), "{turns:?}");
     }
 
     #[test]

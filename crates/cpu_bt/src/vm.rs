@@ -31,6 +31,8 @@ pub(crate) struct VmShared {
     pub(crate) options: Options,
     /// Who executes, in lock-step.
     pub(crate) turns: Turns,
+    /// How many vCPUs rest: see [`crate::thrift`].
+    pub(crate) resting: std::sync::atomic::AtomicUsize,
     /// Level of the legacy interrupt controller's output.
     pub(crate) pic_line: std::sync::atomic::AtomicBool,
 }
@@ -307,11 +309,17 @@ impl crate::cpu::Cpu {
             self.jit.underflows = cache.stubs.underflow;
             self.jit.forget_targets();
         }
-        if !cache.is_full() {
-            return true;
-        }
-        cache.emptying = true;
+        let is_full = cache.is_full();
         drop(cache);
+        !is_full || self.empty_code_cache()
+    }
+
+    /// Drops all translations, once no vCPU executes any; false if another vCPU is doing that. Holds no lock.
+    pub(crate) fn empty_code_cache(&mut self) -> bool {
+        let code = self.vm.code.clone();
+        if std::mem::replace(&mut code.cache().emptying, true) {
+            return false;
+        }
         self.ask_others(signal::DROP_CODE);
         self.forget_translations();
         code.cache().empty();

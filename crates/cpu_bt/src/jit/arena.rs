@@ -89,6 +89,16 @@ impl Arena {
         self.used = self.used.min(keep);
     }
 
+    /// Gives memory that holds no code back to the host.
+    pub(crate) fn give_back(&mut self) {
+        let from = self.used.next_multiple_of(memory::PAGE_SIZE as usize);
+        if from < self.populated {
+            // SAFETY: inside the mapping, and nothing there was handed out. A host that refuses leaves it as it is.
+            unsafe { libc::madvise(self.write.add(from).cast(), self.populated - from, libc::MADV_REMOVE) };
+            self.populated = from;
+        }
+    }
+
     fn offset(&self, address: u64, len: usize) -> usize {
         let offset = (address - self.execute as u64) as usize;
         assert!(offset + len <= self.used);

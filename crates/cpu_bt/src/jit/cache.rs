@@ -152,6 +152,20 @@ impl CodeCache {
         self.emptying = false;
     }
 
+    /// Gives back the room that is kept for translations to come.
+    pub(crate) fn give_back(&mut self) {
+        if let Some(arena) = &mut self.arena {
+            arena.give_back();
+        }
+        self.buffers = Buffers::default();
+        self.list.shrink_to_fit();
+        self.exits.shrink_to_fit();
+        self.by_address.shrink_to_fit();
+        self.by_page.values_mut().for_each(Vec::shrink_to_fit);
+        self.by_page.shrink_to_fit();
+        self.stale.shrink_to_fit();
+    }
+
     /// Bytes of code in use.
     pub(crate) fn used(&self) -> usize {
         self.arena.as_ref().map_or(0, Arena::used)

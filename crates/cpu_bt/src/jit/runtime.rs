@@ -40,9 +40,7 @@ impl Cpu {
         let linear = self.regs.r[RIP];
         let key = self.key_at(linear);
         let known = match self.blocks.translated(linear, key) {
-            Known::Nothing
-                if !key.careful() && self.blocks.stays_cold(linear, self.mode.key, self.vm.options.hot) =>
-            {
+            Known::Nothing if !key.careful() && self.blocks.stays_cold(linear, self.mode.key, self.hot()) => {
                 Known::Nothing
             }
             Known::Nothing => self.find_translation(linear, key)?,
@@ -183,7 +181,7 @@ impl Cpu {
         let hits = block.hits.get();
         block.hits.set(hits + 1);
         // What comes from translated code is hot already.
-        if hits < self.vm.options.hot && !key.careful() {
+        if hits < self.hot() && !key.careful() {
             return Ok(Known::Nothing);
         }
         match self.translate_trace(gpa, second, key) {

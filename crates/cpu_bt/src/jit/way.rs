@@ -1,7 +1,7 @@
 //! How each instruction is done: re-encoded, hand-written, by its handler, or not in a trace at all.
 
 use super::groups::Form;
-use super::translator::fixed_operands;
+
 use super::{Key, liveness, strings};
 use crate::block::cache::AddressHasher;
 use crate::block::decode::Class;
@@ -9,6 +9,7 @@ use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
 use crate::native;
 use crate::native::classify::{Class as PlanClass, Memory, Plan};
+use crate::native::fixed::fixed_operands;
 use crate::options::Jit;
 use crate::system;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};

@@ -54,6 +54,11 @@ impl Stubs {
         self.used = 0;
     }
 
+    /// Does that, and gives their memory back.
+    pub(crate) fn give_back(&mut self) {
+        *self = Stubs::new();
+    }
+
     /// Handler and details of an instruction without address, if [`Stubs::remember`] was told.
     pub(super) fn met_before(&self, bare: &Instruction) -> Option<&(Handler, Rc<Detail>)> {
         self.instructions.get(bare)

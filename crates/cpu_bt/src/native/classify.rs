@@ -1,6 +1,7 @@
 //! What executing an instruction takes: which state it needs, how it uses memory, what alignment it
 //! insists on.
 
+use super::fixed::has_full_address;
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory,
     InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
@@ -163,7 +164,7 @@ fn operands_suit(insn: &Instruction) -> bool {
                 || register.is_mm()
                 || register.is_st()
         }
-        OpKind::Memory => insn.op_code().op_kind(operand) != iced_x86::OpCodeOperandKind::mem_offs,
+        OpKind::Memory => !has_full_address(insn),
         OpKind::Immediate8
         | OpKind::Immediate8_2nd
         | OpKind::Immediate16

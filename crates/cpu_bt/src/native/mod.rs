@@ -13,6 +13,7 @@ mod arena;
 mod build;
 pub(crate) mod classify;
 mod features;
+pub(crate) mod fixed;
 mod float;
 mod integer;
 mod run;

@@ -19,8 +19,8 @@ const COPIES: usize = 10;
 const COPIES_MIB: u32 = 1024;
 /// Long enough for what a kernel puts off until after its start.
 const SETTLE: Duration = Duration::from_secs(5);
-/// What copies do before their memory is measured: nothing, for so long.
-const IDLE: Duration = Duration::from_secs(10);
+/// What copies do before their memory is measured: nothing, for so long that the engine gives back all it can.
+const IDLE: Duration = Duration::from_secs(45);
 
 pub(super) fn measure(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
     for &program in &bed.options.programs {

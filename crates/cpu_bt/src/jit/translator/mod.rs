@@ -14,8 +14,6 @@ mod registers;
 mod stack;
 mod system;
 
-pub(super) use registers::fixed_operands;
-
 use super::FRAMES;
 use super::cache::{Exit, Key, SECOND_LINES, Translation};
 use super::emit::{self, Emit, Label, host};

@@ -6,7 +6,7 @@ use crate::jit::mapping::{Loc, Mapping, S1, slot};
 use crate::jit::strings;
 use crate::jit::trace::Trace;
 use crate::jit::way::Way;
-use iced_x86::{Instruction, Mnemonic as M, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Mnemonic as M, OpKind, Register};
 
 impl Translator {
     pub(super) fn choose_mapping(&mut self, trace: &Trace) -> Mapping {
@@ -85,19 +85,4 @@ pub(super) fn host_register(size: usize, number: u8) -> Register {
         _ => Register::AL,
     };
     first + number as u32
-}
-
-/// Guest registers that an operand of the instruction is by its encoding.
-pub(in crate::jit) fn fixed_operands(insn: &Instruction) -> u16 {
-    use OpCodeOperandKind as K;
-    let code = insn.op_code();
-    (0..insn.op_count()).fold(0, |fixed, n| {
-        fixed
-            | match code.op_kind(n) {
-                K::al | K::ax | K::eax | K::rax => 1 << crate::regs::RAX,
-                K::cl => 1 << crate::regs::RCX,
-                K::dx => 1 << crate::regs::RDX,
-                _ => 0,
-            }
-    })
 }
