@@ -129,11 +129,6 @@ impl Folder {
         Ok(Folder { root, descriptors, read_only: config.read_only, owner: config.owner, host, hidden })
     }
 
-    /// The folder itself.
-    pub(crate) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
     /// Whether there is something that a guest never sees.
     pub(crate) fn hides(&self) -> bool {
         !self.hidden.is_empty()
@@ -240,6 +235,12 @@ impl Folder {
     pub(crate) fn ino(&self, (device, inode): FileKey) -> u64 {
         let mixed = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
         inode ^ mixed << 48
+    }
+}
+
+impl AsFd for Folder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 }
 

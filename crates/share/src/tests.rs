@@ -382,7 +382,7 @@ fn a_machine_is_let_in_by_its_key() {
     let key: Key = "5a".repeat(32).parse().unwrap();
     let folder = Folder::open(&place.config()).unwrap();
     let server = serve::Server::new(listener, key.clone(), SHARE, folder, Limits::within(1000));
-    let thread = std::thread::spawn(move || server.run(Duration::ZERO.max(Duration::from_millis(2500))));
+    let thread = std::thread::spawn(move || server.run(Duration::from_secs(2)));
     let mut wrong = Link::new(&socket, "5b".repeat(32).parse().unwrap());
     assert!(wrong.plug_in().unwrap());
     wrong.send(&request(opcode::LOOKUP, 1, ROOT, &[b"file\0"]));

@@ -403,7 +403,7 @@ impl Controller {
             Request::Ports {} => reply.send(Ok(ports::list(&self.networks))),
             Request::PortAdd { card, rule } => reply.send(ports::add(&self.networks, card, &rule)),
             Request::PortRemove { card, rule } => reply.send(ports::remove(&self.networks, card, &rule)),
-            Request::ShareAdd(config) => reply.send(shares::add(&self.machine, &config)),
+            Request::ShareAdd { share } => reply.send(shares::add(&self.machine, &share)),
             Request::ShareRemove { name } => reply.send(shares::remove(&self.machine, &name)),
             other => self.device_request(other, reply),
         }

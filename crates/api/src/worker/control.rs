@@ -121,7 +121,10 @@ pub enum Request {
         rule: String,
     },
     /// Show the guest another folder. Its agent has to be told.
-    ShareAdd(crate::worker::config::ShareConfig),
+    ShareAdd {
+        /// What it is.
+        share: crate::worker::config::ShareConfig,
+    },
     /// Show a folder no more. What the guest has open there is lost.
     ShareRemove {
         /// What it is called.

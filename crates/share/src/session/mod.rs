@@ -64,7 +64,7 @@ impl Session {
         let (a, b) = random.split_at(8);
         let first =
             |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes")) & NodeId::NUMBER_MAX;
-        let root = rustix::io::fcntl_dupfd_cloexec(folder.root(), 0)?;
+        let root = rustix::io::fcntl_dupfd_cloexec(&*folder, 0)?;
         let nodes = Nodes::new(share, root, first(a), limits.nodes, limits.open_nodes);
         let handles = Handles::new(first(b), limits.handles);
         Ok(Session { folder, nodes: Mutex::new(nodes), handles: Mutex::new(handles) })
