@@ -7,7 +7,7 @@
 //!          ├─ files        reading and writing, attributes, folders
 //!          ├─ freeze       file systems held for a snapshot
 //!          ├─ personality  hostname, machine-id, SSH host keys, users, ...
-//!          └─ info, interfaces, power, generalise
+//!          └─ info, interfaces, power, generalise, shares
 //! ```
 //!
 //! The protocol is [`api::agent`]. The agent runs as root and does what the host says: the host owns the
@@ -29,6 +29,7 @@ mod personality;
 mod power;
 mod root;
 mod session;
+mod shares;
 mod users;
 
 pub use root::Root;

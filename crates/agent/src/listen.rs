@@ -53,6 +53,10 @@ pub fn serve(address: &Address) -> Result<(), String> {
             .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?
             .into(),
     };
+    if *address == Address::Vsock {
+        // Beside: the host need not wait for it.
+        let _ = thread::Builder::new().name("shares".into()).spawn(crate::shares::mount_at_start);
+    }
     let count = Arc::new(AtomicUsize::new(0));
     loop {
         let connection = match accept4(&listener, SockFlag::SOCK_CLOEXEC) {

@@ -10,7 +10,7 @@ use api::agent::{AgentError, AgentErrorKind, Reply, ReplyResult, Request, Reques
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::{failed, invalid};
-use crate::{Root, exec, files, freeze, generalise, info, interfaces, personality, power};
+use crate::{Root, exec, files, freeze, generalise, info, interfaces, personality, power, shares};
 
 /// How long a host may take to hear that the guest is shutting down.
 const SHUTDOWN_WAIT_MS: u16 = 2000;
@@ -164,6 +164,8 @@ fn handle(connection: &mut Connection, request: Request) -> io::Result<()> {
         Request::Personality(personality) => personality::take(&root, &personality)
             .map(Reply::Personality)
             .map_err(|error| invalid(error.to_string())),
+        Request::MountShares {} => shares::mount_all(),
+        Request::UnmountShare { name, force } => shares::unmount(&name, force),
         Request::Generalise {} => generalise::run(&root)
             .map(|()| Reply::Done)
             .map_err(|error| failed("cannot generalise this system", &error)),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use api::agent::shares::ShareReport;
 use api::agent::{
     ExecParams, Exit, Freeze, Info, Interface, PORT, Personality, PersonalityReport, Reply, Request,
     ShutdownMode, WindowSize,
@@ -303,6 +304,25 @@ impl Agent {
             Reply::Personality(report) => Ok(report),
             other => Err(mismatch(&other)),
         }
+    }
+
+    /// Has the guest mount the folders of the host that its machine shows, and says what became of each.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if it cannot mount any, else see [`ErrorKind`].
+    pub fn mount_shares(&self) -> Result<Vec<ShareReport>, Error> {
+        match self.ask(Request::MountShares {})? {
+            Reply::Shares { shares } => Ok(shares),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Has the guest unmount one; with `force` although somebody uses it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if somebody does, else see [`ErrorKind`].
+    pub fn unmount_share(&self, name: &str, force: bool) -> Result<(), Error> {
+        done(&self.ask(Request::UnmountShare { name: name.to_owned(), force })?)
     }
 
     /// Makes the guest forget who it is. Shut it down afterwards; its disk is a template then.

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod image;
+pub mod share;
 mod size;
 pub mod switch;
 pub mod v1;

@@ -112,6 +112,17 @@ pub enum Request {
     Personality(Box<Personality>),
     /// Forget who you are, so that the disk can serve as a template. Shut down afterwards.
     Generalise {},
+    /// Mount the folders of the host that the machine's device shows and that are not mounted yet, and unmount those that
+    /// it shows no more. Answered by [`Reply::Shares`].
+    MountShares {},
+    /// Unmount one of them.
+    UnmountShare {
+        /// What it is called.
+        name: String,
+        /// Although somebody uses it: they lose it.
+        #[serde(default)]
+        force: bool,
+    },
 }
 
 /// A program to run.
@@ -250,6 +261,11 @@ pub enum Reply {
     },
     /// To [`Request::Personality`].
     Personality(super::PersonalityReport),
+    /// To [`Request::MountShares`].
+    Shares {
+        /// What became of each.
+        shares: Vec<super::shares::ShareReport>,
+    },
 }
 
 /// What the guest is.

@@ -10,6 +10,7 @@ pub mod guest;
 pub mod host;
 pub mod image;
 pub mod limits;
+pub mod mount;
 pub mod name;
 pub mod network;
 pub mod operation;

@@ -3,6 +3,7 @@
 use super::Time;
 use super::guest::Guest;
 use super::limits::Limits;
+use super::mount::MountConfig;
 use super::network::NicConfig;
 use crate::ByteSize;
 use crate::agent::Provision;
@@ -48,6 +49,9 @@ pub struct VmConfig {
     /// Network cards. When absent, one in the network `user`.
     #[serde(default = "default_nics")]
     pub nics: Vec<NicConfig>,
+    /// Folders of the host that the guest sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountConfig>,
     /// What it may use of the host at most.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
@@ -96,6 +100,7 @@ impl VmConfig {
             engine: EngineChoice::default(),
             disks: Vec::new(),
             nics: default_nics(),
+            mounts: Vec::new(),
             limits: Limits::default(),
             on_reset: OnReset::default(),
             autostart: Autostart::default(),
