@@ -22,6 +22,7 @@ pub mod programs;
 mod progress;
 #[cfg(test)]
 mod reference;
+mod sandbox;
 mod terminal;
 
 pub use args::{Cli, Context};

@@ -6,6 +6,7 @@ mod connection;
 mod error;
 mod files;
 mod guest;
+mod mounts;
 mod ports;
 mod screen;
 mod tls;

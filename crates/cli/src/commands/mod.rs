@@ -11,6 +11,7 @@ mod daemon;
 mod disk;
 mod doctor;
 mod exec;
+mod file_server;
 mod image;
 mod info;
 mod lab;
@@ -20,6 +21,7 @@ mod logs;
 mod ls;
 mod machine;
 mod man;
+mod mount;
 mod network;
 mod operation;
 mod port;
@@ -94,6 +96,10 @@ pub enum Command {
     Shell(shell::Shell),
     /// Copy files and folders into a virtual machine, or out of it
     Cp(cp::Cp),
+    /// Show a folder of the host in a virtual machine
+    Mount(mount::Mount),
+    /// Show folders in a virtual machine no more
+    Umount(mount::Umount),
     /// Take a picture of a virtual machine's screen
     Screenshot(screen::Screenshot),
     /// Press keys of a virtual machine's keyboard
@@ -147,6 +153,9 @@ pub enum Command {
     /// Run the switch of a network, as the daemon does
     #[command(hide = true)]
     Switch(switch::RunSwitch),
+    /// Show a guest a folder, as the daemon has it done
+    #[command(hide = true, name = "file-server")]
+    FileServer(file_server::RunFileServer),
     /// Write the completions for a shell
     Completions(completions::Completions),
     /// Write the manual pages
@@ -181,6 +190,8 @@ impl Command {
             Command::Exec(command) => command,
             Command::Shell(command) => command,
             Command::Cp(command) => command,
+            Command::Mount(command) => command,
+            Command::Umount(command) => command,
             Command::Screenshot(command) => command,
             Command::Key(command) => command,
             Command::Port(command) => command,
@@ -203,6 +214,7 @@ impl Command {
             Command::Context(command) => command,
             Command::Daemon(command) => command,
             Command::Switch(command) => command,
+            Command::FileServer(command) => command,
             Command::Completions(command) => command,
             Command::Man(command) => command,
             Command::Version(command) => command,

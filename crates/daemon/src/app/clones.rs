@@ -132,6 +132,8 @@ impl App {
             return Ok(());
         }
         let mut config = VmConfig { autostart: Default::default(), ..vm.config.clone() };
+        // Two machines that write to one folder are for somebody to want.
+        config.mounts.clear();
         for nic in &mut config.nics {
             (nic.mac, nic.address) = (None, None);
             // The host's ports are the other's.

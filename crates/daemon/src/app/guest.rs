@@ -136,10 +136,15 @@ impl App {
         view.guest.clone()
     }
 
-    /// Looks for the agent of a guest that has just been started, or found again.
-    pub(super) fn guest_appears(&self, machine: &Arc<Machine>, process: Arc<Process>) {
+    /// Looks for the agent of a guest that has just been started, or found again, or that goes on from a snapshot.
+    pub(super) fn guest_appears(
+        self: &Arc<App>,
+        machine: &Arc<Machine>,
+        process: Arc<Process>,
+        goes_on: bool,
+    ) {
         machine.guest.forget();
-        let (machine, ways) = (machine.clone(), self.ways(&machine.id));
+        let (app, machine, ways) = (self.clone(), machine.clone(), self.ways(&machine.id));
         tokio::spawn(async move {
             let appear = async {
                 let mut pause = APPEAR_INTERVAL.0;
@@ -147,6 +152,7 @@ impl App {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(APPEAR_INTERVAL.1);
                 }
+                app.guest_mounts(&machine, goes_on).await;
             };
             tokio::select! {
                 () = process.ended() => {}

@@ -165,7 +165,7 @@ impl App {
                 tell("that it is somebody", agent.run(&Command::shell(super::warm::RELEASE)).map(drop));
             });
             let _ = told.await;
-            app.guest_appears(&machine, process);
+            app.guest_appears(&machine, process, true);
         });
         if wait {
             let _ = rest.await;

@@ -8,6 +8,7 @@ use crate::{Error, util};
 use api::v1::error::ErrorCode;
 use api::v1::limits::Limits;
 use api::v1::vm::{VmState, WorkerView};
+use api::worker::config::ShareConfig;
 use api::worker::control::{Request, Status};
 use image::Instance;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ impl App {
             };
         }
         if let Err(error) = &result {
+            self.end_shares(&vm.id);
             let reason = error.to_string();
             self.settle(machine, true, Some(&reason));
         }
@@ -69,7 +71,8 @@ impl App {
         crate::config::private_folder(&data).map_err(|e| Error::internal(e.to_string(), ""))?;
         let Made { instance, resume, unfinished } = self.instance(vm, work).await?;
         let cards = self.plug_in(vm).await?;
-        let config = self.start_config(vm, instance.as_ref(), resume.as_ref(), &cards)?;
+        let shares = self.serve_shares(vm).await?;
+        let config = self.start_config(vm, instance.as_ref(), resume.as_ref(), &cards, shares)?;
         let mut completing = unfinished.then(|| self.complete(vm, instance.clone()));
         if resume.is_none()
             && let Some(completing) = completing.take()
@@ -118,6 +121,7 @@ impl App {
             }
         };
         self.take_over(machine, process.clone(), &status, false);
+        let goes_on = resume.is_some();
         match (resume, instance) {
             (Some(Resume { other: true, snapshot }), Some(instance)) => {
                 // It then looks for what the guest tells of itself, too: not before, because a guest that has just
@@ -128,7 +132,7 @@ impl App {
             (Some(Resume { other: false, .. }), Some(instance)) => self.tell_time(vm, &instance),
             _ => {}
         }
-        self.guest_appears(machine, process);
+        self.guest_appears(machine, process, goes_on);
         Ok(())
     }
 
@@ -153,6 +157,7 @@ impl App {
         instance: Option<&Instance>,
         resume: Option<&Resume>,
         cards: &switches::Cards,
+        shares: Vec<ShareConfig>,
     ) -> Result<machine::Start, Error> {
         let (folder, volumes) = (self.folder(&vm.id), self.volume_paths(vm)?);
         let disk_path = |disk: &api::v1::vm::DiskConfig| match (&disk.path, &disk.volume) {
@@ -162,7 +167,11 @@ impl App {
         let card = |nic: &api::v1::network::NicConfig| cards.get(nic.name.as_deref()?).cloned();
         let console_log = self.console_log(&vm.id);
         let config = machine::worker_config(vm, instance, &folder, console_log, disk_path, card);
-        let config = api::worker::config::VmConfig { snapshots: Some(self.saving_folder(&vm.id)?), ..config };
+        let config = api::worker::config::VmConfig {
+            snapshots: Some(self.saving_folder(&vm.id)?),
+            shares: Some(shares),
+            ..config
+        };
         Ok(match resume {
             None => machine::Start::Boot(Box::new(config)),
             Some(resume) => machine::Start::Restore(Box::new(machine::restore_config(config, resume))),

@@ -1,5 +1,6 @@
 //! Stopping and pausing machines, and what follows when one ends.
 
+use super::lock;
 use super::work::Work;
 use super::{App, Machine};
 use crate::Error;
@@ -60,6 +61,7 @@ impl App {
             live.view = None;
         }
         machine.guest.forget();
+        lock(&machine.mounts).clear();
         if let Some(groups) = &self.cgroups {
             groups.remove(&machine.id);
         }
@@ -77,6 +79,7 @@ impl App {
         if !again {
             self.settle(machine, fault, reason.as_deref());
             self.unplug(&machine.id).await;
+            self.end_shares(&machine.id);
             return;
         }
         log::warn!("machine {} starts again: {}", machine.id, reason.as_deref().unwrap_or_default());

@@ -9,6 +9,7 @@ mod instances;
 mod launch;
 mod lifecycle;
 mod limits;
+mod mounts;
 mod networks;
 mod operations;
 pub(crate) mod people;
@@ -16,6 +17,7 @@ pub(crate) mod ports;
 pub(crate) mod projects;
 mod recovery;
 mod screen;
+mod shares;
 mod snapshots;
 mod storage;
 mod sweep;
@@ -34,6 +36,7 @@ use api::v1::Time;
 use api::v1::event::Event;
 use api::v1::vm::{VmState, WorkerView};
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use store::Store;
@@ -57,6 +60,8 @@ pub(crate) struct App {
     past_events: Mutex<VecDeque<Event>>,
     /// The processes of networks, by the networks' identities.
     switches: Mutex<HashMap<String, Arc<switches::Switch>>>,
+    /// File servers, by the folders that they have in the runtime folder.
+    file_servers: Mutex<HashMap<PathBuf, Arc<Process>>>,
 }
 
 /// A machine as the daemon sees it. Exists from the first time that somebody asks for more than its record.
@@ -68,6 +73,7 @@ pub(crate) struct Machine {
     live: Mutex<Live>,
     state: watch::Sender<VmState>,
     guest: guest::Known,
+    mounts: Mutex<mounts::Known>,
 }
 
 /// What is known of a machine's process.
@@ -88,6 +94,7 @@ impl Machine {
             live: Mutex::default(),
             state,
             guest: guest::Known::default(),
+            mounts: Mutex::default(),
         }
     }
 
@@ -129,6 +136,7 @@ impl App {
             events: broadcast::channel(1024).0,
             past_events: Mutex::default(),
             switches: Mutex::default(),
+            file_servers: Mutex::default(),
             config,
         };
         app.ensure_default_pool().map_err(refused)?;

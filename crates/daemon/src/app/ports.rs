@@ -35,7 +35,11 @@ pub(crate) fn ports(config: &VmConfig) -> Vec<Port> {
 }
 
 impl App {
-    async fn ports_locked(self: &Arc<App>, vm: &VmRecord) -> Result<OwnedMutexGuard<()>, Error> {
+    /// Keeps others from starting, stopping and changing a machine.
+    pub(super) async fn lifecycle_locked(
+        self: &Arc<App>,
+        vm: &VmRecord,
+    ) -> Result<OwnedMutexGuard<()>, Error> {
         let lifecycle = self.machine(&vm.id).lifecycle.clone();
         tokio::time::timeout(PATIENCE, lifecycle.lock_owned()).await.map_err(|_| {
             let message = format!("the virtual machine {:?} is being started or stopped", vm.name);
@@ -46,7 +50,7 @@ impl App {
     /// Opens a port: of the machine's configuration, and at once if it runs.
     pub(crate) async fn port_add(self: &Arc<App>, vm: &VmRecord, port: Port) -> Result<Port, Error> {
         let wanted = parse(&port.rule)?;
-        let _lifecycle = self.ports_locked(vm).await?;
+        let _lifecycle = self.lifecycle_locked(vm).await?;
         let mut vm = self.read(|records| Ok(records.vm_by_id(&vm.id)?))?;
         let all = ports(&vm.config);
         let Some(nic) = vm.config.nics.get_mut(port.nic) else {
@@ -80,7 +84,7 @@ impl App {
             None => port.rule.clone(),
         };
         nic.ports.push(rule.clone());
-        let written = self.ports_write(&vm);
+        let written = self.write_config(&vm);
         if written.is_err()
             && let Some(control) = &control
         {
@@ -98,7 +102,7 @@ impl App {
         let wanted = parse(&format!("{listen}:1/{protocol}")).map_err(|_| {
             Error::new(ErrorCode::Invalid, format!("{place:?} is no port: write [ADDRESS:]PORT[/tcp|/udp]"))
         })?;
-        let _lifecycle = self.ports_locked(vm).await?;
+        let _lifecycle = self.lifecycle_locked(vm).await?;
         let mut vm = self.read(|records| Ok(records.vm_by_id(&vm.id)?))?;
         let found = vm.config.nics.iter().enumerate().find_map(|(card, nic)| {
             let listens = |rule: &String| parse(rule).is_ok_and(|it| same_place(&it, &wanted));
@@ -110,7 +114,7 @@ impl App {
                 .with_remedy(format!("see `arnia port ls {}`", vm.name)));
         };
         let rule = vm.config.nics[card].ports.remove(index);
-        self.ports_write(&vm)?;
+        self.write_config(&vm)?;
         if self.machine(&vm.id).process().is_some() {
             let removed = self.folder(&vm.id).control().ask(Request::PortRemove { card, rule }).await;
             match removed {
@@ -122,8 +126,9 @@ impl App {
         Ok(())
     }
 
-    /// Writes changed ports down. A machine that ran with its newest configuration still does.
-    fn ports_write(&self, vm: &VmRecord) -> Result<(), Error> {
+    /// Writes down what has been changed in the running machine, too: one that ran with its newest configuration still
+    /// does.
+    pub(super) fn write_config(&self, vm: &VmRecord) -> Result<(), Error> {
         self.write(|records| {
             let now = records.vm_update(&vm.id, vm.revision, &vm.name, &vm.config)?;
             if vm.running_revision == Some(vm.revision) {

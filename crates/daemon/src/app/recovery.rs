@@ -52,6 +52,7 @@ impl App {
             let _ = machine.await;
         }
         self.find_switches().await;
+        self.find_shares().await;
         self.end_left_templates().await;
         self.resume_operations();
         self.autostart().await;
@@ -82,7 +83,7 @@ impl App {
                     (None, _) => {}
                 }
                 self.take_over(&machine, process.clone(), &status, paused);
-                self.guest_appears(&machine, process);
+                self.guest_appears(&machine, process, false);
                 return;
             }
             if tokio::time::Instant::now() > deadline {

@@ -113,7 +113,7 @@ impl App {
             if held.is_some() {
                 return Ok(());
             }
-            if let Some(process) = adopt(&folder).await {
+            if let Some(process) = adopt(&folder, "ports").await {
                 self.watch_switch(id, process.clone());
                 *held = Some(process);
                 return Ok(());
@@ -141,7 +141,7 @@ impl App {
                 Err(e) => return Err(failed(&e)),
             }
         };
-        while connect(&folder).is_none() {
+        while connect(&folder, "ports").is_none() {
             let late = tokio::time::Instant::now() > deadline;
             if late || !process::lives(&folder) {
                 process.kill();
@@ -234,15 +234,15 @@ impl App {
     }
 }
 
-/// Takes over the process that listens in `folder`. It may just be coming up.
-async fn adopt(folder: &Folder) -> Option<Arc<Process>> {
+/// Takes over the process that listens at `socket` in `folder`. It may just be coming up.
+pub(super) async fn adopt(folder: &Folder, socket: &str) -> Option<Arc<Process>> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while process::lives(folder) && tokio::time::Instant::now() < deadline {
         // While the connection lives, the process that listened for it cannot be another one.
-        if let Some(socket) = connect(folder)
-            && let Ok(peer) = rustix::net::sockopt::socket_peercred(&socket)
+        if let Some(connection) = connect(folder, socket)
+            && let Ok(peer) = rustix::net::sockopt::socket_peercred(&connection)
             && let Ok(process) = Process::new(peer.pid.as_raw_nonzero().get() as u32, None)
-            && connect(folder).is_some()
+            && connect(folder, socket).is_some()
         {
             return Some(Arc::new(process));
         }
@@ -251,12 +251,12 @@ async fn adopt(folder: &Folder) -> Option<Arc<Process>> {
     None
 }
 
-/// A connection to the switch in `folder`, which says nothing.
-fn connect(folder: &Folder) -> Option<OwnedFd> {
+/// A connection to the process in `folder`, which says nothing.
+fn connect(folder: &Folder, name: &str) -> Option<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).ok()?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(folder.file("ports")).ok()?).ok()?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(folder.file(name)).ok()?).ok()?;
     Some(socket)
 }
 

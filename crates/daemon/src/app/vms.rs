@@ -1,9 +1,9 @@
 //! Virtual machines: their records, and views of them.
 
-use super::networks;
 use super::people::check_description;
 use super::projects::check_quota;
 use super::{App, Caller, Request};
+use super::{mounts, networks};
 use crate::{Error, util};
 use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
@@ -20,7 +20,7 @@ const CPUS_MAX: u32 = 255;
 const MEMORY_MIN: u64 = 2 << 20;
 const MEMORY_MAX: u64 = 1 << 45;
 /// Disks and network cards that fit on the bus beside what every machine has, what an image brings, and a display.
-const DEVICES_MAX: usize = 22;
+const DEVICES_MAX: usize = 21;
 const LABELS_MAX: usize = 100;
 /// Answers to creations are remembered this long.
 const KEYS_KEPT: i64 = 24 * 3600;
@@ -77,6 +77,7 @@ impl App {
         let mut config = params.config;
         check_config(caller, None, &config)?;
         networks::complete_cards(&mut config)?;
+        mounts::complete(&mut config);
         let id = util::uuid();
         let origin = self.choose_image(&id, &config, params.instance)?;
         let has_image = origin.is_some();
@@ -139,6 +140,7 @@ impl App {
                 .with_remedy("create another machine"));
         }
         networks::complete_cards(&mut config)?;
+        mounts::complete(&mut config);
         let record = self.write(|records| {
             check_volumes(records, &vm.project, &config)?;
             networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
@@ -359,6 +361,7 @@ fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -
         }
     }
     networks::check_cards(config)?;
+    mounts::check(caller, before, config)?;
     check_paths(caller, before, config)
 }
 

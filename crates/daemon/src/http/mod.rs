@@ -19,8 +19,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use endpoints::{
-    console, files, guest, host, images, networks, operations, people, ports, projects, screen, snapshots,
-    storage, vms,
+    console, files, guest, host, images, mounts, networks, operations, people, ports, projects, screen,
+    snapshots, storage, vms,
 };
 use std::sync::Arc;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -83,6 +83,8 @@ fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(console::vm_console))
         .routes(routes!(ports::port_list, ports::port_create))
         .routes(routes!(ports::port_delete))
+        .routes(routes!(mounts::mount_list, mounts::mount_create))
+        .routes(routes!(mounts::mount_delete))
         .routes(routes!(screen::vm_screenshot))
         .routes(routes!(screen::vm_screen_text))
         .routes(routes!(screen::vm_keys))

@@ -18,7 +18,8 @@
 //! | `report` | why the machine ended; empty until then |
 //! | `boot` | the run of the host's kernel in which the worker was started |
 //!
-//! The processes of networks have such folders, too: `lock`, `boot`, `switch.json`, and `ports`, the socket for cards.
+//! The processes of networks have such folders, too: `lock`, `boot`, `switch.json`, and `ports`, the socket for cards. So have file servers, within the
+//! folder of their machine: `shares/ID` with `lock`, `boot`, `share.json`, and `socket`.
 
 mod cgroup;
 mod control;

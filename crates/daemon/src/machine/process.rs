@@ -63,6 +63,17 @@ impl Process {
         Process::spawn(command, folder, &["ports"], config, &folder.file("log"))
     }
 
+    /// Starts the file server of a share in `folder`, which must have none.
+    pub(crate) fn start_file_server(
+        program: &Path,
+        folder: &Folder,
+        config: (&Path, &[u8]),
+    ) -> io::Result<Process> {
+        let mut command = Command::new(program);
+        command.arg("file-server").arg("--config").arg(config.0);
+        Process::spawn(command, folder, &["socket"], config, &folder.file("log"))
+    }
+
     /// Starts a process that goes on without this one. `stale` names what an earlier one may have left.
     fn spawn(
         mut command: Command,

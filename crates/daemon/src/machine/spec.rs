@@ -48,6 +48,7 @@ pub(crate) fn restore_config(config: worker::VmConfig, resume: &Resume) -> worke
         nets: config.nets,
         vsock: config.vsock,
         qemu_agent: config.qemu_agent,
+        shares: config.shares,
         serial: config.serial,
         control: config.control,
         snapshots: config.snapshots,
@@ -115,6 +116,8 @@ pub(crate) fn worker_config(
         disks: base.disks.into_iter().chain(disks).collect(),
         nets: nets.collect(),
         qemu_agent: Some(folder.file("qemu-agent")),
+        // Every machine has the device: there is no way to give it one while it runs.
+        shares: Some(Vec::new()),
         vsock: Some(worker::VsockConfig { cid: VSOCK_CID, socket: folder.file("vsock") }),
         serial: worker::CharDevice::Socket(worker::LineSocketConfig {
             path: folder.file("console"),

@@ -91,7 +91,12 @@ impl Lab {
         for vm in lab.vms.values_mut() {
             let config = &mut vm.config;
             let boot = &mut config.boot;
-            let paths = boot.initrd.iter_mut().chain(config.disks.iter_mut().filter_map(|d| d.path.as_mut()));
+            let folders = config.mounts.iter_mut().map(|mount| &mut mount.folder);
+            let paths = boot
+                .initrd
+                .iter_mut()
+                .chain(config.disks.iter_mut().filter_map(|d| d.path.as_mut()))
+                .chain(folders);
             for path in paths.chain(&mut boot.kernel).filter(|path| !path.is_empty()) {
                 *path = absolute(&folder.join(PathBuf::from(&*path)))?;
             }

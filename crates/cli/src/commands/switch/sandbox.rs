@@ -4,32 +4,19 @@
 //! capabilities, and no other processes.
 
 use crate::Error;
-use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, Scope,
-};
+use crate::sandbox::{drop_rights, rules};
+use landlock::{AccessFs, PathBeneath, PathFd, RulesetCreatedAttr, RulesetError};
 use std::path::Path;
-
-const ABI_USED: ABI = ABI::V6;
 
 /// Gives up all rights but those that a network needs; `names` tells whether names are looked up.
 pub(super) fn enter(config: &Path, names: bool) -> Result<(), Error> {
     let failed = || Error::failed("the process of a network cannot give up its rights");
-    for set in
-        [caps::CapSet::Ambient, caps::CapSet::Inheritable, caps::CapSet::Effective, caps::CapSet::Permitted]
-    {
-        caps::clear(None, set).map_err(|e| failed().with_source(std::io::Error::other(e)))?;
-    }
-    rustix::thread::set_no_new_privs(true).map_err(|e| failed().with_source(std::io::Error::from(e)))?;
+    drop_rights().map_err(|e| failed().with_source(e))?;
     restrict_files(config, names).map_err(|e| failed().with_source(e))
 }
 
 fn restrict_files(config: &Path, names: bool) -> Result<(), RulesetError> {
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ABI_USED))?
-        .scope(Scope::from_all(ABI_USED))?
-        .create()?;
+    let mut rules = rules()?;
     // The folder: the file is replaced as a whole.
     let resolv = std::fs::canonicalize("/etc/resolv.conf").ok().filter(|_| names);
     let folders = config.parent().into_iter().chain(resolv.as_deref().and_then(Path::parent));

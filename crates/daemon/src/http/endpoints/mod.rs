@@ -5,6 +5,7 @@ pub(super) mod files;
 pub(super) mod guest;
 pub(super) mod host;
 pub(super) mod images;
+pub(super) mod mounts;
 pub(super) mod networks;
 pub(super) mod operations;
 pub(super) mod people;
