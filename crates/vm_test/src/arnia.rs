@@ -167,6 +167,26 @@ impl Arnia {
         kill(host["pid"].as_i64().context("a process")?)
     }
 
+    /// Kills the processes that this daemon has started as `arnia VERB`; returns how many there were.
+    ///
+    /// # Errors
+    /// If the host does not say what runs.
+    pub fn kill_helpers(&self, verb: &str) -> Result<usize> {
+        let home = self.home.to_string_lossy().into_owned();
+        let mut killed = 0;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+            if words.get(1).is_some_and(|word| word == verb) && words.iter().any(|word| word.contains(&home))
+            {
+                kill_process(Pid::from_raw(pid).context("a process")?, Signal::KILL)?;
+                killed += 1;
+            }
+        }
+        Ok(killed)
+    }
+
     /// Sends one request to the daemon that runs; returns the status and what came.
     ///
     /// # Errors

@@ -115,8 +115,9 @@ fn initramfs(recipe: &Recipe, kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>
         let name = test.file_name().context("a test has a name")?.to_string_lossy().into_owned();
         archive.file(&format!("tests/{name}"), 0o755, &fs::read(&test)?);
     }
-    let modules = recipe.list("modules")?;
+    let mut modules = recipe.list("modules")?;
     archive.file("etc/modules", 0o644, modules.join("\n").as_bytes());
+    modules.extend(recipe.list("modules-at-hand")?);
     add_modules(&mut archive, kernel, busybox, &modules)?;
     Ok(archive.finish())
 }

@@ -13,6 +13,7 @@ mod engines;
 mod firmware;
 mod forced;
 mod inside;
+mod mounts;
 mod moving;
 mod networks;
 mod product;
@@ -43,6 +44,7 @@ fn main() -> Result<ExitCode> {
     inside::add(&mut suite);
     moving::add(&mut suite);
     networks::add(&mut suite);
+    mounts::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     discs::add(&mut suite);

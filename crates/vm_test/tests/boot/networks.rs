@@ -117,19 +117,7 @@ fn reach(case: &Case) -> Result<()> {
 
 /// Kills the processes of this daemon's networks.
 fn kill_switches(arnia: &Arnia) -> Result<()> {
-    let home = arnia.home().to_string_lossy().into_owned();
-    let mut killed = 0;
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        if words.get(1).is_some_and(|word| word == "switch") && words.iter().any(|word| word.contains(&home))
-        {
-            let pid = rustix::process::Pid::from_raw(pid).context("a process")?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-            killed += 1;
-        }
-    }
+    let killed = arnia.kill_helpers("switch")?;
     ensure!(killed == 2, "{killed} networks of two projects");
     Ok(())
 }
