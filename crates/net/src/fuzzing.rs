@@ -11,6 +11,7 @@ use crate::nat::tcp::buffer::Pools;
 use crate::nat::tcp::endpoint::{Endpoint, EndpointSpec, Flags, Outgoing, Segment};
 use crate::nat::tcp::seq::Seq;
 use crate::nat::wire::{self, ETHERNET, IPV4, Ipv4Out, Link, UDP};
+use crate::switch::{PortKey, SwitchPort};
 use crate::{Backend, HostLoopback, MacAddress, Nat, NatConfig, NatLimits, Outside};
 
 const GUEST_MAC: MacAddress = MacAddress([0xa6, 0x41, 0x72, 0, 0, 1]);
@@ -49,6 +50,29 @@ fn closed_network() -> Nat {
         ..NatConfig::default()
     };
     Nat::new(config).expect("the host gives a few descriptors")
+}
+
+/// Frames from a card of a switch: nothing passes as another's.
+pub fn switch_frames(data: &[u8]) {
+    let mut input = Input(data);
+    let port = SwitchPort {
+        key: PortKey([0; 32]),
+        mac: GUEST_MAC,
+        address: (input.byte() & 1 != 0).then_some(GUEST),
+        name: "card".into(),
+    };
+    for _ in 0..FRAMES_MAX {
+        if input.0.is_empty() {
+            break;
+        }
+        // Mostly with its own address, else nothing would come far.
+        let (spoof, length) = (input.byte() == 0, usize::from(input.word() % 200));
+        let mut frame = input.take(length).to_vec();
+        if let (false, Some(source)) = (spoof, frame.get_mut(6..12)) {
+            source.copy_from_slice(&GUEST_MAC.0);
+        }
+        crate::switch::fuzz(&frame, &port);
+    }
 }
 
 fn drain(nat: &mut Nat, mut each: impl FnMut(&[u8])) {
@@ -342,6 +366,11 @@ mod tests {
             }
             body(&data);
         }
+    }
+
+    #[test]
+    fn switch_frames() {
+        drive(super::switch_frames, 3000);
     }
 
     #[test]

@@ -22,7 +22,21 @@ const ARP_LEN: usize = 28;
 const IPV4_PROTOCOL: usize = 9;
 const IPV4_SOURCE: usize = 12;
 const IPV4_LEN: usize = 20;
+const IPV6: u16 = 0x86dd;
+/// An IPv6 header (RFC 8200 §3): where the next header's kind stands, and the length.
+const IPV6_NEXT: usize = 6;
+const IPV6_LEN: usize = 40;
+/// Extension headers (RFC 8200 §4) of one form: the next one's kind, and the length in units of eight bytes.
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
+const FRAGMENT: u8 = 44;
+/// So many are followed; no real packet has more.
+const EXTENSIONS_MAX: usize = 8;
+const ICMPV6: u8 = 58;
+/// Messages that only a router sends (RFC 4861 §4.2, §4.5): advertisement and redirect.
+const OF_ROUTERS: [u8; 2] = [134, 137];
 const UDP: u8 = 17;
+/// RFC 8415 §7.2.
+const DHCPV6_SERVER: [u8; 2] = 547u16.to_be_bytes();
 const DHCP_SERVER: [u8; 2] = 67u16.to_be_bytes();
 
 /// Where a frame goes, if its sender is what it says.
@@ -51,6 +65,7 @@ pub(super) fn destination(
                 && is_own(ARP_SENDER_IP)
         }
         IPV4 => payload.len() >= IPV4_LEN && is_own(IPV4_SOURCE) && !(dhcp && is_dhcp_server(payload)),
+        IPV6 => !dhcp || !is_ipv6_router(payload),
         // Without VLANs there is nobody that a tag is for but those who would not look behind it.
         VLAN | VLAN_SERVICE => false,
         _ => true,
@@ -62,6 +77,38 @@ pub(super) fn destination(
 fn is_dhcp_server(packet: &[u8]) -> bool {
     let header = usize::from(packet[0] & 0xf) * 4;
     packet[IPV4_PROTOCOL] == UDP && packet.get(header..header + 2) == Some(&DHCP_SERVER)
+}
+
+/// Whether an IPv6 packet is one that a router or a DHCP server sends, or one that hides what it is: a guest that plays
+/// the router gets all that others send to the outside (RFC 6105, and RFC 7113 for how such checks are evaded).
+fn is_ipv6_router(packet: &[u8]) -> bool {
+    let Some((header, mut rest)) = packet.split_at_checked(IPV6_LEN) else { return true };
+    let mut kind = header[IPV6_NEXT];
+    for _ in 0..EXTENSIONS_MAX {
+        let length = match kind {
+            ICMPV6 => return rest.first().is_none_or(|message| OF_ROUTERS.contains(message)),
+            UDP => return rest.get(..2).is_none_or(|source| source == DHCPV6_SERVER),
+            // What follows another fragment is not whole without the first.
+            FRAGMENT if rest.len() >= 8 && u16::from_be_bytes([rest[2], rest[3]]) >> 3 != 0 => return false,
+            FRAGMENT => 8,
+            _ if EXTENSIONS.contains(&kind) => match rest.get(1) {
+                Some(units) => (usize::from(*units) + 1) * 8,
+                None => return true,
+            },
+            _ => return false,
+        };
+        let Some((extension, after)) = rest.split_at_checked(length) else { return true };
+        (kind, rest) = (extension[0], after);
+    }
+    true
+}
+
+/// What a fuzz target calls: any frame, from a port of a network that gives addresses or of one that does not.
+pub(crate) fn fuzz(frame: &[u8], port: &SwitchPort) {
+    for dhcp in [false, true] {
+        let passed = destination(frame, port, |ip| ip.octets()[3] % 2 == 0, dhcp);
+        assert!(passed.is_none() || frame[6..12] == port.mac.0, "a frame of another's passes");
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +142,48 @@ mod tests {
         packet.extend(source_port.to_be_bytes());
         packet.extend([0; 6]);
         packet
+    }
+
+    /// An IPv6 packet: the chain of headers before `last`, each of eight bytes, and what comes then.
+    fn ipv6(chain: &[u8], last: u8, payload: &[u8]) -> Vec<u8> {
+        let mut kinds: Vec<u8> = chain.to_vec();
+        kinds.push(last);
+        let mut packet = vec![0x60; IPV6_LEN];
+        packet[IPV6_NEXT] = kinds[0];
+        for next in &kinds[1..] {
+            packet.extend([*next, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        packet.extend(payload);
+        packet
+    }
+
+    #[test]
+    fn no_guest_is_the_router_of_a_network_that_has_one() {
+        let later_fragment = [&ipv6(&[], FRAGMENT, &[ICMPV6, 0, 0, 8, 0, 0, 0, 1])[..], &[134; 8]].concat();
+        for (passes, packet) in [
+            (true, ipv6(&[], ICMPV6, &[135, 0, 0, 0])),
+            (true, ipv6(&[], ICMPV6, &[133, 0, 0, 0])),
+            (true, ipv6(&[0, 60], ICMPV6, &[128, 0, 0, 0])),
+            (true, ipv6(&[], UDP, &[2, 34, 2, 35])),
+            (true, ipv6(&[], 6, &[0; 20])),
+            (true, later_fragment),
+            (false, ipv6(&[], ICMPV6, &[134, 0, 0, 0])),
+            (false, ipv6(&[], ICMPV6, &[137, 0, 0, 0])),
+            (false, ipv6(&[0], ICMPV6, &[134, 0, 0, 0])),
+            (false, ipv6(&[60, 60, 43], ICMPV6, &[134, 0, 0, 0])),
+            (false, ipv6(&[FRAGMENT], ICMPV6, &[134, 0, 0, 0])),
+            (false, ipv6(&[], UDP, &[2, 35, 2, 34])),
+            // What it is lies in a later fragment, behind the end, or behind more headers than anybody needs.
+            (false, ipv6(&[FRAGMENT], 60, &[])),
+            (false, ipv6(&[], ICMPV6, &[])),
+            (false, ipv6(&[0; 9], 6, &[0; 20])),
+            (false, vec![0x60; 39]),
+        ] {
+            let packet = frame(OWN, 0x86dd, &packet);
+            assert_eq!(sent(&packet).is_some(), passes, "{packet:02x?}");
+            let port = SwitchPort { key: PortKey([0; 32]), mac: OWN, address: None, name: "own".into() };
+            assert!(destination(&packet, &port, |_| false, false).is_some(), "a network without a router");
+        }
     }
 
     #[test]

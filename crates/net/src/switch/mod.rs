@@ -27,6 +27,7 @@ mod ports;
 mod serve;
 mod wire;
 
+pub(crate) use filter::fuzz;
 pub use link::SwitchLink;
 pub use ports::{PortKey, SwitchPort};
 pub use serve::{Switch, SwitchEvent, SwitchStats};
