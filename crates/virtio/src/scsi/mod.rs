@@ -18,6 +18,7 @@ use ::scsi::DiscError;
 use disk::Disk;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unit::Unit;
 use work::{ControlWork, RequestWork};
@@ -30,13 +31,17 @@ const SECTORS_MAX: u32 = 8192;
 
 type Targets = Arc<[Mutex<Unit>]>;
 
-fn lock(unit: &Mutex<Unit>) -> MutexGuard<'_, Unit> {
-    unit.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Targets whose disks have another size, of which the driver has not been told yet.
+type Changes = Arc<Mutex<BTreeSet<u8>>>;
 
 /// A SCSI host.
 pub struct Scsi {
     targets: Targets,
+    changes: Changes,
     queues: u16,
     sizes: Sizes,
 }
@@ -65,9 +70,12 @@ pub struct ScsiSaved {
     sizes: Sizes,
 }
 
-/// Changes discs of a host's drives.
+/// Changes what is at a host's targets.
 #[derive(Clone)]
-pub struct ScsiControl(Targets);
+pub struct ScsiControl {
+    targets: Targets,
+    changes: Changes,
+}
 
 impl ScsiControl {
     /// Puts another disc into the drive at a target, or takes it out; `force` although the guest holds it.
@@ -80,8 +88,13 @@ impl ScsiControl {
         disc: Option<Arc<dyn Disk>>,
         force: bool,
     ) -> Result<(), DiscError> {
-        let unit = self.0.get(target).ok_or(DiscError::NoSuchDrive)?;
+        let unit = self.targets.get(target).ok_or(DiscError::NoSuchDrive)?;
         lock(unit).change_disc(disc, force)
+    }
+
+    /// Has the driver told that the disk at a target has another size. The device's workers have to be woken.
+    pub fn resized(&self, target: u8) {
+        lock(&self.changes).insert(target);
     }
 }
 
@@ -93,12 +106,12 @@ impl Scsi {
     pub fn new(targets: Vec<TargetConfig>, queues: u16) -> Scsi {
         assert!(targets.len() <= TARGETS_MAX && (1..=64).contains(&queues), "numbers within limits");
         let targets = targets.into_iter().map(|target| Mutex::new(Unit::new(target))).collect();
-        Scsi { targets, queues, sizes: Sizes::DEFAULT }
+        Scsi { targets, changes: Changes::default(), queues, sizes: Sizes::DEFAULT }
     }
 
-    /// Changes discs, from any thread.
+    /// Changes what is at its targets, from any thread.
     pub fn control(&self) -> ScsiControl {
-        ScsiControl(self.targets.clone())
+        ScsiControl { targets: self.targets.clone(), changes: self.changes.clone() }
     }
 
     /// `struct virtio_scsi_config` (§5.6.4).
@@ -130,7 +143,7 @@ impl VirtioDevice for Scsi {
     }
 
     fn features(&self) -> u64 {
-        0
+        spec::F_CHANGE | spec::F_HOTPLUG
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -158,7 +171,8 @@ impl VirtioDevice for Scsi {
         let control = activation.take_queue(spec::CONTROL_QUEUE);
         let events = activation.take_queue(spec::EVENT_QUEUE);
         if control.is_some() || events.is_some() {
-            works.push(Box::new(ControlWork::new(control, events, self.targets.clone())));
+            let changes = (activation.features & spec::F_CHANGE != 0).then(|| self.changes.clone());
+            works.push(Box::new(ControlWork::new(control, events, self.targets.clone(), changes)));
         }
         for index in spec::REQUEST_QUEUE..spec::REQUEST_QUEUE + usize::from(self.queues) {
             if let Some(queue) = activation.take_queue(index) {
@@ -184,6 +198,8 @@ impl VirtioDevice for Scsi {
 
     fn reset(&mut self) {
         self.sizes = Sizes::DEFAULT;
+        // Whoever starts anew asks for sizes.
+        lock(&self.changes).clear();
         self.targets.iter().for_each(|unit| lock(unit).reset());
     }
 

@@ -17,6 +17,15 @@ pub const SENSE_SIZE_AT: u64 = 20;
 pub const CDB_SIZE_AT: u64 = 24;
 /// Length of an event (§5.6.6.3).
 pub const EVENT_LEN: u32 = 16;
+/// The driver is told of units that come and go (§5.6.3, VIRTIO_SCSI_F_HOTPLUG). None do; but Linux gives buffers for events
+/// only to a device that says so.
+pub const F_HOTPLUG: u64 = 1 << 1;
+/// The driver is told of changes of a unit (VIRTIO_SCSI_F_CHANGE).
+pub const F_CHANGE: u64 = 1 << 2;
+/// The event of such a change (§5.6.6.3), whose reason is an additional sense code and, above it, its qualifier: here
+/// "capacity data has changed" (SPC-4, annex F).
+pub const T_PARAM_CHANGE: u32 = 3;
+pub const CAPACITY_CHANGED: u32 = 0x2a | 0x09 << 8;
 /// Length of a LUN as requests have it.
 pub const LUN_LEN: usize = 8;
 

@@ -192,3 +192,37 @@ fn requests_that_are_none_break_the_queue() {
         assert_eq!(guest.bench.recorder.fault(), Some((REQUEST_QUEUE as u16, RingError::BadRequest)));
     }
 }
+
+#[test]
+fn the_driver_is_told_that_a_disk_has_another_size() {
+    let disk = MemDisk::new(pattern(64 << 10), false);
+    let event = |guest: &mut Guest| -> Option<[u8; EVENT_LEN as usize]> {
+        guest.bench.settle();
+        guest.bench.rings[EVENT_QUEUE].take_used().map(|(_, written)| {
+            assert_eq!(written, EVENT_LEN);
+            let mut bytes = [0; EVENT_LEN as usize];
+            guest.bench.ram.guest().read_slice(&mut bytes, GuestAddress(IN)).unwrap();
+            bytes
+        })
+    };
+    let mut device = device(&disk);
+    let mut guest = Guest { bench: Bench::new(&mut device, 64, F_CHANGE), device, disk };
+    guest.bench.rings[EVENT_QUEUE].add(&[Buffer::In(IN, EVENT_LEN)]);
+    assert_eq!(event(&mut guest), None);
+    guest.device.control().resized(0);
+    guest.device.control().resized(0);
+    let told = event(&mut guest).expect("an event");
+    assert_eq!(told, [3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0x2a, 9, 0, 0]);
+    // Without a buffer it waits for one.
+    guest.device.control().resized(0);
+    assert_eq!(event(&mut guest), None);
+    guest.bench.rings[EVENT_QUEUE].add(&[Buffer::In(IN, EVENT_LEN)]);
+    assert!(event(&mut guest).is_some());
+    assert_eq!(guest.bench.recorder.fault(), None);
+
+    // A driver that did not ask for it is not told.
+    let mut guest = self::guest();
+    guest.bench.rings[EVENT_QUEUE].add(&[Buffer::In(IN, EVENT_LEN)]);
+    guest.device.control().resized(0);
+    assert_eq!(event(&mut guest), None);
+}

@@ -2,7 +2,7 @@
 
 use super::spec::*;
 use super::unit::{Data, Outcome};
-use super::{Sizes, Targets, lock};
+use super::{Changes, Sizes, Targets, lock};
 use crate::queue::{Chain, Queue, RingError};
 use crate::worker::{Progress, Wait, Work, serve};
 use ::scsi::Sense;
@@ -147,17 +147,52 @@ impl Work for RequestWork {
     }
 }
 
-/// The worker of the control queue; buffers for events stay in their ring, since no feature for events is offered.
+/// The worker of the control queue, and of that of events.
 pub(super) struct ControlWork {
     control: Option<Queue>,
     events: Option<Queue>,
     targets: Targets,
+    /// What events are to tell of, if the driver wants to be told.
+    changes: Option<Changes>,
     chain: Chain,
 }
 
 impl ControlWork {
-    pub(super) fn new(control: Option<Queue>, events: Option<Queue>, targets: Targets) -> ControlWork {
-        ControlWork { control, events, targets, chain: Chain::new() }
+    pub(super) fn new(
+        control: Option<Queue>,
+        events: Option<Queue>,
+        targets: Targets,
+        changes: Option<Changes>,
+    ) -> ControlWork {
+        ControlWork { control, events, targets, changes, chain: Chain::new() }
+    }
+
+    fn has_changes(&self) -> bool {
+        self.changes.as_ref().is_some_and(|changes| !lock(changes).is_empty())
+    }
+
+    /// Tells of changes, as far as the driver has given buffers for that; whether there were any.
+    fn tell(&mut self) -> bool {
+        let (Some(changes), Some(queue)) = (&self.changes, &mut self.events) else { return false };
+        let ram = queue.ram().clone();
+        let mut told = false;
+        while !lock(changes).is_empty() && queue.pop(&mut self.chain) {
+            let Some(target) = lock(changes).pop_first() else { break };
+            let mut event = [0; EVENT_LEN as usize];
+            event[..4].copy_from_slice(&T_PARAM_CHANGE.to_le_bytes());
+            // LUN 0 as REPORT LUNS tells it, which is how Linux looks for it: without the method of requests.
+            event[4..8].copy_from_slice(&[1, target, 0, 0]);
+            event[12..].copy_from_slice(&CAPACITY_CHANGED.to_le_bytes());
+            match self.chain.write_at(&ram, 0, &event) {
+                Ok(written) => queue.push(self.chain.head(), written as u32),
+                Err(error) => queue.fail(error),
+            }
+            told = true;
+        }
+        if told {
+            queue.signal();
+        }
+        told
     }
 
     pub(super) fn into_queues(self) -> impl Iterator<Item = Queue> {
@@ -194,21 +229,29 @@ fn control(chain: &Chain, ram: &Ram, targets: &Targets) -> Result<u32, RingError
 
 impl Work for ControlWork {
     fn work(&mut self) -> Progress {
-        let Some(queue) = &mut self.control else { return Progress::Idle };
+        let told = self.tell();
+        let Some(queue) = &mut self.control else { return Progress::done(told) };
         let targets = &self.targets;
-        serve(queue, &mut self.chain, |chain, ram| control(chain, ram, targets))
+        match serve(queue, &mut self.chain, |chain, ram| control(chain, ram, targets)) {
+            Progress::Idle => Progress::done(told),
+            progress => progress,
+        }
     }
 
     fn is_pending(&self) -> bool {
         self.control.as_ref().is_some_and(Queue::has_available)
+            || self.has_changes() && self.events.as_ref().is_some_and(Queue::has_available)
     }
 
     fn arm(&mut self) -> bool {
-        self.control.as_mut().is_some_and(Queue::arm)
+        let control = self.control.as_mut().is_some_and(Queue::arm);
+        // Buffers for events are of interest only to whoever has events.
+        let events = self.has_changes() && self.events.as_mut().is_some_and(Queue::arm);
+        control || events
     }
 
     fn wait<'a>(&'a self, wait: &mut Wait<'a>) {
-        if let Some(queue) = &self.control {
+        for queue in self.control.iter().chain(&self.events) {
             wait.kick(queue.kick());
         }
     }

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use api::worker::control::{Reply, Request};
 use vm_test::{Case, Firmware, Guest, Patience, Suite, copy_sparse, debian};
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -44,8 +45,10 @@ fn scsi(case: &Case, firmware: Firmware) -> Result<()> {
     let pattern: Vec<u8> = (0..64u32 << 10).map(|i| (i / 2048 * 7 + i) as u8).collect();
     std::fs::write(&disc, &pattern)?;
     let drive = format!("path={},bus=scsi", disc.display());
+    std::fs::create_dir(case.path("disks"))?;
     let guest = Guest::firmware(firmware, &disk).scsi().worker_option("--cdrom", &drive);
-    let mut vm = guest.start(&case.program, &case.folder)?;
+    let mut vm = guest.disk_folder(&case.path("disks")).start(&case.program, &case.folder)?;
+    let control = vm.control().clone();
     let mut shell = debian::log_in(&mut vm, &case.artifacts)?;
     let root = shell.check("findmnt -no SOURCE / | sed 's/[0-9]*$//'")?;
     ensure!(root == "/dev/sda", "the root file system is on {root}");
@@ -60,6 +63,28 @@ fn scsi(case: &Case, firmware: Firmware) -> Result<()> {
     // Written, trimmed, and there again.
     shell.check("dd if=/dev/urandom of=/root/file bs=1M count=4 2>/dev/null && sync && sha256sum /root/file > /root/sum")?;
     shell.check("fstrim / && echo 3 > /proc/sys/vm/drop_caches && sha256sum -c /root/sum")?;
+    // Its images change while it is in use, and the guest learns of another size.
+    let noise = "(while [ ! -e /root/stop ]; do dd if=/dev/urandom of=/root/noise bs=64k count=64 conv=fsync 2>/dev/null; done; touch /root/stopped) &";
+    shell.check(noise)?;
+    let order = |request: Request| match control.ask(request)? {
+        Reply::Done => Ok(()),
+        other => bail!("an order was answered by {other:?}"),
+    };
+    order(Request::DiskOverlay { disk: 0, path: "over.qcow2".into() })?;
+    shell.check("sha256sum -c /root/sum && echo kept > /root/kept && sync")?;
+    order(Request::DiskCommit { disk: 0 })?;
+    ensure!(!case.path("disks/over.qcow2").exists(), "the overlay that was committed is still there");
+    let size = disk.metadata()?.len() + (64 << 20);
+    order(Request::DiskResize { disk: 0, size })?;
+    shell.check(&format!("until [ $(cat /sys/block/sda/size) = {} ]; do sleep 0.1; done", size / 512))?;
+    shell.check(
+        "touch /root/stop; until [ -e /root/stopped ]; do sleep 0.1; done; echo 3 > /proc/sys/vm/drop_caches",
+    )?;
+    shell.check("sha256sum -c /root/sum && grep kept /root/kept")?;
+    ensure!(
+        control.ask(Request::DiskLimits { disk: 0, limits: Default::default() }).is_err(),
+        "it has no limits"
+    );
     let errors =
         shell.check("dmesg -l err,crit,alert,emerg | grep -E '(scsi|sd|sr|virtio) ?[0-9]' || true")?;
     ensure!(errors.is_empty(), "the guest complains of its disks: {errors}");

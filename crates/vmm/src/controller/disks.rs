@@ -95,7 +95,12 @@ impl Controller {
             },
             Request::DiskLimits { disk, limits } => checked(&limits).and_then(|limits| {
                 let done = self.machine.limit_disk(disk as usize, limits);
-                done.then_some(Reply::Done).ok_or_else(|| self.no_disk(disk))
+                done.then_some(Reply::Done).ok_or_else(|| match self.machine.disk(disk as usize) {
+                    None => self.no_disk(disk),
+                    Some(_) => {
+                        bad(format!("disk {disk} is at an AHCI or SCSI controller and cannot be limited"))
+                    }
+                })
             }),
             Request::NetLimits { net, limits } => checked(&limits).and_then(|limits| {
                 let done = self.machine.limit_net(net as usize, limits);
@@ -123,7 +128,7 @@ impl Controller {
             return Err(self.no_disk(disk));
         }
         let live = self.machine.live_disk(disk as usize).cloned();
-        live.ok_or_else(|| bad(format!("disk {disk} cannot change: what is written to it is lost at the end, or it is at an AHCI or SCSI controller")))
+        live.ok_or_else(|| bad(format!("disk {disk} cannot change: what is written to it is lost at the end, or it is at an AHCI controller")))
     }
 
     /// A path that the worker may use, made whole.

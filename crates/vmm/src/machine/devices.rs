@@ -38,8 +38,8 @@ pub(super) struct Populated {
 /// What can be changed of devices while the machine runs.
 #[derive(Default)]
 pub(super) struct Handles {
-    /// Each disk; `None` for one at the AHCI controller or SCSI host.
-    pub(super) disks: Vec<Option<Handle<1>>>,
+    /// Each disk; `None` for one at the AHCI controller.
+    pub(super) disks: Vec<Option<DiskHandle>>,
     /// Each network card: frames from the guest, and to it.
     pub(super) nets: Vec<Handle<2>>,
     /// CD-ROM drives, in their order.
@@ -59,6 +59,20 @@ pub(super) enum DiscPlace {
     Port(usize),
     /// At a target of the SCSI host.
     Target(usize),
+}
+
+/// The device that a disk is at.
+pub(super) struct DiskHandle {
+    pub(super) function: Arc<VirtioPci>,
+    pub(super) place: DiskPlace,
+}
+
+/// Where at its device a disk is.
+pub(super) enum DiskPlace {
+    /// It has the device for itself, whose rate is kept.
+    Own(Arc<Limiter>),
+    /// At a target of the SCSI host.
+    Target(u8),
 }
 
 /// A device and what keeps its rate.
@@ -88,7 +102,7 @@ impl PciBus<'_> {
     pub(super) fn populate(&self, devices: Devices, cpus: u32) -> Result<Populated, Error> {
         let (mut functions, mut handles) = (Vec::new(), Handles::default());
         let (mut from_net, mut from_disk, mut from_disc) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut drives, mut targets) = (Vec::new(), Vec::new());
+        let (mut drives, mut targets, mut at_targets) = (Vec::new(), Vec::new(), Vec::new());
         for (index, card) in devices.nets.into_iter().enumerate() {
             from_net.push(BootDevice::Net(self.slot()?));
             let net = Net::new(card.mac.0, card.backend);
@@ -107,6 +121,7 @@ impl PciBus<'_> {
             }
             if disk.bus == DiskBus::Scsi {
                 from_disk.push(BootDevice::Scsi(SCSI_DEVICE, targets.len() as u8));
+                at_targets.push((index, targets.len() as u8));
                 targets.push(TargetConfig::Disk { disk: disk.disk, serial: disk.serial });
                 handles.disks.push(None);
                 continue;
@@ -118,7 +133,7 @@ impl PciBus<'_> {
                 BlkConfig { serial: disk.serial, queues, limiter: limiter.clone(), ..BlkConfig::default() };
             let function = self.add(format!("disk{index}"), Box::new(Blk::new(disk.disk, config)))?;
             functions.push(function.clone());
-            handles.disks.push(Some(Handle { function, limiters: [limiter] }));
+            handles.disks.push(Some(DiskHandle { function, place: DiskPlace::Own(limiter) }));
         }
         if let Some(vsock) = devices.vsock {
             functions.push(self.add("vsock".into(), Box::new(vsock))?);
@@ -145,7 +160,12 @@ impl PciBus<'_> {
             let queues = cpus.min(DISK_QUEUES_MAX) as u16;
             let scsi = Scsi::new(targets, queues);
             handles.scsi = Some(scsi.control());
-            functions.push(self.add_at(SCSI_DEVICE, "scsi".into(), Box::new(scsi))?);
+            let function = self.add_at(SCSI_DEVICE, "scsi".into(), Box::new(scsi))?;
+            functions.push(function.clone());
+            for (index, target) in at_targets {
+                let place = DiskPlace::Target(target);
+                handles.disks[index] = Some(DiskHandle { function: function.clone(), place });
+            }
         }
         let ahci = if drives.is_empty() { None } else { Some(self.add_ahci(drives)?) };
         let mut boot_order = Vec::new();

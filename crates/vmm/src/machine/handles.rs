@@ -1,6 +1,6 @@
 //! What can be changed of a machine's devices while it runs: disks, limits, memory.
 
-use super::devices::{DiscPlace, Handle};
+use super::devices::{DiscPlace, DiskHandle, DiskPlace};
 use super::{Machine, Shares};
 use disk::{Disk, Live};
 use scsi::DiscError;
@@ -9,8 +9,16 @@ use virtio::balloon::BalloonStatus;
 use virtio::limit::{Limiter, Limits};
 
 impl Machine {
-    fn disk_handle(&self, index: usize) -> Option<&Handle<1>> {
+    fn disk_handle(&self, index: usize) -> Option<&DiskHandle> {
         self.handles.disks.get(index)?.as_ref()
+    }
+
+    /// What keeps the rate of a disk; `None` for one that shares its controller with others.
+    fn disk_limiter(&self, index: usize) -> Option<&Arc<Limiter>> {
+        match &self.disk_handle(index)?.place {
+            DiskPlace::Own(limiter) => Some(limiter),
+            DiskPlace::Target(_) => None,
+        }
     }
 
     /// The number of disks.
@@ -23,7 +31,7 @@ impl Machine {
         self.disks.get(index)
     }
 
-    /// The images of a disk; `None` for one whose images cannot change, or that is at an AHCI or SCSI controller.
+    /// The images of a disk; `None` for one whose images cannot change, or that is at an AHCI controller.
     pub fn live_disk(&self, index: usize) -> Option<&Arc<Live>> {
         self.disk_handle(index)?;
         self.live.get(index)?.as_ref()
@@ -41,7 +49,7 @@ impl Machine {
         }
     }
 
-    /// Lets no request be in flight at a disk while `work` is done, and makes its queues anew. `is_paused` says
+    /// Lets no request be in flight at a disk, and at those that share its controller, while `work` is done, and makes its queues anew. `is_paused` says
     /// whether the machine stands still anyway.
     pub fn quiesce_disk<T>(&self, index: usize, is_paused: bool, work: impl FnOnce() -> T) -> T {
         let function = self.disk_handle(index).map(|handle| &handle.function);
@@ -60,19 +68,31 @@ impl Machine {
         if let Some(disk) = self.snapshots.as_ref().and_then(|(_, disks)| disks.get(index)) {
             disk.resized();
         }
-        if let Some(handle) = self.disk_handle(index) {
-            handle.function.config_changed();
+        let Some(DiskHandle { function, place }) = self.disk_handle(index) else { return };
+        match (place, &self.handles.scsi) {
+            (DiskPlace::Own(_), _) => function.config_changed(),
+            (DiskPlace::Target(target), Some(scsi)) => {
+                scsi.resized(*target);
+                function.wake();
+            }
+            (DiskPlace::Target(_), None) => {}
         }
     }
 
     /// The limits of a disk.
     pub fn disk_limits(&self, index: usize) -> Limits {
-        self.disk_handle(index).map(|handle| handle.limiters[0].limits()).unwrap_or_default()
+        self.disk_limiter(index).map(|limiter| limiter.limits()).unwrap_or_default()
     }
 
     /// Limits a disk; whether there is one that can be limited.
     pub fn limit_disk(&self, index: usize, limits: Limits) -> bool {
-        self.disk_handle(index).map(|handle| handle.limit(limits)).is_some()
+        let (Some(limiter), Some(handle)) = (self.disk_limiter(index), self.disk_handle(index)) else {
+            return false;
+        };
+        limiter.set(limits);
+        // Also for what waits already.
+        handle.function.wake();
+        true
     }
 
     /// Limits a network card; whether there is one.
@@ -107,8 +127,7 @@ impl Machine {
                 (sum.0 + operations, sum.1 + bytes)
             })
         };
-        let disks =
-            sum(&mut (0..self.disk_count()).filter_map(|disk| Some(&self.disk_handle(disk)?.limiters[0])));
+        let disks = sum(&mut (0..self.disk_count()).filter_map(|disk| self.disk_limiter(disk)));
         let sent = sum(&mut self.handles.nets.iter().map(|net| &net.limiters[0]));
         let received = sum(&mut self.handles.nets.iter().map(|net| &net.limiters[1]));
         [
