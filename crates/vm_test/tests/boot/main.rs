@@ -3,6 +3,7 @@
 
 mod agent;
 mod busybox;
+mod cloud_init;
 mod copies;
 mod crash;
 mod daemon;
@@ -45,6 +46,7 @@ fn main() -> Result<ExitCode> {
     moving::add(&mut suite);
     networks::add(&mut suite);
     mounts::add(&mut suite);
+    cloud_init::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     discs::add(&mut suite);
