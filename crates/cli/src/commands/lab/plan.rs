@@ -176,6 +176,10 @@ fn completed(lab: &Lab, wanted: &LabVm, there: Option<&Vm>) -> VmConfig {
             nic.address = nic.address.take().or_else(|| there.address.clone());
         }
     }
+    for mount in &mut config.mounts {
+        let there = there.and_then(|vm| vm.config.mounts.iter().find(|there| there.target == mount.target));
+        mount.name = mount.name.take().or_else(|| there?.name.clone());
+    }
     config
 }
 
@@ -229,6 +233,21 @@ vms:
     running: false
     boot: {kernel: /k}
 ";
+
+    /// The daemon names the mounts that have no name; that is no change.
+    #[test]
+    fn a_mount_without_a_name_keeps_the_one_that_the_daemon_chose() {
+        let file = "vms: {web: {image: x, mounts: [{folder: /src, target: /mnt/src}]}}";
+        let lab = Lab::parse(file).unwrap();
+        let mut config = lab.vms["web"].config.clone();
+        config.mounts[0].name = Some("mnt-src".into());
+        let mut present = Present::default();
+        present.vms.insert("web".into(), vm("web", VmState::Running, config.clone()));
+        assert_eq!(plan(&lab, &present, false).unwrap(), []);
+        config.mounts[0].read_only = true;
+        present.vms.insert("web".into(), vm("web", VmState::Running, config));
+        assert_eq!(plan(&lab, &present, false).unwrap().len(), 1);
+    }
 
     fn vm(name: &str, state: VmState, config: VmConfig) -> Vm {
         Vm {
