@@ -4,15 +4,56 @@
 //! capabilities, and no other processes.
 
 use crate::Error;
-use crate::sandbox::{drop_rights, rules};
+use crate::sandbox::{drop_rights, restrict_calls, rules};
 use landlock::{AccessFs, PathBeneath, PathFd, RulesetCreatedAttr, RulesetError};
 use std::path::Path;
+
+/// Calls that it needs. No program can be run, no other process reached.
+const ALLOWED: &[i64] = &[
+    // Cards and the outside.
+    libc::SYS_socket,
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_listen,
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    // Waiting.
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_eventfd2,
+    // Its configuration, and where names are asked for.
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_writev,
+];
 
 /// Gives up all rights but those that a network needs; `names` tells whether names are looked up.
 pub(super) fn enter(config: &Path, names: bool) -> Result<(), Error> {
     let failed = || Error::failed("the process of a network cannot give up its rights");
     drop_rights().map_err(|e| failed().with_source(e))?;
-    restrict_files(config, names).map_err(|e| failed().with_source(e))
+    restrict_files(config, names).map_err(|e| failed().with_source(e))?;
+    restrict_calls(ALLOWED).map_err(|e| failed().with_source(e))
 }
 
 fn restrict_files(config: &Path, names: bool) -> Result<(), RulesetError> {
