@@ -19,6 +19,7 @@ mod moving;
 mod networks;
 mod product;
 mod refusals;
+mod root_files;
 mod snapshots;
 mod software;
 mod terminal;
@@ -47,6 +48,7 @@ fn main() -> Result<ExitCode> {
     networks::add(&mut suite);
     mounts::add(&mut suite);
     cloud_init::add(&mut suite);
+    root_files::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     discs::add(&mut suite);
