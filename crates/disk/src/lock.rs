@@ -4,6 +4,7 @@ use crate::{Error, ErrorKind, Operation};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 /// Locks the whole file against other openings of it, in this process or another: shared by readers,
 /// exclusive for a writer. The lock ends when the last descriptor of this opening is closed, so it
@@ -13,7 +14,25 @@ use std::os::fd::AsRawFd;
 /// single bytes: a reader here takes those of a QEMU that reads and lets nobody write, so that the two can
 /// share a file; a writer takes the whole file. Where the host or file system has no such locks, `flock`
 /// does the same among our own.
+///
+/// It waits a moment for a lock that is held. A file that this program has just closed may be locked still: a process
+/// that another thread is starting has it until it executes its program.
 pub(crate) fn lock(file: &File, exclusive: bool) -> Result<(), Error> {
+    let given_up = Instant::now() + PATIENCE;
+    loop {
+        match try_lock(file, exclusive) {
+            Err(error) if error.kind() == ErrorKind::LockedByOther && Instant::now() < given_up => {
+                std::thread::sleep(PATIENCE / 20);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A started process executes its program within less.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+fn try_lock(file: &File, exclusive: bool) -> Result<(), Error> {
     let error = match lock_description(file, exclusive) {
         Ok(()) => return Ok(()),
         Err(error) => error,
@@ -90,6 +109,26 @@ mod tests {
     use super::*;
 
     type Method = fn(&File, bool) -> bool;
+
+    #[test]
+    fn a_lock_that_a_starting_process_has_for_a_moment_is_waited_for() {
+        let path = std::env::temp_dir().join(format!("disk-lock-moment-{}", std::process::id()));
+        std::fs::write(&path, b"x").unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let held = open();
+        lock(&held, true).unwrap();
+        // As a child has it between fork and exec: another descriptor of the same description.
+        let child = held.try_clone().unwrap();
+        drop(held);
+        assert!(try_lock(&open(), true).is_err());
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            drop(child);
+        });
+        lock(&open(), true).unwrap();
+        ends.join().unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn readers_share_and_a_writer_is_alone() {
