@@ -30,6 +30,8 @@ pub struct Clock {
     /// The guest TSC at the moment of the pause; valid while not running.
     frozen: Mutex<u64>,
     tsc_hz: u64,
+    /// What the host's TSC is multiplied by, in units of 2^-48, where the guest's runs at another frequency.
+    scale: Option<u64>,
     /// Wall-clock time at guest TSC 0, in nanoseconds since 1970.
     wall_base_ns: AtomicU64,
 }
@@ -44,6 +46,21 @@ pub fn host_tsc_hz_roughly() -> u64 {
     tsc::rough_frequency_hz()
 }
 
+/// Whether a frequency is that of the host's TSC but for an error of measurement.
+pub fn is_host_tsc_hz(hz: u64) -> bool {
+    let host = host_tsc_hz_roughly();
+    hz.abs_diff(host) <= host / 1_000_000 * TOLERANCE_PPM
+}
+
+/// Two measurements of one processor differ by less, and Linux corrects a clock that is wrong by as much (NTP's limit).
+const TOLERANCE_PPM: u64 = 500;
+
+/// Bits of the fraction in [`Clock`]'s scale: a year's ticks are right to a few hundred.
+const SCALE_BITS: u32 = 48;
+
+/// The frequencies that a guest's TSC can have, in Hz.
+pub const TSC_HZ: std::ops::RangeInclusive<u64> = 100_000_000..=100_000_000_000;
+
 /// A clock as saved with a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockSaved {
@@ -56,26 +73,31 @@ pub struct ClockSaved {
 impl Clock {
     /// Creates a running clock whose guest TSC starts at zero.
     pub fn new() -> Clock {
-        let tsc_hz = tsc::host_frequency_hz();
-        Clock::starting_at(0, tsc_hz)
+        Clock::starting_at(0, tsc::host_frequency_hz(), None)
+    }
+
+    /// The same with a guest TSC of this frequency, in [`TSC_HZ`], whatever the host's is.
+    pub fn with_tsc_hz(tsc_hz: u64) -> Clock {
+        Clock::starting_at(0, tsc_hz, scale_to(tsc_hz))
     }
 
     /// Creates a clock that continues a saved one; it stands still until [`Clock::resume`]. The guest sees
     /// its wall clock step forward by the time it was away; its TSC does not jump. The frequency is the
-    /// saved one, which the guest knows: it has to be the host's but for an error of measurement.
+    /// saved one, which the guest knows, in [`TSC_HZ`].
     pub fn restore(saved: ClockSaved) -> Clock {
-        let clock = Clock::starting_at(saved.tsc, saved.tsc_hz.max(1));
+        let clock = Clock::starting_at(saved.tsc, saved.tsc_hz, scale_to(saved.tsc_hz));
         clock.pause();
         *clock.frozen.lock().unwrap() = saved.tsc;
         clock
     }
 
-    fn starting_at(guest_tsc: u64, tsc_hz: u64) -> Clock {
+    fn starting_at(guest_tsc: u64, tsc_hz: u64, scale: Option<u64>) -> Clock {
         let clock = Clock {
-            offset: AtomicU64::new(guest_tsc.wrapping_sub(tsc::read())),
+            offset: AtomicU64::new(guest_tsc.wrapping_sub(scaled(scale))),
             running: AtomicBool::new(true),
             frozen: Mutex::new(guest_tsc),
-            tsc_hz,
+            tsc_hz: tsc_hz.max(1),
+            scale,
             wall_base_ns: AtomicU64::new(0),
         };
         clock.sync_wall();
@@ -92,14 +114,19 @@ impl Clock {
     #[inline]
     pub fn tsc(&self) -> u64 {
         if self.running.load(Ordering::Acquire) {
-            tsc::read().wrapping_add(self.offset.load(Ordering::Relaxed))
+            scaled(self.scale).wrapping_add(self.offset.load(Ordering::Relaxed))
         } else {
             *self.frozen.lock().unwrap()
         }
     }
 
-    /// What to add to the host's TSC to get the guest's. Changes at [`Clock::resume`]; an engine that
-    /// keeps a copy reads it again whenever a vCPU starts to run.
+    /// Whether the guest's TSC runs at another frequency than the host's.
+    pub fn is_scaled(&self) -> bool {
+        self.scale.is_some()
+    }
+
+    /// What to add to the host's TSC to get the guest's, where that is not scaled. Changes at [`Clock::resume`]; an engine
+    /// that keeps a copy reads it again whenever a vCPU starts to run.
     pub fn tsc_offset(&self) -> u64 {
         self.offset.load(Ordering::Relaxed)
     }
@@ -145,7 +172,7 @@ impl Clock {
     pub fn pause(&self) {
         let mut frozen = self.frozen.lock().unwrap();
         if self.running.load(Ordering::Acquire) {
-            *frozen = tsc::read().wrapping_add(self.offset.load(Ordering::Relaxed));
+            *frozen = scaled(self.scale).wrapping_add(self.offset.load(Ordering::Relaxed));
             self.running.store(false, Ordering::Release);
         }
     }
@@ -155,7 +182,7 @@ impl Clock {
     pub fn resume(&self) {
         let frozen = self.frozen.lock().unwrap();
         if !self.running.load(Ordering::Acquire) {
-            self.offset.store(frozen.wrapping_sub(tsc::read()), Ordering::Relaxed);
+            self.offset.store(frozen.wrapping_sub(scaled(self.scale)), Ordering::Relaxed);
             self.running.store(true, Ordering::Release);
         }
         drop(frozen);
@@ -181,6 +208,19 @@ impl Clock {
     pub fn save(&self) -> ClockSaved {
         ClockSaved { tsc: self.tsc(), tsc_hz: self.tsc_hz }
     }
+}
+
+/// By what the host's TSC is multiplied for a guest's of this frequency; by nothing where it is the host's.
+fn scale_to(tsc_hz: u64) -> Option<u64> {
+    let factor = || ((u128::from(tsc_hz) << SCALE_BITS) / u128::from(tsc::host_frequency_hz())) as u64;
+    (!is_host_tsc_hz(tsc_hz)).then(factor)
+}
+
+/// The host's TSC as a guest's with this scale counts it.
+#[inline]
+fn scaled(scale: Option<u64>) -> u64 {
+    let host = tsc::read();
+    scale.map_or(host, |scale| ((u128::from(host) * u128::from(scale)) >> SCALE_BITS) as u64)
 }
 
 impl Default for Clock {
@@ -230,6 +270,31 @@ mod tests {
         assert!(clock.tsc() - (1 << 60) < clock.tsc_hz());
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         assert!(wall.abs_diff(clock.wall()) < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_tsc_of_another_frequency_counts_at_that_frequency() {
+        for hz in [*TSC_HZ.start(), 1_000_000_000, 7_654_321_000, *TSC_HZ.end()] {
+            let clock = Clock::with_tsc_hz(hz);
+            assert_eq!((clock.tsc_hz(), clock.is_scaled()), (hz, !is_host_tsc_hz(hz)));
+            let (began, ticks, now) = (std::time::Instant::now(), clock.tsc(), clock.now());
+            std::thread::sleep(Duration::from_millis(50));
+            let ticks = clock.tsc() - ticks;
+            let (host, guest) = (began.elapsed().as_nanos() as i128, (clock.now() - now) as i128);
+            assert!((host - guest).abs() < host / 50, "{hz} Hz: host {host} ns, guest {guest} ns");
+            let expected = host as u128 * u128::from(hz) / 1_000_000_000;
+            assert!(
+                expected.abs_diff(ticks.into()) < expected / 50,
+                "{hz} Hz: {ticks} ticks, not {expected}"
+            );
+            // It goes on without a jump.
+            clock.pause();
+            let at = clock.tsc();
+            clock.resume();
+            assert!(clock.tsc() >= at && clock.tsc_to_ns(clock.tsc() - at) < 40_000_000);
+        }
+        let same = Clock::restore(ClockSaved { tsc: 5, tsc_hz: host_tsc_hz() + host_tsc_hz() / 10_000 });
+        assert!(!same.is_scaled(), "an error of measurement is no other frequency");
     }
 
     #[test]

@@ -31,7 +31,12 @@ pub trait Engine: Send + Sync {
         Ok(None)
     }
 
-    /// Creates a machine without processors.
+    /// Whether guests can have a TSC of another frequency than the host's.
+    fn scales_tsc(&self) -> bool {
+        false
+    }
+
+    /// Creates a machine without processors. Its clock is scaled only if the engine [`Engine::scales_tsc`].
     ///
     /// # Errors
     /// When the host refuses a resource or the configuration asks for what the engine cannot give.

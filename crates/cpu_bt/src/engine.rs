@@ -44,6 +44,10 @@ impl Engine for BtEngine {
         }
     }
 
+    fn scales_tsc(&self) -> bool {
+        true
+    }
+
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn Vm>, Error> {
         if config.vcpus == 0 || config.vcpus > 255 {
             let context = format!("cannot make a machine with {} vCPUs: 1 to 255 are possible", config.vcpus);

@@ -82,6 +82,10 @@ impl Engine for KvmEngine {
             let context = format!("cannot make a machine with {} vCPUs: 1 to 255 are possible", config.vcpus);
             return Err(Error::new(ErrorKind::BadConfig, context));
         }
+        if config.clock.is_scaled() {
+            let context = "the TSC of a guest under KVM runs at the host's frequency";
+            return Err(Error::new(ErrorKind::BadConfig, context));
+        }
         kick::install_handler();
         let kvm = self.open()?;
         let msrs = kvm

@@ -103,7 +103,13 @@ fn run(cli: Cli, started: Instant, report: &mut Option<File>) -> Result<Ended, E
     };
     // What a saved guest has seen is decided already.
     let portable = snapshot.is_none();
-    let wanted = Wanted { engine: spec.engine, force: spec.force_engine, portable };
+    let tsc_hz = snapshot.as_ref().map_or(spec.tsc_hz, |snapshot| Some(snapshot.tsc_hz()));
+    let wanted = Wanted {
+        engine: spec.engine,
+        force: spec.force_engine,
+        portable,
+        other_tsc_hz: tsc_hz.filter(|hz| !clock::is_host_tsc_hz(*hz)),
+    };
     let engine = engines::choose(wanted, engines::all(&spec.jit, spec.nested)?)?;
     spec.fix_paths();
     check_disk_folder(&spec)?;

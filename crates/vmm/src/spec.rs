@@ -56,6 +56,8 @@ pub struct VmSpec {
     pub force_engine: bool,
     /// Whether the guest may use hardware virtualization itself.
     pub nested: bool,
+    /// Frequency of the guest's time-stamp counter in Hz, if not the host's.
+    pub tsc_hz: Option<u64>,
     /// Disks.
     pub disks: Vec<DiskSpec>,
     /// Network cards.
@@ -416,6 +418,7 @@ impl TryFrom<VmConfig> for VmSpec {
             jit: config.jit,
             force_engine: config.force_engine,
             nested: config.nested,
+            tsc_hz: config.tsc_hz.map(tsc_hz).transpose()?,
             disks,
             nets,
             cdroms,
@@ -470,6 +473,15 @@ fn boot_spec(
             };
             Ok(BootSpec::Kernel(KernelSpec { kernel, method, initrd, command_line }))
         }
+    }
+}
+
+fn tsc_hz(hz: u64) -> Result<u64, Error> {
+    let (least, most) = (clock::TSC_HZ.start(), clock::TSC_HZ.end());
+    match clock::TSC_HZ.contains(&hz) {
+        true => Ok(hz),
+        false => Err(Error::bad_input(format!("a time-stamp counter cannot run at {hz} Hz"))
+            .with_advice(format!("choose --tsc-hz from {least} to {most}"))),
     }
 }
 

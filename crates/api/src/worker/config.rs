@@ -71,6 +71,9 @@ pub struct VmConfig {
     /// Whether the guest may use hardware virtualization itself, where engine and host let it.
     #[serde(default)]
     pub nested: bool,
+    /// Frequency of the guest's time-stamp counter in Hz. Default: the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsc_hz: Option<u64>,
     /// Disks, in the order in which the guest sees them.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
@@ -174,6 +177,7 @@ impl VmConfig {
             jit: JitConfig::default(),
             force_engine: false,
             nested: false,
+            tsc_hz: None,
             disks: Vec::new(),
             nets: Vec::new(),
             cdroms: Vec::new(),

@@ -195,7 +195,10 @@ impl Cpu {
             M::Syscall if !supervisor => Way::Special,
             M::Sysretq if supervisor => Way::Special,
             M::Rdtsc | M::Rdtscp
-                if key.tsc() && system::exists(self, insn) && std::arch::is_x86_feature_detected!("bmi2") =>
+                if key.tsc()
+                    && system::exists(self, insn)
+                    && !self.vm.clock.is_scaled()
+                    && std::arch::is_x86_feature_detected!("bmi2") =>
             {
                 Way::Special
             }

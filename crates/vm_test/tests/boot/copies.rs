@@ -17,6 +17,7 @@ use vm_test::{After, Case, Firmware, Guest, Patience, Shell, Suite, Unavailable,
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("copies::identity_and_end", identity_and_end);
+    suite.worker_test("copies::another_tsc_frequency", another_tsc_frequency);
     suite.worker_test("copies::connections_are_reset", connections);
     suite.worker_test("copies::streams_to_the_host_are_reset", streams);
     suite.worker_test("copies::qcow2_disks", qcow2_disks);
@@ -63,6 +64,44 @@ fn generation(case: &Case, vm: &Vm, name: &str) -> Result<[u8; 16]> {
     let mut id = [0; 16];
     File::open(case.path("snapshots").join(name).join("memory"))?.read_exact_at(&mut id, AT)?;
     Ok(id)
+}
+
+/// A guest whose TSC does not run at the host's frequency, as one that comes from another host: its time is right, it
+/// finds nothing wrong with its TSC, and a copy goes on without a jump.
+fn another_tsc_frequency(case: &Case) -> Result<()> {
+    if case.program.to_string() != "bt" {
+        return Err(Unavailable("only the software engine gives a TSC of another frequency".into()).into());
+    }
+    let guest = Guest::busybox(&case.artifacts).cpus(2).worker_option("--tsc-hz", "1234567000");
+    let mut vm = start(case, guest)?;
+    let said = Shell::resumed(vm.console()).check("dmesg | grep -i tsc")?;
+    ensure!(said.contains("1234.567 MHz") && !said.contains("nstable"), "{said}");
+    right_rate(&mut vm)?;
+    let before = uptime(&mut vm)?;
+    vm.control().snapshot("one", None)?;
+    drop(vm);
+    let mut copy = restore(case, "copy", &[])?;
+    let after = uptime(&mut copy)?;
+    ensure!(after >= before && after - before < 30.0, "its clock went from {before} to {after} s");
+    right_rate(&mut copy)?;
+    let said = Shell::resumed(copy.console()).check("dmesg | grep -ic unstable || true")?;
+    ensure!(said.trim() == "0", "{said}");
+    Ok(())
+}
+
+fn uptime(vm: &mut Vm) -> Result<f64> {
+    let text = Shell::resumed(vm.console()).check("cat /proc/uptime")?;
+    Ok(text.split_whitespace().next().context("a number")?.parse()?)
+}
+
+/// The guest's time passes as the host's does.
+fn right_rate(vm: &mut Vm) -> Result<()> {
+    let (began, first) = (Instant::now(), uptime(vm)?);
+    Shell::resumed(vm.console()).check("sleep 3")?;
+    let (guest, host) = (uptime(vm)? - first, began.elapsed().as_secs_f64());
+    // What the host's measurement contains more than the guest's are two answers.
+    ensure!(guest >= 3.0 && guest <= host && host - guest < 2.0, "the guest {guest} s, the host {host} s");
+    Ok(())
 }
 
 /// The generation ID is another one, unless it was named; the end is reported.

@@ -111,6 +111,10 @@ pub struct Cli {
     /// Let the guest use hardware virtualization itself, where KVM offers that to guests
     #[arg(long)]
     nested: bool,
+    /// Frequency of the guest's time-stamp counter, for machines that move between hosts of different ones [default: the
+    /// host's]
+    #[arg(long, value_name = "HZ")]
+    tsc_hz: Option<u64>,
     /// What the processors can do: x86-64-v2, x86-64-v3, host [default: the newest that the engine gives]
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
@@ -446,6 +450,7 @@ impl Cli {
         set(&mut config.engine, engine);
         config.force_engine |= self.force_engine;
         config.nested |= self.nested;
+        set_option(&mut config.tsc_hz, self.tsc_hz);
         config.disks.extend(self.disk);
         config.cdroms.extend(self.cdrom);
         if !self.boot_order.is_empty() {

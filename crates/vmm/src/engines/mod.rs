@@ -30,6 +30,8 @@ pub struct Wanted {
     pub force: bool,
     /// Whether the guest shall be able to go on under any engine that works here.
     pub portable: bool,
+    /// The frequency of the guest's time-stamp counter in Hz, where that is not the host's.
+    pub other_tsc_hz: Option<u64>,
 }
 
 /// Chooses among `engines`: the named one, or the first that works on this host. If that is wanted, it offers
@@ -60,6 +62,15 @@ pub fn choose(wanted: Wanted, engines: Vec<Arc<dyn Engine>>) -> Result<Arc<dyn E
             false => remembered::probe(&*engine),
         };
         log::debug!("engine {}: {support:?}", engine.name());
+        if let (Some(hz), true, false) = (wanted.other_tsc_hz, is_candidate, engine.scales_tsc()) {
+            let (own, here) = (hz / 1000, clock::host_tsc_hz_roughly() / 1000);
+            why_not.push(format!(
+                "the machine's time-stamp counter runs at {own} kHz, this host's at {here} kHz, and the engine {} does \
+                 not scale it",
+                engine.name()
+            ));
+            continue;
+        }
         let forced = wanted.force && name == Some(engine.name());
         if support.usable || forced {
             if let Some(offered) = offered(&*engine) {
@@ -150,6 +161,10 @@ impl Engine for Limited {
         Ok(Some(self.offered.clone()))
     }
 
+    fn scales_tsc(&self) -> bool {
+        self.engine.scales_tsc()
+    }
+
     fn create_vm(&self, config: cpu::VmConfig) -> Result<Arc<dyn cpu::Vm>, cpu::Error> {
         self.engine.create_vm(config)
     }
@@ -182,7 +197,9 @@ mod tests {
         let engines = |kvm_works| -> Vec<Arc<dyn Engine>> {
             vec![Arc::new(Fake("kvm", kvm_works)), Arc::new(Fake("bt", true))]
         };
-        let choose = |engine, works| choose(Wanted { engine, force: false, portable: true }, engines(works));
+        let choose = |engine, works| {
+            choose(Wanted { engine, force: false, portable: true, other_tsc_hz: None }, engines(works))
+        };
         let name = |choice, works| choose(choice, works).map(|engine| engine.name());
         assert_eq!(name(EngineChoice::Auto, true).unwrap(), "kvm");
         assert_eq!(name(EngineChoice::Auto, false).unwrap(), "bt");
@@ -194,8 +211,10 @@ mod tests {
              or add --force-engine to try all the same"
         );
         assert_eq!(error.kind(), ErrorKind::BadInput);
-        let forced =
-            super::choose(Wanted { engine: EngineChoice::Kvm, force: true, portable: true }, engines(false));
+        let forced = super::choose(
+            Wanted { engine: EngineChoice::Kvm, force: true, portable: true, other_tsc_hz: None },
+            engines(false),
+        );
         assert_eq!(forced.map(|engine| engine.name()).unwrap(), "kvm");
     }
 
@@ -221,7 +240,8 @@ mod tests {
         let offered = |kvm_works, kvm_offers| {
             let engines: Vec<Arc<dyn Engine>> =
                 vec![Arc::new(Offers("kvm", kvm_works, kvm_offers)), Arc::new(Fake("bt", true))];
-            let wanted = Wanted { engine: EngineChoice::Bt, force: false, portable: true };
+            let wanted =
+                Wanted { engine: EngineChoice::Bt, force: false, portable: true, other_tsc_hz: None };
             choose(wanted, engines).unwrap().offered_cpuid().unwrap().map(|leaves| leaves[0].ecx)
         };
         assert_eq!(offered(true, PCID), Some(PCID));
@@ -230,9 +250,36 @@ mod tests {
     }
 
     #[test]
+    fn a_tsc_of_another_frequency_is_for_engines_that_scale() {
+        struct Scales;
+        impl Engine for Scales {
+            fn name(&self) -> &'static str {
+                "bt"
+            }
+            fn probe(&self) -> Support {
+                Fake("bt", true).probe()
+            }
+            fn scales_tsc(&self) -> bool {
+                true
+            }
+            fn create_vm(&self, _: VmConfig) -> Result<Arc<dyn Vm>, cpu::Error> {
+                unreachable!("only chosen, never used")
+            }
+        }
+        let choose = |engine, force| {
+            let wanted = Wanted { engine, force, portable: true, other_tsc_hz: Some(1_234_000_000) };
+            choose(wanted, vec![Arc::new(Fake("kvm", true)), Arc::new(Scales)])
+        };
+        assert_eq!(choose(EngineChoice::Auto, false).unwrap().name(), "bt");
+        assert_eq!(choose(EngineChoice::Bt, false).unwrap().name(), "bt");
+        let error = choose(EngineChoice::Kvm, true).err().unwrap().report();
+        assert!(error.contains("runs at 1234000 kHz") && error.contains("kvm does not scale it"), "{error}");
+    }
+
+    #[test]
     fn an_engine_that_is_not_there_is_named() {
         let error = choose(
-            Wanted { engine: EngineChoice::Kvm, force: false, portable: true },
+            Wanted { engine: EngineChoice::Kvm, force: false, portable: true, other_tsc_hz: None },
             vec![Arc::new(Fake("bt", true))],
         )
         .err()
@@ -243,7 +290,7 @@ mod tests {
             error.report()
         );
         let error = choose(
-            Wanted { engine: EngineChoice::Auto, force: false, portable: true },
+            Wanted { engine: EngineChoice::Auto, force: false, portable: true, other_tsc_hz: None },
             vec![Arc::new(Fake("bt", false))],
         )
         .err()

@@ -126,7 +126,7 @@ impl Machine {
         };
         let ram = inputs.ram;
         let clock = Arc::new(match restored {
-            None => Clock::new(),
+            None => spec.tsc_hz.map_or_else(Clock::new, Clock::with_tsc_hz),
             Some(restored) => Clock::restore(restored.clock),
         });
         let timers = Timers::new(clock.clone()).map_err(|e| host("the timer thread cannot be started", e))?;

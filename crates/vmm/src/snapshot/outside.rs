@@ -45,6 +45,7 @@ pub(super) fn named(manifest: &Manifest, config: &RestoreConfig) -> Vec<PathBuf>
         memory: _,
         force_engine: _,
         nested: _,
+        tsc_hz: _,
         boot_order: _,
         display: _,
         balloon: _,

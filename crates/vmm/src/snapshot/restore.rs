@@ -15,10 +15,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use x86::cpuid::Leaf;
 
-/// A host's time-stamp counter that differs by more than this from the guest's, in millionths, is another
-/// frequency and no error of measurement.
-const TSC_TOLERANCE_PPM: u64 = 500;
-
 /// A snapshot, opened and checked, before anything of the machine exists.
 pub struct Snapshot {
     links: Vec<Link>,
@@ -128,6 +124,11 @@ impl Snapshot {
             .map_err(|e| Error::host("the snapshot's memory cannot be mapped").with_source(e))
     }
 
+    /// The frequency of the guest's time-stamp counter in Hz.
+    pub fn tsc_hz(&self) -> u64 {
+        self.links[0].manifest.tsc_hz
+    }
+
     /// What becomes of its disks.
     pub fn disks(&self) -> &[RestoredDisk] {
         &self.disks
@@ -160,7 +161,6 @@ pub fn from_leaf(leaf: &Leaf) -> CpuidLeaf {
 
 /// Whether this host's processor can be the guest's.
 fn check_processor(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
-    let hz = clock::host_tsc_hz_roughly();
     let refused = |why: String| {
         Error::bad_input(format!("the snapshot {dir:?} cannot go on here: {why}"))
             .with_advice("restore it on a host like the one that it was made on, or start the machine anew")
@@ -176,11 +176,8 @@ fn check_processor(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
             missing.join(", ")
         )));
     }
-    if manifest.tsc_hz.abs_diff(hz) > hz / 1_000_000 * TSC_TOLERANCE_PPM {
-        let (own, here) = (manifest.tsc_hz / 1000, hz / 1000);
-        return Err(refused(format!(
-            "its time-stamp counter runs at {own} kHz, this host's at {here} kHz, and it cannot be scaled"
-        )));
+    if !clock::TSC_HZ.contains(&manifest.tsc_hz) {
+        return Err(refused(format!("no time-stamp counter runs at {} Hz", manifest.tsc_hz)));
     }
     Ok(())
 }
