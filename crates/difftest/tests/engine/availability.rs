@@ -131,7 +131,8 @@ fn what_cpuid_does_not_say_is_undefined() {
     let avx2 = assemble(Mode::Long64, |a| a.vpaddd(ymm1, ymm2, ymm3));
     let avx = assemble(Mode::Long64, |a| a.vaddps(ymm1, ymm2, ymm3));
     let popcnt = assemble(Mode::Long64, |a| a.popcnt(eax, ecx));
-    let avx512 = assemble(Mode::Long64, |a| a.vpaddd(zmm1, zmm2, zmm3));
+    // vpaddd zmm1, zmm2, zmm3: the decoder does not know what no guest has.
+    let avx512 = vec![0x62, 0xf1, 0x6d, 0x48, 0xfe, 0xcb];
     let mask = assemble(Mode::Long64, |a| a.kandw(k1, k2, k3));
     for (code, without, expected) in [
         (&avx2, vec![], None),
