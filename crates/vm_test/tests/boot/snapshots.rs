@@ -232,7 +232,9 @@ fn refusals(case: &Case) -> Result<()> {
         ("a cut state", "state.json has", |dir| {
             Ok(File::options().write(true).open(dir.join("state.json"))?.set_len(1000)?)
         }),
-        ("a faster processor", "kHz", |dir| change_manifest(dir, "\"tsc_hz\":", "\"tsc_hz\":1")),
+        ("a processor that cannot be", "no time-stamp counter", |dir| {
+            change_manifest(dir, "\"tsc_hz\":", "\"tsc_hz\":9999999")
+        }),
         // Leaf 7 without what every host lacks: bit 31 of EBX is AVX512VL, which no model has.
         ("a newer processor", "lacks: ", |dir| {
             change_manifest(
