@@ -1,6 +1,6 @@
 //! Clones: machines that begin as copies of another, each as itself.
 
-use super::snapshots::saved_disks;
+use super::snapshots::saved_disks_of;
 use super::work::Work;
 use super::{App, Caller};
 use crate::{Error, util};
@@ -113,7 +113,7 @@ impl App {
             None => None,
         };
         let disks = match (&folder, &instance) {
-            (Some(folder), Some(_)) => Some(saved_disks(folder)?),
+            (Some(folder), Some(instance)) => Some(saved_disks_of(folder, instance)?),
             (None, Some(instance)) => Some(instance.disks.clone()),
             (_, None) => None,
         };

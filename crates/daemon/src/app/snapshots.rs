@@ -201,7 +201,7 @@ impl App {
         if place.join(image::INSTANCE_FILE).exists() {
             let _no_sweep = self.warming.read().await;
             let instance = Instance::load(&place)?;
-            let bases = saved_disks(&folder)?;
+            let bases = saved_disks_of(&folder, &instance)?;
             instance.put_over(&place, &bases)?;
         }
         self.restore_volumes(&vm, &record, &folder)?;
@@ -315,6 +315,19 @@ pub(super) fn saved_disks(folder: &Path) -> Result<Vec<InstanceDisk>, Error> {
             Ok(copies.take_while(|path| path.exists()).map(copy).collect())
         }
         Err(e) => Err(lost(&e)),
+    }
+}
+
+/// The same for a snapshot of this instance: all of its disks, or an error. Nothing may go on with fewer.
+pub(super) fn saved_disks_of(folder: &Path, instance: &Instance) -> Result<Vec<InstanceDisk>, Error> {
+    let disks = saved_disks(folder)?;
+    let (found, needed) = (disks.len(), instance.disks.len());
+    match found == needed {
+        true => Ok(disks),
+        false => Err(Error::new(
+            ErrorCode::Internal,
+            format!("{found} disks of the snapshot are known, and its machine has {needed}"),
+        )),
     }
 }
 

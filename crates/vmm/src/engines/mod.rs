@@ -115,7 +115,10 @@ pub fn choose(wanted: Wanted, engines: Vec<Arc<dyn Engine>>) -> Result<Arc<dyn E
     };
     if name.is_some() {
         remedies.push("choose --engine auto".to_owned());
-        remedies.push("add --force-engine to try all the same".to_owned());
+        // No force makes an engine scale.
+        if wanted.other_tsc_hz.is_none() {
+            remedies.push("add --force-engine to try all the same".to_owned());
+        }
     }
     Err(if remedies.is_empty() { error } else { error.with_advice(remedies.join(", or ")) })
 }
