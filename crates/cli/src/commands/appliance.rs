@@ -85,6 +85,7 @@ fn take(context: &Context, path: &Path, trust: &Trust) -> Result<String, Error> 
             return Err(Error::new(crate::ErrorKind::NotFound, missing));
         }
         if !keys.is_empty() {
+            check_is_whole(path)?;
             image::Progress::begin(&mut watch, &format!("verifying {}", path.display()), None);
             sign::require_file(path, &keys).map_err(explain)?;
         }
@@ -100,6 +101,18 @@ fn take(context: &Context, path: &Path, trust: &Trust) -> Result<String, Error> 
         })?;
     }
     Ok(name.to_string())
+}
+
+/// Refuses a description of disks that lie in other files: its signature says nothing about those.
+fn check_is_whole(path: &Path) -> Result<(), Error> {
+    if !path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("ovf")) {
+        return Ok(());
+    }
+    Err(Error::bad_input(format!(
+        "a signature of {} does not cover its disks, which are files beside it",
+        path.display()
+    ))
+    .with_remedy("sign and run an archive of all of it (.ova), or take it as it is by --allow-unsigned"))
 }
 
 /// A file's name without its ending, of the letters that names of images have.
@@ -135,5 +148,12 @@ mod tests {
             assert_eq!(name_of(Path::new(text)), name, "{text}");
             name.parse::<ImageName>().unwrap();
         }
+    }
+
+    #[test]
+    fn a_signature_has_to_cover_all_that_runs() {
+        assert!(check_is_whole(Path::new("shop.OVF")).unwrap_err().report().contains("its disks"));
+        check_is_whole(Path::new("shop.ova")).unwrap();
+        check_is_whole(Path::new("disk.qcow2")).unwrap();
     }
 }
