@@ -17,7 +17,7 @@ pub struct Output {
 #[derive(Debug)]
 pub struct Shell<'a> {
     console: &'a mut Console,
-    commands: u32,
+    commands: u64,
 }
 
 impl<'a> Shell<'a> {
@@ -41,9 +41,9 @@ impl<'a> Shell<'a> {
     /// The shell of [`Shell::take_over`] on the console of a machine that has gone on from a snapshot, or
     /// after another [`Shell`] was dropped.
     pub fn resumed(console: &'a mut Console) -> Self {
-        use std::sync::atomic::{AtomicU32, Ordering};
+        use std::sync::atomic::{AtomicU64, Ordering};
         // Marks of their own, so that no answer is taken for another's.
-        static NEXT: AtomicU32 = AtomicU32::new(1);
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self { console, commands: NEXT.fetch_add(1, Ordering::Relaxed) * 100_000 }
     }
 

@@ -192,6 +192,7 @@ fn settled(vm: &mut Vm, what: &str, done: impl Fn(u64) -> bool) -> Result<u64> {
             return Ok(free);
         }
         ensure!(Instant::now() < deadline, "{what} does not come: {free}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -217,15 +218,16 @@ fn memory(case: &Case) -> Result<()> {
     ensure!(freed + 120 * MIB < used, "the host got nothing back: {used} bytes before, {freed} after");
 
     // The guest is made smaller, and larger again.
-    let before = settled(&mut vm, "all that is free", |free| free > total - 200 * MIB)?;
+    // Held against what the machine has, since a guest that is just reporting pages has fewer that are free.
+    settled(&mut vm, "all that is free", |free| free > total - 200 * MIB)?;
     order(&vm, Request::MemoryTarget { bytes: 256 * MIB })?;
     until(&vm, "the balloon", |memory| {
         memory.current_bytes == 256 * MIB && memory.target_bytes == 256 * MIB
     })?;
-    let less = settled(&mut vm, "less that is free", |free| free + 200 * MIB < before)?;
+    settled(&mut vm, "less that is free", |free| free < total - 256 * MIB)?;
     order(&vm, Request::MemoryTarget { bytes: u64::MAX })?;
     until(&vm, "all memory", |memory| memory.current_bytes == total)?;
-    settled(&mut vm, "more that is free", |free| free > less + 200 * MIB)?;
+    settled(&mut vm, "more that is free", |free| free > total - 200 * MIB)?;
     // What the guest says of itself.
     let memory = until(&vm, "figures", |memory| memory.guest.contains_key("available_bytes"))?;
     ensure!(memory.guest.get("total_bytes").is_some_and(|bytes| *bytes < total), "{memory:?}");
