@@ -1,6 +1,6 @@
 //! Finds differences between two endings of a case, and prints them for people.
 
-use crate::case::{Case, DATA, Ending, State, Trap, Until};
+use crate::case::{Case, DATA, Ending, State, Trap};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use std::fmt::Write;
 
@@ -24,8 +24,8 @@ pub(crate) struct Tolerance {
     pub(crate) flags: u64,
     /// Where in its page an access faulted.
     pub(crate) fault_offset: bool,
-    /// Which of two faults, of different accesses, comes first: the page fault of one or the alignment check of the other.
-    pub(crate) fault_order: bool,
+    /// Vectors of faults of different accesses and checks: which of them comes first is the processor's choice.
+    pub(crate) fault_order: &'static [u32],
     /// Memory, if there was a fault: part of it may have been written.
     pub(crate) memory_after_fault: bool,
     /// Ranges of the data.
@@ -41,17 +41,16 @@ pub(crate) fn differences(case: &Case, host: &Ending, guest: &Ending, tolerance:
         let address = |address: u64| if tolerance.fault_offset { address & !0xfff } else { address };
         // The host's kernel has pages in its half; the guest has none.
         let code = |trap: Trap| trap.code & !((trap.address >> 63) as u32);
-        // A call may fault for its target and for the stack; which comes first is open.
-        let vector = |vector: u32| if case.until == Until::Branched && vector == 12 { 13 } else { vector };
-        ending.trap().map(|trap| Trap {
-            vector: vector(trap.vector),
-            code: code(trap),
-            address: address(trap.address),
-        })
+        ending.trap().map(|trap| Trap { code: code(trap), address: address(trap.address), ..trap })
     };
     let trapped = host.trapped && guest.trapped;
-    let vectors = [host, guest].map(|ending| ending.trap().map(|trap| trap.vector));
-    let open = tolerance.fault_order && matches!(vectors, [Some(14), Some(17)] | [Some(17), Some(14)]);
+    let open = match (host.trap(), guest.trap()) {
+        (Some(host), Some(guest)) => {
+            let order = |trap: Trap| tolerance.fault_order.contains(&trap.vector);
+            host.vector != guest.vector && order(host) && order(guest)
+        }
+        _ => false,
+    };
     if trap(host) != trap(guest) && !open {
         _ = writeln!(text, "  trap: host {:x?}, engine {:x?}", host.trap(), guest.trap());
     }

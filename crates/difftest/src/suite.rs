@@ -20,6 +20,12 @@ const MISALIGNED_MODE: u32 = 1 << 17;
 /// RFLAGS.AC.
 const ALIGNMENT_CHECK: u64 = 1 << 18;
 
+/// Vectors of faults (SDM volume 3, table 6-1).
+const STACK_FAULT: u32 = 12;
+const PROTECTION_FAULT: u32 = 13;
+const PAGE_FAULT: u32 = 14;
+const ALIGNMENT_FAULT: u32 = 17;
+
 /// How the engine executes instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -285,7 +291,10 @@ impl Suite {
                 }
                 // Two reads. Priorities within the class of faults on executing an instruction are the processor's choice
                 // (SDM volume 3, table 6-2, note 1).
-                Cmpsb | Cmpsw | Cmpsd | Cmpsq => tolerance.fault_order = true,
+                Cmpsb | Cmpsw | Cmpsd | Cmpsq => tolerance.fault_order = &[PAGE_FAULT, ALIGNMENT_FAULT],
+                // The target's check and the push: Intel's manual checks first (SDM volume 2, CALL), AMD's pushes first
+                // (APM volume 3, CALL (Near)).
+                Call => tolerance.fault_order = &[STACK_FAULT, PROTECTION_FAULT, PAGE_FAULT, ALIGNMENT_FAULT],
                 Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => {
                     tolerance.data = &images::IGNORED;
                 }
