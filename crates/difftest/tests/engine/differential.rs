@@ -45,7 +45,7 @@ fn single_instructions_of_32_bits_agree() {
 /// Each instruction form with the alignment check on, by handlers, natively and as translated code is.
 #[test]
 fn alignment_is_checked() {
-    let handlers = Suite { aligned: true, ..suite(8, 500) };
+    let handlers = Suite { aligned: true, ..suite(8, 150) };
     check(&handlers.single_instructions());
     check(&Suite { way: Way::Natively, ..handlers.clone() }.single_instructions());
     check(&Suite { way: Way::Translated, ..handlers.clone() }.single_instructions());
