@@ -1,7 +1,7 @@
 //! The blocks of one vCPU, found by physical address, and a front that finds them by linear address.
 //! Beside them, what the vCPU remembers of translated code.
 
-use super::Block;
+use super::{Block, Op};
 use crate::cpu::{BlockKey, Cpu};
 use crate::fault::Result;
 use crate::jit::cache::Key;
@@ -34,6 +34,8 @@ pub(crate) struct BlockCache {
     code_generation: u32,
     /// How often addresses of code were forgotten.
     forgotten: u64,
+    /// Where the instructions of a block are put together; empty between blocks.
+    pub(crate) scratch: Vec<Op>,
 }
 
 #[derive(Clone, Default)]
@@ -132,6 +134,7 @@ impl BlockCache {
             rounds: 0,
             code_generation: 1,
             forgotten: 0,
+            scratch: Vec::new(),
         }
     }
 

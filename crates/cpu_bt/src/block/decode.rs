@@ -46,7 +46,9 @@ impl Cpu {
         self.read_code(gpa, bytes)?;
 
         let mut decoder = Decoder::with_ip(self.mode.code_bits as u32, bytes, 0, DecoderOptions::NONE);
-        let mut ops: Vec<Op> = Vec::with_capacity(16);
+        // Grown elsewhere, so that what stays has its exact size: shrinking it would leave holes too small for the next.
+        let mut ops = std::mem::take(&mut self.blocks.scratch);
+        ops.clear();
         let mut insn = Instruction::default();
         while ops.len() < OPS_MAX && decoder.can_decode() {
             let start = decoder.position();
@@ -77,7 +79,9 @@ impl Cpu {
         // another vCPU could prolong for ever.
         let version = if *again == bytes[..again.len()] { version } else { version.wrapping_sub(1) };
         let (versions, bytes) = (Cell::new([version, 0]), (*again).into());
-        Ok(Block { gpa, second_page: None, versions, bytes, ops: ops.into(), hits: Cell::new(0) })
+        let exact = ops.drain(..).collect();
+        self.blocks.scratch = ops;
+        Ok(Block { gpa, second_page: None, versions, bytes, ops: exact, hits: Cell::new(0) })
     }
 
     /// Makes a block valid again whose page was written since, if its own bytes are as they were.
