@@ -56,7 +56,7 @@ impl Depth {
     fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Depth::Short => 900,
-            Depth::Full => 4500,
+            Depth::Full => 9000,
         })
     }
 
@@ -64,7 +64,7 @@ impl Depth {
     fn limit_inside(self) -> u32 {
         match self {
             Depth::Short => 180,
-            Depth::Full => 1800,
+            Depth::Full => 3600,
         }
     }
 
