@@ -142,17 +142,25 @@ impl Vm {
     /// If it does not end in time.
     pub fn wait(&mut self, patience: Patience) -> Result<Exit> {
         let deadline = Instant::now() + patience.limit();
-        let status = loop {
-            if let Some(status) = self.child.0.try_wait()? {
-                break status;
+        loop {
+            if let Some(exit) = self.try_wait()? {
+                return Ok(exit);
             }
             if Instant::now() > deadline {
                 bail!("the program did not end within {} s", patience.limit().as_secs());
             }
             thread::sleep(Duration::from_millis(10));
-        };
+        }
+    }
+
+    /// How the program has ended, if it has.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub fn try_wait(&mut self) -> Result<Option<Exit>> {
+        let Some(status) = self.child.0.try_wait()? else { return Ok(None) };
         let stderr = String::from_utf8_lossy(&fs::read(&self.stderr)?).into_owned();
-        Ok(Exit { code: status.code(), signal: status.signal(), stderr })
+        Ok(Some(Exit { code: status.code(), signal: status.signal(), stderr }))
     }
 }
 

@@ -70,6 +70,8 @@ pub enum Ended {
     Crashed(String),
     /// Somebody outside ended it.
     Stopped(&'static str),
+    /// A signal asked the guest to power off, and it has not done so within this time.
+    NotPoweredOff(Duration),
     /// The guest wrote this to the debug exit port.
     DebugExit(u8),
     /// The host or the program failed.
@@ -83,7 +85,7 @@ impl Ended {
             Ended::PoweredOff => exit::POWERED_OFF,
             Ended::Reset => exit::RESET,
             Ended::Crashed(_) => exit::CRASHED,
-            Ended::Stopped(_) => exit::STOPPED,
+            Ended::Stopped(_) | Ended::NotPoweredOff(_) => exit::STOPPED,
             Ended::DebugExit(value) => exit::debug_exit(*value),
             Ended::Failed(_) => exit::FAILED,
         }
@@ -96,6 +98,11 @@ impl Ended {
             Ended::Reset => Some("the guest asked for a reset; ended because of --no-reboot".into()),
             Ended::Crashed(why) => Some(format!("the guest crashed: {why}")),
             Ended::Stopped(by) => Some(format!("the machine was ended by {by}")),
+            Ended::NotPoweredOff(limit) => Some(format!(
+                "the guest has not powered off within {} s of a signal, and the machine was ended; --stop-timeout gives it \
+                 longer",
+                limit.as_secs()
+            )),
             Ended::Failed(error) => Some(error.report()),
         }
     }
@@ -147,6 +154,8 @@ pub struct Controller {
     io_counters: Vec<Arc<IoCounters>>,
     first_instruction: Arc<OnceLock<Duration>>,
     first_signal: Option<Instant>,
+    /// How long after it the guest has to power off.
+    stop_timeout: Duration,
     throttle: Throttle,
     /// How snapshots come about.
     saving: saving::Saving,
@@ -230,6 +239,7 @@ impl Controller {
             io_counters,
             first_instruction,
             first_signal: None,
+            stop_timeout: spec.stop_timeout,
             throttle: Throttle::new(gate),
             saving: saving::Saving::new(spec, reports.clone()),
             disk_jobs: disks::DiskJobs::new(reports),
@@ -265,14 +275,27 @@ impl Controller {
         let ended = loop {
             let event = match self.backlog.pop_front() {
                 Some(event) => event,
-                // The vCPU threads hold senders as long as the machine lives.
-                None => self.events.recv().expect("the vCPUs can report"),
+                None => match self.next_event() {
+                    Some(event) => event,
+                    None => break Ended::NotPoweredOff(self.stop_timeout),
+                },
             };
             if let Some(ended) = self.handle(event) {
                 break ended;
             }
         };
         self.finish(ended)
+    }
+
+    /// Waits for what happens next; nothing if the time is over that the guest had to power off.
+    fn next_event(&self) -> Option<Event> {
+        let Some(first) = self.first_signal else {
+            // The vCPU threads hold senders as long as the machine lives.
+            return Some(self.events.recv().expect("the vCPUs can report"));
+        };
+        // However much happens: a guest that resets itself for ever must not hold it off.
+        let left = self.stop_timeout.checked_sub(first.elapsed()).filter(|left| !left.is_zero())?;
+        self.events.recv_timeout(left).ok()
     }
 
     fn finish(mut self, ended: Ended) -> Ended {
@@ -350,7 +373,11 @@ impl Controller {
                 // A guest that stands still cannot power off.
                 self.resume();
                 self.machine.press_power_button();
-                log::warn!("pressed the power button; another signal ends the machine at once");
+                let seconds = self.stop_timeout.as_secs();
+                log::warn!(
+                    "pressed the power button; if the guest is not off within {seconds} s, or by another signal, the machine is \
+                     ended"
+                );
                 None
             }
             (Signal::Terminate, Some(first)) => {

@@ -6,12 +6,13 @@
 use crate::Error;
 use api::worker::config::{
     BootKind, BootMethod, CdromBus, CdromConfig, CharDevice, DiskBus, DiskConfig, Display, EngineChoice,
-    FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, ShareConfig, SwitchNetConfig,
-    UserNetConfig, VmConfig,
+    FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, STOP_TIMEOUT_DEFAULT,
+    STOP_TIMEOUT_MAX, ShareConfig, SwitchNetConfig, UserNetConfig, VmConfig,
 };
 use net::switch::PortKey;
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use virtio::limit::{Limits, Rate};
 
 /// Highest number of vCPUs: their APIC IDs fit into the 8 bits that I/O APIC messages have.
@@ -92,6 +93,8 @@ pub struct VmSpec {
     pub report: Option<PathBuf>,
     /// What a reset does.
     pub on_reset: OnReset,
+    /// How long the guest has to power off after a signal.
+    pub stop_timeout: Duration,
     /// Whether there is a debug exit port.
     pub debug_exit: bool,
     /// Whether rights are given up before guest code runs.
@@ -291,6 +294,12 @@ impl TryFrom<VmConfig> for VmSpec {
             return Err(Error::bad_input(format!("{} vCPUs cannot be had", config.cpus))
                 .with_advice(format!("choose 1 to {CPUS_MAX}")));
         }
+        let stop_timeout = config.stop_timeout.unwrap_or(STOP_TIMEOUT_DEFAULT);
+        if stop_timeout > STOP_TIMEOUT_MAX {
+            return Err(Error::bad_input(format!("{stop_timeout} seconds to power off are more than a day"))
+                .with_advice(format!("choose 0 to {STOP_TIMEOUT_MAX}")));
+        }
+        let stop_timeout = Duration::from_secs(stop_timeout.into());
         if memory < MEMORY_MIN {
             return Err(Error::bad_input(format!(
                 "{} of memory are too little for any kernel",
@@ -436,6 +445,7 @@ impl TryFrom<VmConfig> for VmSpec {
             disk_folder: config.disk_folder,
             report: config.report,
             on_reset: config.on_reset,
+            stop_timeout,
             debug_exit: config.debug_exit,
             sandbox: config.sandbox,
             config: as_given,

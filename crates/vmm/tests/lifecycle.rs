@@ -469,6 +469,34 @@ fn signals_and_keys_press_the_power_button_or_end_the_machine() {
     assert_eq!(answer.recv().unwrap(), Ok(Reply::Done));
 }
 
+/// One that has crashed listens to nothing; one that starts again and again makes events without end.
+#[test]
+fn a_guest_that_does_not_power_off_is_ended_after_its_time() {
+    for seconds in [0, 1] {
+        let restless = |guest: &Guest<'_>| {
+            guest.write(0xcf9, &[6]);
+            guest.halt()
+        };
+        let deaf = |guest: &Guest<'_>| guest.halt();
+        let change = move |config: &mut VmConfig, _: &Folder| {
+            config.stop_timeout = Some(seconds);
+            config.on_reset = OnReset::Reboot;
+        };
+        for Prepared { controller, events, _folder, .. } in [prepare(change, deaf), prepare(change, restless)]
+        {
+            events.send(Event::Signal(Signal::Terminate)).unwrap();
+            let ended = controller.run();
+            assert!(matches!(ended, Ended::NotPoweredOff(_)), "{ended:?}");
+            assert_eq!(ended.exit_status(), 3);
+            let message = ended.message().unwrap();
+            assert!(
+                message.contains(&format!("within {seconds} s")) && message.contains("--stop-timeout"),
+                "{message}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_signal_wakes_a_paused_machine_so_that_it_can_power_off() {
     let Prepared { controller, events, _folder, .. } = prepare(

@@ -125,6 +125,10 @@ pub struct VmConfig {
     /// What a reset does.
     #[serde(default)]
     pub on_reset: OnReset,
+    /// Seconds that the guest has to power off after a signal has asked for it, 0 to 86400; then the machine is ended. Default:
+    /// [`STOP_TIMEOUT_DEFAULT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeout: Option<u32>,
     /// Whether there is a port (0xf4) by which the guest ends the worker with a status of its choice.
     #[serde(default)]
     pub debug_exit: bool,
@@ -137,6 +141,11 @@ pub struct VmConfig {
 pub const CPUS_DEFAULT: u32 = 1;
 /// Guest memory when none is named: enough for a Debian guest.
 pub const MEMORY_DEFAULT: ByteSize = ByteSize(1 << 30);
+
+/// Seconds that a guest has to power off after a signal when none are named.
+pub const STOP_TIMEOUT_DEFAULT: u32 = 60;
+/// Most of them: a day.
+pub const STOP_TIMEOUT_MAX: u32 = 86400;
 
 fn default_cpus() -> u32 {
     CPUS_DEFAULT
@@ -194,6 +203,7 @@ impl VmConfig {
             disk_folder: None,
             report: None,
             on_reset: OnReset::default(),
+            stop_timeout: None,
             debug_exit: false,
             sandbox: default_sandbox(),
         }
@@ -279,6 +289,9 @@ pub struct RestoreConfig {
     /// What a reset does. Default: as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_reset: Option<OnReset>,
+    /// Seconds that the guest has to power off after a signal. Default: as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeout: Option<u32>,
     /// Whether the worker gives up its rights before guest code runs.
     #[serde(default = "default_sandbox")]
     pub sandbox: bool,
@@ -310,6 +323,7 @@ impl RestoreConfig {
             firmware_variables: None,
             disk_folder: None,
             on_reset: None,
+            stop_timeout: None,
             sandbox: default_sandbox(),
         }
     }

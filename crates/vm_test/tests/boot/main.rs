@@ -22,6 +22,7 @@ mod refusals;
 mod root_files;
 mod snapshots;
 mod software;
+mod stopping;
 mod terminal;
 mod workloads;
 
@@ -34,6 +35,7 @@ fn main() -> Result<ExitCode> {
     let mut suite = Suite::from_env()?;
     refusals::add(&mut suite);
     terminal::add(&mut suite);
+    stopping::add(&mut suite);
     busybox::add(&mut suite);
     forced::add(&mut suite);
     snapshots::add(&mut suite);

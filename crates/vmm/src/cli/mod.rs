@@ -7,7 +7,8 @@ use crate::Error;
 use api::ByteSize;
 use api::worker::config::{
     BootKind, BootMethod, CdromConfig, CharDevice, DiskConfig, Display, EngineChoice, FirmwareImage,
-    JitConfig, JitMode, JitStress, NetConfig, OnReset, RestoreConfig, TraceConfig, VmConfig, VsockConfig,
+    JitConfig, JitMode, JitStress, NetConfig, OnReset, RestoreConfig, STOP_TIMEOUT_MAX, TraceConfig,
+    VmConfig, VsockConfig,
 };
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
@@ -194,6 +195,10 @@ pub struct Cli {
     /// End instead of starting again when the guest resets the machine
     #[arg(long)]
     no_reboot: bool,
+    /// After SIGTERM, SIGINT or SIGHUP has pressed the power button: how long the guest has until the machine is ended;
+    /// 60 by default
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=i64::from(STOP_TIMEOUT_MAX)))]
+    stop_timeout: Option<u32>,
     /// Let the guest end the machine with a status of its choice, by a write to port 0xf4
     #[arg(long)]
     debug_exit: bool,
@@ -387,6 +392,7 @@ impl Cli {
         config.firmware_variables = self.firmware_variables;
         config.disk_folder = self.disk_folder;
         config.on_reset = self.no_reboot.then_some(OnReset::Exit);
+        config.stop_timeout = self.stop_timeout;
         config.sandbox = !self.no_sandbox;
         Ok(config)
     }
@@ -471,6 +477,7 @@ impl Cli {
         if self.no_reboot {
             config.on_reset = OnReset::Exit;
         }
+        set_option(&mut config.stop_timeout, self.stop_timeout);
         config.debug_exit |= self.debug_exit;
         config.sandbox &= !self.no_sandbox;
         Ok(config)
@@ -599,6 +606,7 @@ mod tests {
         for (args, word) in [
             ("--restore a --kernel k", "--kernel"),
             ("--restore a --memory 1G", "--memory"),
+            ("--kernel k --stop-timeout 86401", "86400"),
             ("--restore a --net none", "--net none"),
             ("--kernel k --paused", "--restore"),
         ] {

@@ -50,6 +50,7 @@ pub(super) fn named(manifest: &Manifest, config: &RestoreConfig) -> Vec<PathBuf>
         display: _,
         balloon: _,
         on_reset: _,
+        stop_timeout: _,
         debug_exit: _,
     } = &manifest.machine;
     let mut named: Vec<PathBuf> = kernel.iter().chain(initrd).cloned().collect();

@@ -312,6 +312,7 @@ fn merge(
     machine.report = config.report;
     machine.disk_folder = config.disk_folder;
     machine.on_reset = config.on_reset.unwrap_or(machine.on_reset);
+    machine.stop_timeout = config.stop_timeout.or(machine.stop_timeout);
     machine.sandbox = config.sandbox;
     Ok((machine, disks, has_console))
 }
