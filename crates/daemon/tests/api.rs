@@ -236,6 +236,28 @@ fn a_network_outlives_the_daemon_and_comes_back_when_it_is_killed() {
 }
 
 #[test]
+fn a_stream_of_events_ends_when_it_is_told_to() {
+    let daemon = Daemon::new("events");
+    let client = daemon.client("default");
+    run(&client, &daemon.params("web", "", true), "key-1");
+    let id = block_on(client.vm("web")).expect("a machine").id;
+    let get = |query: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(rig::config(&daemon.folder).paths.socket())
+            .expect("the daemon's socket");
+        let request = format!("GET /v1/events?{query} HTTP/1.1\r\nHost: arnia\r\nConnection: close\r\n\r\n");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).expect("a request");
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).expect("an end");
+        answer
+    };
+    // All that was missed, and then the end.
+    let answer = get("after=0&seconds=0");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(&id), "{answer}");
+    let refused = get("seconds=86401");
+    assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("86400"), "{refused}");
+}
+
+#[test]
 fn screens_are_seen_and_keys_pressed_while_a_machine_runs() {
     let daemon = Daemon::new("screen");
     let client = daemon.client("default");

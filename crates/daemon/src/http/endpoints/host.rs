@@ -4,7 +4,7 @@ use super::ProjectParam;
 use crate::Error;
 use crate::app::{App, host::process_usage};
 use crate::http::extract::{Query, Scope};
-use api::v1::error::ErrorBody;
+use api::v1::error::{ErrorBody, ErrorCode};
 use api::v1::event::Event;
 use api::v1::host::Host;
 use axum::Json;
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 
 /// Tells what the host is and has.
@@ -104,7 +105,14 @@ pub(crate) struct EventParams {
     /// First what happened after this event, as far as it is known. The header `Last-Event-ID` says the same.
     #[serde(default)]
     after: Option<u64>,
+    /// Ends the stream after so many seconds, for clients that look now and then: 0 to 86400. Without, it does not end.
+    #[param(minimum = 0, maximum = 86400)]
+    #[serde(default)]
+    seconds: Option<u32>,
 }
+
+/// Most seconds that a stream can be told to last.
+const EVENT_SECONDS_MAX: u32 = 86400;
 
 /// Streams what happens in a project, as server-sent events of JSON.
 #[utoipa::path(get, path = "/v1/events", operation_id = "event_list", tag = "arnia",
@@ -115,7 +123,13 @@ pub(crate) async fn event_list(
     scope: Scope,
     headers: HeaderMap,
     Query(params): Query<EventParams>,
-) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Error> {
+    if params.seconds.is_some_and(|seconds| seconds > EVENT_SECONDS_MAX) {
+        let message = format!(
+            "a stream of events lasts at most {EVENT_SECONDS_MAX} seconds, or is not told when to end"
+        );
+        return Err(Error::new(ErrorCode::BadRequest, message));
+    }
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let (missed, receiver) = app.listen(params.after.or(last));
     let live = stream::unfold(receiver, |mut receiver| async {
@@ -128,12 +142,19 @@ pub(crate) async fn event_list(
             }
         }
     });
+    let over = async move {
+        match params.seconds {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
+            None => std::future::pending().await,
+        }
+    };
     let project = scope.project;
-    let events = stream::iter(missed).chain(live).filter_map(move |event: Event| {
+    // What has been missed comes whole, however short the time.
+    let events = stream::iter(missed).chain(live.take_until(over)).filter_map(move |event: Event| {
         let here = event.project == project;
         async move { here.then(|| Ok(written(&event))) }
     });
-    Sse::new(events).keep_alive(KeepAlive::default())
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
 fn written(event: &Event) -> sse::Event {
