@@ -130,6 +130,12 @@ fn handle(connection: &mut Connection, request: Request) -> io::Result<()> {
         request,
         Request::Info {} | Request::Freeze { .. } | Request::Thaw {} | Request::Interfaces {}
     );
+    if matches!(request, Request::Personality(_)) && freeze::is_frozen() {
+        // Only a guest that goes on from a snapshot is told who it is, and it was frozen for that.
+        if let Err(error) = freeze::thaw() {
+            return connection.reply(Err(error));
+        }
+    }
     if !harmless && freeze::is_frozen() {
         let text = "the file systems are frozen: thaw them first";
         return connection.reply(Err(AgentError::new(AgentErrorKind::Busy, text)));

@@ -141,6 +141,14 @@ impl Agent {
         self.connect(TIMEOUT_LONG)?.request(request)
     }
 
+    /// Whether it takes connections. Says no more than that, and costs less than [`Agent::info`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotReady`] if it does not.
+    pub fn answers(&self) -> Result<(), Error> {
+        self.connect(self.timeout).map(drop)
+    }
+
     /// What the guest is. Fails with [`ErrorKind::NotReady`] while it has no agent that answers.
     ///
     /// # Errors

@@ -26,13 +26,48 @@ pub struct FileAttributes {
     pub gid: Option<u32>,
 }
 
-impl Agent {
+/// Files of a guest, by whichever agent it has. Paths are absolute.
+pub trait GuestFiles {
     /// Reads a file into `to`. It is the caller's to limit how much it takes; what comes may be more or
     /// less than the attributes say if the file changes meanwhile.
     ///
     /// # Errors
     /// See [`ErrorKind`]; `to` may have got a part then.
-    pub fn read_file(&self, path: &str, to: &mut dyn Write) -> Result<Attributes, Error> {
+    fn read_file(&self, path: &str, to: &mut dyn Write) -> Result<Attributes, Error>;
+
+    /// Writes a file, whole or not at all.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`]; the guest has what it had then.
+    fn write_file(&self, path: &str, attributes: &FileAttributes, from: &mut dyn Read) -> Result<(), Error>;
+
+    /// What is at a path.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] with `NotFound` if there is nothing.
+    fn stat(&self, path: &str, follow: bool) -> Result<Attributes, Error>;
+
+    /// What is in a folder, in the order of the names' bytes. No name has a slash or means another folder.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    fn list(&self, path: &str) -> Result<Vec<Entry>, Error>;
+
+    /// Makes a folder and those above it; one that is there is no error.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    fn make_folder(&self, path: &str, mode: Option<u32>) -> Result<(), Error>;
+
+    /// Makes a symbolic link, in place of one that is there.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    fn make_link(&self, path: &str, target: &str) -> Result<(), Error>;
+}
+
+impl GuestFiles for Agent {
+    fn read_file(&self, path: &str, to: &mut dyn Write) -> Result<Attributes, Error> {
         let mut connection = self.connect(TIMEOUT)?;
         let attributes = match connection.request(Request::FileRead { path: path.to_owned() })? {
             Reply::File(attributes) => attributes,
@@ -51,16 +86,7 @@ impl Agent {
         }
     }
 
-    /// Writes a file, whole or not at all.
-    ///
-    /// # Errors
-    /// See [`ErrorKind`]; the guest has what it had then.
-    pub fn write_file(
-        &self,
-        path: &str,
-        attributes: &FileAttributes,
-        from: &mut dyn Read,
-    ) -> Result<(), Error> {
+    fn write_file(&self, path: &str, attributes: &FileAttributes, from: &mut dyn Read) -> Result<(), Error> {
         let mut connection = self.connect(TIMEOUT)?;
         let FileAttributes { mode, uid, gid } = *attributes;
         match connection.request(Request::FileWrite { path: path.to_owned(), mode, uid, gid })? {
@@ -83,22 +109,14 @@ impl Agent {
         }
     }
 
-    /// What is at a path.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Refused`] with `NotFound` if there is nothing.
-    pub fn stat(&self, path: &str, follow: bool) -> Result<Attributes, Error> {
+    fn stat(&self, path: &str, follow: bool) -> Result<Attributes, Error> {
         match self.ask(Request::Stat { path: path.to_owned(), follow })? {
             Reply::Attributes(attributes) => Ok(attributes),
             other => Err(mismatch(&other)),
         }
     }
 
-    /// What is in a folder, in the order of the names' bytes. No name has a slash or means another folder.
-    ///
-    /// # Errors
-    /// See [`ErrorKind`].
-    pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
+    fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
         let mut connection = self.connect(TIMEOUT)?;
         let mut all: Vec<Entry> = Vec::new();
         loop {
@@ -109,11 +127,7 @@ impl Agent {
             };
             let stands_still = entries.is_empty();
             for entry in entries {
-                let bad = entry.name.is_empty() || [".", ".."].contains(&entry.name.as_str());
-                if bad || entry.name.contains(['/', '\0']) || all.len() >= ENTRIES_MAX {
-                    return Err(Error::protocol("the agent's list of a folder makes no sense"));
-                }
-                all.push(entry);
+                add(&mut all, entry)?;
             }
             if !more {
                 return Ok(all);
@@ -124,21 +138,23 @@ impl Agent {
         }
     }
 
-    /// Makes a folder and those above it; one that is there is no error.
-    ///
-    /// # Errors
-    /// See [`ErrorKind`].
-    pub fn make_folder(&self, path: &str, mode: Option<u32>) -> Result<(), Error> {
+    fn make_folder(&self, path: &str, mode: Option<u32>) -> Result<(), Error> {
         done(&self.ask(Request::MakeFolder { path: path.to_owned(), mode })?)
     }
 
-    /// Makes a symbolic link, in place of one that is there.
-    ///
-    /// # Errors
-    /// See [`ErrorKind`].
-    pub fn make_link(&self, path: &str, target: &str) -> Result<(), Error> {
+    fn make_link(&self, path: &str, target: &str) -> Result<(), Error> {
         done(&self.ask(Request::MakeLink { path: path.to_owned(), target: target.to_owned() })?)
     }
+}
+
+/// Adds what an agent says is in a folder, if that can be.
+pub(crate) fn add(all: &mut Vec<Entry>, entry: Entry) -> Result<(), Error> {
+    let bad = entry.name.is_empty() || [".", ".."].contains(&entry.name.as_str());
+    if bad || entry.name.contains(['/', '\0']) || all.len() >= ENTRIES_MAX {
+        return Err(Error::protocol("the agent's list of a folder makes no sense"));
+    }
+    all.push(entry);
+    Ok(())
 }
 
 fn is_refusal(error: &Error) -> bool {

@@ -38,6 +38,8 @@ pub fn qemu_agent(data: &[u8]) {
     let Ok(mut qga) = Qga::new(stream) else { return };
     let _ = qga.ping();
     let _ = qga.interfaces();
+    let _ = qga.exec_status(1);
+    let _ = crate::qga::files::entries(&String::from_utf8_lossy(data));
 }
 
 struct Script<'a> {
@@ -95,6 +97,11 @@ mod tests {
                 let at = random.below(data.len());
                 data[at] = [0, 1, 0x7f, 0xff, b'"', b'\n', random.below(256) as u8][random.below(7)];
             }
+            let mut listed =
+                b"41ed 0 0 4096 10 .//b\n81a4 1 2 3 4 .//a\na1ff 0 0 4 11 .//l\n\0.//l\0to\n\0".to_vec();
+            let at = random.below(listed.len());
+            listed[at] = [0, b'\n', b'/', b'.', b' ', b'9'][random.below(6)];
+            qemu_agent(&listed);
             agent(&data);
             qemu_agent(&data);
         }

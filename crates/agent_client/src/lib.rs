@@ -5,7 +5,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), agent_client::Error> {
-//! use agent_client::{Agent, Command};
+//! use agent_client::{Agent, Command, GuestFiles};
 //! let agent = Agent::of_worker("vm.vsock");
 //! agent.wait_until_ready(std::time::Duration::from_secs(60))?;
 //! let finished = agent.run(&Command::new(["uname", "-r"]))?;
@@ -33,4 +33,4 @@ pub mod tree;
 pub use agent::{Agent, Command, Endpoint, Finished};
 pub use error::{Error, ErrorKind};
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
-pub use files::FileAttributes;
+pub use files::{FileAttributes, GuestFiles};

@@ -7,9 +7,8 @@ use std::path::Path;
 
 use api::agent::{AgentErrorKind, FileKind};
 
-use crate::agent::Agent;
 use crate::error::{Error, ErrorKind};
-use crate::files::FileAttributes;
+use crate::files::{FileAttributes, GuestFiles};
 
 /// Folders within folders: more than anybody has, fewer than exhaust the stack.
 const DEPTH_MAX: u32 = 256;
@@ -22,7 +21,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64);
 ///
 /// # Errors
 /// At the first file that cannot be copied. What was copied before stays.
-pub fn copy_in(agent: &Agent, from: &Path, to: &str, progress: Progress<'_>) -> Result<(), Error> {
+pub fn copy_in(agent: &dyn GuestFiles, from: &Path, to: &str, progress: Progress<'_>) -> Result<(), Error> {
     let metadata = fs::metadata(from).map_err(|error| Error::io(from.display().to_string(), error))?;
     let mut target = to.to_owned();
     if to.ends_with('/') || is_folder(agent, to)? {
@@ -39,7 +38,13 @@ pub fn copy_in(agent: &Agent, from: &Path, to: &str, progress: Progress<'_>) -> 
     }
 }
 
-fn folder_in(agent: &Agent, from: &Path, to: &str, progress: Progress<'_>, depth: u32) -> Result<(), Error> {
+fn folder_in(
+    agent: &dyn GuestFiles,
+    from: &Path,
+    to: &str,
+    progress: Progress<'_>,
+    depth: u32,
+) -> Result<(), Error> {
     let error = |error| Error::io(from.display().to_string(), error);
     check_depth(depth)?;
     let mode = fs::metadata(from).map_err(error)?.permissions().mode();
@@ -69,7 +74,7 @@ fn folder_in(agent: &Agent, from: &Path, to: &str, progress: Progress<'_>, depth
     Ok(())
 }
 
-fn file_in(agent: &Agent, from: &Path, to: &str, progress: Progress<'_>) -> Result<(), Error> {
+fn file_in(agent: &dyn GuestFiles, from: &Path, to: &str, progress: Progress<'_>) -> Result<(), Error> {
     let error = |error| Error::io(from.display().to_string(), error);
     let file = File::open(from).map_err(error)?;
     let mode = file.metadata().map_err(error)?.permissions().mode() & 0o7777;
@@ -82,7 +87,7 @@ fn file_in(agent: &Agent, from: &Path, to: &str, progress: Progress<'_>) -> Resu
 ///
 /// # Errors
 /// At the first file that cannot be copied. What was copied before stays.
-pub fn copy_out(agent: &Agent, from: &str, to: &Path, progress: Progress<'_>) -> Result<(), Error> {
+pub fn copy_out(agent: &dyn GuestFiles, from: &str, to: &Path, progress: Progress<'_>) -> Result<(), Error> {
     let attributes = agent.stat(from, true)?;
     let mut target = to.to_owned();
     if to.is_dir() {
@@ -107,7 +112,7 @@ pub fn copy_out(agent: &Agent, from: &str, to: &Path, progress: Progress<'_>) ->
 }
 
 fn folder_out(
-    agent: &Agent,
+    agent: &dyn GuestFiles,
     from: &str,
     to: &Path,
     mode: u32,
@@ -145,7 +150,7 @@ fn folder_out(
 }
 
 fn file_out(
-    agent: &Agent,
+    agent: &dyn GuestFiles,
     from: &str,
     to: &Path,
     mode: Option<u32>,
@@ -163,7 +168,7 @@ fn file_out(
     file.set_permissions(PermissionsExt::from_mode(mode.unwrap_or(0o644) & 0o777)).map_err(error)
 }
 
-fn is_folder(agent: &Agent, path: &str) -> Result<bool, Error> {
+fn is_folder(agent: &dyn GuestFiles, path: &str) -> Result<bool, Error> {
     match agent.stat(path, true) {
         Ok(attributes) => Ok(attributes.kind == FileKind::Folder),
         Err(error) if error.kind() == ErrorKind::Refused(AgentErrorKind::NotFound) => Ok(false),

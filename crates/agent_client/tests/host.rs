@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use agent_client::{Agent, Command, Endpoint, ErrorKind, ExecEvent, tree};
+use agent_client::qga::QgaFiles;
+use agent_client::{Agent, Command, Endpoint, ErrorKind, ExecEvent, FileAttributes, GuestFiles, tree};
 use api::agent::{AgentErrorKind, ExecParams, Exit, FileKind, Personality, WindowSize};
 
 /// One agent for all tests of this program.
@@ -206,15 +207,17 @@ fn files_go_both_ways() {
     }
 }
 
+/// Reads well at first.
+struct Broken(usize);
+impl std::io::Read for Broken {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0 += 1;
+        if self.0 > 3 { Err(std::io::Error::other("the host's disk broke")) } else { Ok(buffer.len()) }
+    }
+}
+
 #[test]
 fn a_file_interrupted_is_not_there() {
-    struct Broken(usize);
-    impl std::io::Read for Broken {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            self.0 += 1;
-            if self.0 > 3 { Err(std::io::Error::other("the host's disk broke")) } else { Ok(buffer.len()) }
-        }
-    }
     let (agent, folder) = (agent(), Folder::new("interrupted"));
     agent.write_file(&folder.path("a"), &Default::default(), &mut Broken(0)).expect_err("it breaks");
     // The agent notices when it reads the end of the connection.
@@ -340,8 +343,69 @@ fn qemus_agent_is_understood() {
         let error = qga.freeze().expect_err("it is blocked");
         assert!(matches!(error.kind(), ErrorKind::Refused(_)), "{error}");
         qga.run("/no/such/program", &[], b"", limit).expect_err("there is none");
+        let error = qga.run("/bin/sh", &["-c", "yes | head -c 20000000"], b"", limit).expect_err("too much");
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+        drop(qga);
+        qemus_files(&QgaFiles::new(folder.0.join("s")), &Folder::new("qga-files"));
     }));
     child.kill().expect("it ends");
     child.wait().expect("it ends");
     result.expect("all of it");
+}
+
+/// The same as with our agent, by an agent that knows only bytes of files and programs.
+fn qemus_files(agent: &QgaFiles, folder: &Folder) {
+    let (path, content) = (folder.path("a file"), vec![0x5a_u8; 700_001]);
+    let attributes = FileAttributes { mode: Some(0o4640), uid: Some(1), gid: Some(2) };
+    agent.write_file(&path, &attributes, &mut content.as_slice()).expect("it is written");
+    let found = agent.stat(&path, false).expect("it is there");
+    assert_eq!((found.kind, found.mode, found.uid, found.gid), (FileKind::File, 0o4640, 1, 2));
+    assert_eq!(found.size, content.len() as u64);
+    let mut back = Vec::new();
+    agent.read_file(&path, &mut back).expect("it is read");
+    assert!(back == content, "what came back differs");
+
+    // What it was before stays, through a link; and nothing is left of what was begun.
+    agent.make_link(&folder.path("link"), "a file").expect("a link");
+    agent.make_link(&folder.path("link"), "a file").expect("in place of itself");
+    assert_eq!(
+        agent.stat(&folder.path("link"), false).expect("it is there").target.as_deref(),
+        Some("a file")
+    );
+    agent.write_file(&folder.path("link"), &Default::default(), &mut &b""[..]).expect("it is written");
+    let found = agent.stat(&folder.path("link"), true).expect("it is there");
+    assert_eq!((found.size, found.mode, found.uid), (0, 0o4640, 1));
+    agent.write_file(&path, &Default::default(), &mut Broken(0)).expect_err("it breaks");
+    assert_eq!(agent.stat(&path, false).expect("it is there").size, 0);
+
+    agent.make_folder(&folder.path("deep/er"), Some(0o700)).expect("a folder");
+    agent.make_folder(&folder.path("deep/er"), None).expect("it is there already");
+    let odd = "new\nline \'\"$(x) -rf";
+    agent.write_file(&folder.path(odd), &Default::default(), &mut &b"1"[..]).expect("whatever its name");
+    let listed = agent.list(&folder.path("")).expect("a list");
+    let names: Vec<&str> = listed.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["a file", "deep", "link", odd]);
+    assert_eq!(listed[1].attributes.kind, FileKind::Folder);
+    assert_eq!(listed[2].attributes.target.as_deref(), Some("a file"));
+    assert_eq!(agent.list(&folder.path("deep/er")).expect("a list"), []);
+
+    let kind = |result: Result<(), agent_client::Error>| result.map_err(|error| error.kind());
+    let refused = |kind| Err(ErrorKind::Refused(kind));
+    let missing = folder.path("none/x");
+    assert_eq!(kind(agent.stat(&missing, true).map(drop)), refused(AgentErrorKind::NotFound));
+    assert_eq!(kind(agent.read_file(&missing, &mut Vec::new()).map(drop)), refused(AgentErrorKind::NotFound));
+    assert_eq!(kind(agent.list(&missing).map(drop)), refused(AgentErrorKind::NotFound));
+    let written = agent.write_file(&missing, &Default::default(), &mut &b""[..]);
+    assert_eq!(kind(written), refused(AgentErrorKind::NotFound));
+    assert_eq!(kind(agent.list(&path).map(drop)), refused(AgentErrorKind::Invalid));
+    assert_eq!(kind(agent.make_link(&path, "x")), refused(AgentErrorKind::Invalid));
+    for bad in [folder.path("deep"), "/dev/null".into(), "no/path".into()] {
+        assert_eq!(
+            kind(agent.read_file(&bad, &mut Vec::new()).map(drop)),
+            refused(AgentErrorKind::Invalid),
+            "{bad}"
+        );
+        let written = agent.write_file(&bad, &Default::default(), &mut &b""[..]);
+        assert_eq!(kind(written), refused(AgentErrorKind::Invalid), "{bad}");
+    }
 }

@@ -34,4 +34,9 @@ impl Patience {
         let factor = std::env::var("ARNIA_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
         Duration::from_secs(seconds).mul_f64(factor.unwrap_or(1.0_f64).clamp(0.1, 100.0))
     }
+
+    /// The same in seconds, as far as `arnia exec --wait` takes them.
+    pub fn seconds_to_wait(self) -> u64 {
+        self.limit().as_secs().min(600)
+    }
 }

@@ -18,14 +18,22 @@ use crate::agent::Finished;
 use crate::connection::Connection;
 use crate::error::{Error, ErrorKind};
 
+pub(crate) mod files;
+
+pub use files::QgaFiles;
+
 /// Longest answer in bytes: the agent keeps up to 16 MiB of a program's output, which base64 makes longer.
 const LINE_LEN_MAX: usize = 48 << 20;
 /// What the agent sends before its answer to `guest-sync-delimited`, and never inside JSON.
 const DELIMITER: u8 = 0xff;
-/// Pause between looks at whether a program has ended: the protocol has no other way.
-const EXEC_POLL: Duration = Duration::from_millis(20);
+/// Pauses between looks at whether a program has ended: the protocol has no other way.
+pub const EXEC_POLL: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(500));
+/// What the agent keeps of each of a program's outputs, in bytes (`GUEST_EXEC_MAX_OUTPUT`, qga/commands.c).
+const OUTPUT_LEN_MAX: usize = 16 << 20;
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// And one to freezing: what is dirty is written out first, which takes as long as the disk takes.
+const TIMEOUT_LONG: Duration = Duration::from_secs(300);
 
 /// A connection to QEMU's guest agent.
 #[derive(Debug)]
@@ -61,6 +69,32 @@ impl Qga<UnixStream> {
     /// As [`Qga::connect`].
     pub fn connect_vsock(socket: &Path, port: u32) -> Result<Self, Error> {
         Qga::new(Connection::through_worker(socket, port, TIMEOUT)?.stream)
+    }
+
+    /// Freezes the guest's file systems and says how many. Thaw them soon: nothing else does.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    pub fn freeze(&mut self) -> Result<u64, Error> {
+        let answer = self.ask_long("guest-fsfreeze-freeze")?;
+        answer.as_u64().ok_or_else(|| nonsense("guest-fsfreeze-freeze"))
+    }
+
+    /// Thaws them and says how many; also those that somebody else has frozen.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    pub fn thaw(&mut self) -> Result<u64, Error> {
+        let answer = self.ask_long("guest-fsfreeze-thaw")?;
+        answer.as_u64().ok_or_else(|| nonsense("guest-fsfreeze-thaw"))
+    }
+
+    fn ask_long(&mut self, command: &str) -> Result<Value, Error> {
+        let broke = |error| Error::io("the guest agent's line broke", error);
+        self.stream.set_read_timeout(Some(TIMEOUT_LONG)).map_err(broke)?;
+        let answer = self.ask(command, json!({}));
+        self.stream.set_read_timeout(Some(TIMEOUT)).map_err(broke)?;
+        answer
     }
 }
 
@@ -136,7 +170,7 @@ impl<S: Read + Write> Qga<S> {
         Ok((text("pretty-name"), text("kernel-release")))
     }
 
-    /// Runs a program to its end.
+    /// Runs a program to its end, with the line to the agent held meanwhile: for short ones.
     ///
     /// # Errors
     /// [`ErrorKind::Refused`] if it cannot be run, [`ErrorKind::TimedOut`] if it does not end within `limit`.
@@ -147,41 +181,46 @@ impl<S: Read + Write> Qga<S> {
         input: &[u8],
         limit: Duration,
     ) -> Result<Finished, Error> {
+        let pid = self.exec(program, arguments, input)?;
+        let deadline = Instant::now() + limit;
+        let mut pause = EXEC_POLL.0;
+        loop {
+            if let Some(finished) = self.exec_status(pid)? {
+                return Ok(finished);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(ErrorKind::TimedOut, format!("{program} runs on in the guest")));
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(EXEC_POLL.1);
+        }
+    }
+
+    /// Starts a program and returns its process ID in the guest, by which [`Qga::exec_status`] is asked: over this
+    /// connection or a later one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if it cannot be run.
+    pub fn exec(&mut self, program: &str, arguments: &[&str], input: &[u8]) -> Result<i64, Error> {
         let mut parameters = json!({"path": program, "arg": arguments, "capture-output": true});
         if !input.is_empty() {
             parameters["input-data"] = BASE64_STANDARD.encode(input).into();
         }
         let answer = self.ask("guest-exec", parameters)?;
-        let pid = answer.get("pid").and_then(Value::as_i64).ok_or_else(|| nonsense("guest-exec"))?;
-        let deadline = Instant::now() + limit;
-        loop {
-            let status = self.ask("guest-exec-status", json!({"pid": pid}))?;
-            if status.get("exited") == Some(&Value::Bool(true)) {
-                return finished(&status);
-            }
-            if Instant::now() > deadline {
-                return Err(Error::new(ErrorKind::TimedOut, format!("{program} runs on in the guest")));
-            }
-            thread::sleep(EXEC_POLL);
+        answer.get("pid").and_then(Value::as_i64).ok_or_else(|| nonsense("guest-exec"))
+    }
+
+    /// How a program that was started ended; nothing while it runs. Once told, the agent has forgotten it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the agent does not know it, [`ErrorKind::Protocol`] if the program wrote more than the
+    /// agent keeps.
+    pub fn exec_status(&mut self, pid: i64) -> Result<Option<Finished>, Error> {
+        let status = self.ask("guest-exec-status", json!({"pid": pid}))?;
+        match status.get("exited") == Some(&Value::Bool(true)) {
+            true => finished(&status).map(Some),
+            false => Ok(None),
         }
-    }
-
-    /// Freezes the guest's file systems and says how many. Thaw them soon: nothing else does.
-    ///
-    /// # Errors
-    /// See [`ErrorKind`].
-    pub fn freeze(&mut self) -> Result<u64, Error> {
-        let answer = self.ask("guest-fsfreeze-freeze", json!({}))?;
-        answer.as_u64().ok_or_else(|| nonsense("guest-fsfreeze-freeze"))
-    }
-
-    /// Thaws them and says how many.
-    ///
-    /// # Errors
-    /// See [`ErrorKind`].
-    pub fn thaw(&mut self) -> Result<u64, Error> {
-        let answer = self.ask("guest-fsfreeze-thaw", json!({}))?;
-        answer.as_u64().ok_or_else(|| nonsense("guest-fsfreeze-thaw"))
     }
 
     /// Whether file systems are frozen.
@@ -231,7 +270,8 @@ impl<S: Read + Write> Qga<S> {
         if let Some(error) = answer.get("error") {
             let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
             let kind = match error.get("class").and_then(Value::as_str) {
-                Some("CommandNotFound") => AgentErrorKind::NotFound,
+                // It may also be one that the guest's administrator has switched off.
+                Some("CommandNotFound") => AgentErrorKind::UnsupportedVersion,
                 _ => AgentErrorKind::Failed,
             };
             let text: String = text.chars().take(500).collect();
@@ -296,6 +336,13 @@ fn finished(status: &Value) -> Result<Finished, Error> {
         let text = status.get(name).and_then(Value::as_str).unwrap_or_default();
         BASE64_STANDARD.decode(text).map_err(|_| nonsense("guest-exec-status"))
     };
+    let cut = |name: &str| status.get(name) == Some(&Value::Bool(true));
+    if cut("out-truncated") || cut("err-truncated") {
+        let most = OUTPUT_LEN_MAX >> 20;
+        return Err(Error::protocol(format!(
+            "the program has ended and wrote more than the {most} MiB that QEMU's agent keeps"
+        )));
+    }
     Ok(Finished { exit, stdout: data("out-data")?, stderr: data("err-data")? })
 }
 

@@ -31,6 +31,10 @@ pub struct SnapshotParams {
     /// For people.
     #[serde(default)]
     pub description: String,
+    /// Whether the guest's agent freezes its file systems for it, so that the disks in it are whole without the memory.
+    /// Without an agent there is no snapshot then.
+    #[serde(default)]
+    pub freeze: bool,
 }
 
 /// Most machines that are cloned at a time.

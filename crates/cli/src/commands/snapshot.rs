@@ -12,7 +12,8 @@ use std::process::ExitCode;
 pub enum Snapshot {
     /// Make a snapshot of a virtual machine, which goes on meanwhile
     #[command(after_help = "Examples:\n  arnia snapshot create web before-upgrade\n  \
-                      arnia snapshot create web monday --description \"before the move\"")]
+                      arnia snapshot create web monday --description \"before the move\"\n  \
+                      arnia snapshot create db nightly --freeze")]
     Create {
         /// The virtual machine
         vm: String,
@@ -21,6 +22,10 @@ pub enum Snapshot {
         /// For people
         #[arg(long, value_name = "TEXT", default_value = "")]
         description: String,
+        /// Have the guest's agent freeze its file systems for the moment of the snapshot, so that its disks are whole
+        /// without its memory, too
+        #[arg(long)]
+        freeze: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -55,8 +60,9 @@ impl Run for Snapshot {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         context.with_daemon(async |client| {
             match self {
-                Snapshot::Create { vm, name, description, wait } => {
-                    let params = SnapshotParams { name: name.clone(), description: description.clone() };
+                Snapshot::Create { vm, name, description, freeze, wait } => {
+                    let (name, description) = (name.clone(), description.clone());
+                    let params = SnapshotParams { name: name.clone(), description, freeze: *freeze };
                     let operation = client.snapshot_create(vm, &params).await?;
                     let (doing, done) = (format!("saving {vm}"), format!("{vm}@{name} is made"));
                     wait.finish(context, &client, operation, &doing, &done).await?;

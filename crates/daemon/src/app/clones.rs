@@ -1,6 +1,6 @@
 //! Clones: machines that begin as copies of another, each as itself.
 
-use super::snapshots::saved_disks_of;
+use super::snapshots::{Saved, saved_disks_of};
 use super::work::Work;
 use super::{App, Caller};
 use crate::{Error, util};
@@ -107,7 +107,7 @@ impl App {
             Some(name) => Some(self.snapshot_folder(&self.snapshot_record(vm, &name)?.id)),
             None if machine.process().is_some() => {
                 let id = util::uuid();
-                self.save(&machine, vm, &id, true, work).await?;
+                self.save(&machine, vm, &id, Saved::disks(), work).await?;
                 Some(self.snapshot_folder(&id))
             }
             None => None,

@@ -1,19 +1,18 @@
 //! What goes on inside guests: asking their agents.
 
 use super::{App, Machine};
-use crate::guest::{self, REQUESTS_MAX};
+use crate::guest::{REQUESTS_MAX, Ways};
 use crate::machine::Process;
 use crate::{Error, app};
 use agent_client::Agent;
-use api::agent::ShutdownMode;
 use api::v1::error::ErrorCode;
 use api::v1::guest::Guest;
 use api::v1::vm::VmState;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::VmRecord;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 /// What is known of a guest is asked for anew when somebody looks and it is older than this.
 const FRESH: Duration = Duration::from_secs(5);
@@ -33,6 +32,8 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Known {
     places: Arc<Semaphore>,
     view: std::sync::Mutex<Cached>,
+    /// Whoever freezes or thaws the guest holds this, so that nobody thaws what another has just frozen.
+    freezing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +45,11 @@ struct Cached {
 
 impl Default for Known {
     fn default() -> Known {
-        Known { places: Arc::new(Semaphore::new(REQUESTS_MAX)), view: std::sync::Mutex::default() }
+        Known {
+            places: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            view: std::sync::Mutex::default(),
+            freezing: tokio::sync::Mutex::default(),
+        }
     }
 }
 
@@ -69,23 +74,14 @@ impl Known {
 }
 
 impl App {
-    /// The virtio socket of a machine that runs.
-    fn vsock(&self, id: &str) -> PathBuf {
-        self.folder(id).file("vsock")
+    /// The ways into a guest.
+    pub(super) fn ways(&self, id: &str) -> Ways {
+        let folder = self.folder(id);
+        Ways { arnia: folder.file("vsock"), qemu: folder.file("qemu-agent") }
     }
 
-    /// The socket of QEMU's guest agent in a machine that runs.
-    pub(crate) fn qemu_agent(&self, id: &str) -> PathBuf {
-        self.folder(id).file("qemu-agent")
-    }
-
-    /// Both ways into a guest.
-    fn ways(&self, id: &str) -> Ways {
-        Ways { arnia: self.vsock(id), qemu: self.qemu_agent(id) }
-    }
-
-    /// A place among those who ask a guest, and the socket that leads there.
-    pub(crate) fn guest_place(&self, vm: &VmRecord) -> Result<(OwnedSemaphorePermit, PathBuf), Error> {
+    /// A place among those who ask a guest, and the ways that lead there.
+    pub(crate) fn guest_place(&self, vm: &VmRecord) -> Result<(OwnedSemaphorePermit, Ways), Error> {
         let machine = self.running(vm)?;
         if machine.state() == VmState::Paused {
             let message = format!("the guest of {:?} stands still and cannot answer", vm.name);
@@ -96,28 +92,45 @@ impl App {
             let message = format!("more than {REQUESTS_MAX} requests to the guest of {:?}", vm.name);
             Error::new(ErrorCode::TooManyRequests, message).with_remedy("wait until some of them have ended")
         })?;
-        Ok((place, self.vsock(&vm.id)))
+        Ok((place, self.ways(&vm.id)))
     }
 
-    /// Asks the agent of a guest, on a thread that may wait.
+    /// Does something with the agents of a guest, on a thread that may wait.
+    pub(crate) fn guest_thread<T: Send + 'static>(
+        &self,
+        vm: &VmRecord,
+        work: impl FnOnce(Ways) -> T + Send + 'static,
+    ) -> Result<JoinHandle<T>, Error> {
+        let (place, ways) = self.guest_place(vm)?;
+        Ok(tokio::task::spawn_blocking(move || {
+            let result = work(ways);
+            drop(place);
+            result
+        }))
+    }
+
+    /// The same, and waits for what comes of it.
+    pub(crate) async fn guest_answer<T: Send + 'static>(
+        &self,
+        vm: &VmRecord,
+        work: impl FnOnce(Ways) -> Result<T, agent_client::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let asked = self.guest_thread(vm, work)?.await;
+        Ok(asked.map_err(|e| Error::internal("the guest cannot be asked", e))??)
+    }
+
+    /// Asks our agent in a guest.
     pub(crate) async fn guest_ask<T: Send + 'static>(
         &self,
         vm: &VmRecord,
         work: impl FnOnce(&Agent) -> Result<T, agent_client::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (place, socket) = self.guest_place(vm)?;
-        let asked = tokio::task::spawn_blocking(move || {
-            let result = work(&Agent::of_worker(socket));
-            drop(place);
-            result
-        });
-        Ok(asked.await.map_err(|e| Error::internal("the guest cannot be asked", e))??)
+        self.guest_answer(vm, move |ways| work(&ways.ours())).await
     }
 
     /// What a guest tells of itself, now.
     pub(crate) async fn guest_view(&self, vm: &VmRecord) -> Result<Guest, Error> {
-        let ways = self.ways(&vm.id);
-        let guest = self.guest_ask(vm, move |_| ways.ask()).await?;
+        let guest = self.guest_answer(vm, |ways| ways.view()).await?;
         let machine = self.machine(&vm.id);
         *app::lock(&machine.guest.view) =
             Cached { guest: Some(guest.clone()), asked: Some(Instant::now()), asking: false };
@@ -148,7 +161,8 @@ impl App {
         tokio::spawn(async move {
             let appear = async {
                 let mut pause = APPEAR_INTERVAL.0;
-                while !refresh(&machine, ways.clone()).await {
+                // It may have been frozen for the snapshot that it goes on from, or by a daemon that was killed then.
+                while !(thaw(&machine, ways.clone()).await && refresh(&machine, ways.clone()).await) {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(APPEAR_INTERVAL.1);
                 }
@@ -161,41 +175,57 @@ impl App {
         });
     }
 
+    /// Freezes the file systems of a guest, so that what its disks hold is whole without its memory.
+    pub(super) async fn guest_freeze<'a>(
+        &self,
+        machine: &'a Machine,
+        vm: &VmRecord,
+    ) -> Result<Frozen<'a>, Error> {
+        let freezing = machine.guest.freezing.lock().await;
+        self.guest_answer(vm, |ways| ways.freeze()).await?;
+        Ok(Frozen { _freezing: freezing, ways: self.ways(&vm.id) })
+    }
+
     /// Asks the agent of a guest to shut it down; whether it will.
     pub(super) async fn guest_shutdown(&self, id: &str) -> bool {
         let ways = self.ways(id);
-        let asked = tokio::task::spawn_blocking(move || {
-            let ours = Agent::of_worker(ways.arnia).shutdown(ShutdownMode::Poweroff, false);
-            ours.or_else(|_| guest::qemu::shutdown(&ways.qemu))
-        });
+        let asked = tokio::task::spawn_blocking(move || ways.shutdown());
         matches!(tokio::time::timeout(SHUTDOWN_PATIENCE, asked).await, Ok(Ok(Ok(()))))
     }
 }
 
-/// The sockets that lead to the agents of a guest: ours, and QEMU's.
-#[derive(Clone, Debug)]
-struct Ways {
-    arnia: PathBuf,
-    qemu: PathBuf,
+/// A guest whose file systems are frozen.
+pub(super) struct Frozen<'a> {
+    _freezing: tokio::sync::MutexGuard<'a, ()>,
+    ways: Ways,
 }
 
-impl Ways {
-    /// What the guest tells of itself, by the agent that it has.
-    fn ask(&self) -> Result<Guest, agent_client::Error> {
-        let agent = Agent::of_worker(&self.arnia);
-        match agent.info() {
-            Ok(info) => Ok(guest::view(&info, agent.interfaces()?)),
-            Err(error) if error.kind() == agent_client::ErrorKind::NotReady => {
-                guest::qemu::view(&self.qemu).map_err(|_| error)
-            }
-            Err(error) => Err(error),
-        }
+impl Frozen<'_> {
+    /// Thaws them.
+    pub(super) async fn thaw(self) -> Result<(), Error> {
+        let ways = self.ways.clone();
+        let asked = tokio::task::spawn_blocking(move || ways.thaw()).await;
+        let thawed = asked.map_err(|e| Error::internal("the guest cannot be asked", e))?;
+        thawed.map_err(|error| {
+            Error::new(
+                ErrorCode::GuestFailed,
+                "the guest's file systems are still frozen, and it may stand still",
+            )
+            .with_cause(error)
+            .with_remedy("our agent thaws them within 10 minutes; else `arnia restart --force` the machine")
+        })
     }
+}
+
+/// Thaws a guest that nobody freezes now; whether an agent has answered.
+async fn thaw(machine: &Machine, ways: Ways) -> bool {
+    let _freezing = machine.guest.freezing.lock().await;
+    matches!(tokio::task::spawn_blocking(move || ways.thaw()).await, Ok(Ok(())))
 }
 
 /// Asks a guest for what it tells of itself; whether it did.
 async fn refresh(machine: &Machine, ways: Ways) -> bool {
-    let answer = tokio::task::spawn_blocking(move || ways.ask()).await;
+    let answer = tokio::task::spawn_blocking(move || ways.view()).await;
     let mut view = app::lock(&machine.guest.view);
     view.asking = false;
     let Ok(Ok(guest)) = answer else { return false };

@@ -3,6 +3,7 @@
 //! A worker makes a snapshot in a folder of its machine (`saving`); when it is whole, it is moved to the folder of all
 //! snapshots, where disks of any machine may stand on it. `sweep` takes it away when nobody needs it.
 
+use super::guest::Frozen;
 use super::work::Work;
 use super::{App, Machine};
 use crate::{Error, util};
@@ -78,7 +79,16 @@ impl App {
                 self.keep_disks(&vm, id)?;
                 0
             }
-            false => self.save(&machine, &vm, id, true, work).await?.bytes,
+            false => {
+                let frozen = match params.freeze {
+                    true => {
+                        work.begin("freezing the guest's file systems", None);
+                        Some(self.guest_freeze(&machine, &vm).await?)
+                    }
+                    false => None,
+                };
+                self.save(&machine, &vm, id, Saved { disks: true, frozen }, work).await?.bytes
+            }
         };
         let record = SnapshotRecord {
             id: id.into(),
@@ -107,7 +117,26 @@ impl App {
         machine: &Machine,
         vm: &VmRecord,
         id: &str,
+        saved: Saved<'_>,
+        work: &Work,
+    ) -> Result<SnapshotDone, Error> {
+        let Saved { disks, mut frozen } = saved;
+        let done = self.save_thawing(machine, vm, id, disks, &mut frozen, work).await;
+        match frozen {
+            // Whatever became of the snapshot, the guest goes on.
+            Some(frozen) => frozen.thaw().await.and(done),
+            None => done,
+        }
+    }
+
+    /// Does so, and thaws the guest as soon as its moment is past.
+    async fn save_thawing(
+        &self,
+        machine: &Machine,
+        vm: &VmRecord,
+        id: &str,
         disks: bool,
+        frozen: &mut Option<Frozen<'_>>,
         work: &Work,
     ) -> Result<SnapshotDone, Error> {
         self.running(vm)?;
@@ -138,6 +167,11 @@ impl App {
                     work.begin(what, Some(progress.total_bytes));
                 }
                 work.reach(progress.done_bytes);
+                if progress.phase == SnapshotPhase::Sync
+                    && let Some(frozen) = frozen.take()
+                {
+                    frozen.thaw().await?;
+                }
             }
         };
         let Reply::Snapshot(done) = reply else {
@@ -277,7 +311,7 @@ impl App {
         }
         let _no_sweep = self.warming.read().await;
         let snapshot = util::uuid();
-        if let Err(error) = self.save(&machine, &vm, &snapshot, false, work).await {
+        if let Err(error) = self.save(&machine, &vm, &snapshot, Saved::memory(), work).await {
             if was_running {
                 control.ask(Request::Resume {}).await?;
             }
@@ -289,6 +323,25 @@ impl App {
             Ok(records.vm_set_state(&vm.id, Desired::Stopped, false, None)?)
         })?;
         self.stop_locked(&machine, StopParams { force: true, timeout: None }).await
+    }
+}
+
+/// What is saved of a machine beside its memory.
+pub(super) struct Saved<'a> {
+    disks: bool,
+    /// The guest was frozen for it, and is thawed once its disks are as they will be.
+    frozen: Option<Frozen<'a>>,
+}
+
+impl Saved<'_> {
+    /// Nothing.
+    fn memory() -> Saved<'static> {
+        Saved { disks: false, frozen: None }
+    }
+
+    /// Its disks, as they are.
+    pub(super) fn disks() -> Saved<'static> {
+        Saved { disks: true, frozen: None }
     }
 }
 

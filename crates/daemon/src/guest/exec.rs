@@ -10,7 +10,7 @@
 //! its output from coming, nor a client that does not take it the signals.
 
 use super::frames::{self, Frames};
-use super::qemu;
+use super::{Ways, qemu};
 use crate::Error;
 use api::agent::frame::{CHUNK_LEN, FrameKind};
 use api::agent::{Control, Event, ExecParams, Reply, Request, STDIN_WINDOW};
@@ -72,9 +72,9 @@ async fn connect(
     }
 }
 
-/// Serves a client to its end. `socket` leads to our agent, `qemu` to QEMU's.
-pub(crate) async fn serve(mut client: WebSocket, socket: &Path, qemu: &Path, wait: Duration) {
-    let opened = open(&mut client, socket, qemu, wait).await;
+/// Serves a client to its end.
+pub(crate) async fn serve(mut client: WebSocket, ways: &Ways, wait: Duration) {
+    let opened = open(&mut client, ways, wait).await;
     let (mut sink, mut stream) = client.split();
     let outcome = match opened {
         Err(error) => Err(error),
@@ -104,16 +104,16 @@ enum Opened {
 }
 
 /// Takes the first message and starts the program.
-async fn open(client: &mut WebSocket, socket: &Path, qemu: &Path, wait: Duration) -> Result<Opened, Error> {
+async fn open(client: &mut WebSocket, ways: &Ways, wait: Duration) -> Result<Opened, Error> {
     let bad = |message: &str| Error::new(ErrorCode::BadRequest, message);
     let first = tokio::time::timeout(PATIENCE, client.recv()).await;
     let Ok(Some(Ok(Message::Text(text)))) = first else {
         return Err(bad("the first message is not text that says what to run"));
     };
     let params: ExecParams = crate::http::extract::parse(text.as_bytes())?;
-    let Some(stream) = connect(socket, qemu, wait).await? else {
+    let Some(stream) = connect(&ways.arnia, &ways.qemu, wait).await? else {
         tell_client(client, &ExecMessage::Started).await?;
-        let (stdout, stderr, exit) = qemu::run(client, qemu, &params).await?;
+        let (stdout, stderr, exit) = qemu::run(client, &ways.qemu, &params).await?;
         for (channel, bytes) in [(EXEC_STDOUT, stdout), (EXEC_STDERR, stderr)] {
             for piece in bytes.chunks(CHUNK_LEN) {
                 client.send(output(channel, piece)).await.map_err(|_| bad("the client has gone"))?;

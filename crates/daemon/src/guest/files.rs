@@ -4,7 +4,7 @@
 //! connection, a few pieces at a time, so that the slower side sets the pace.
 
 use crate::Error;
-use agent_client::{Agent, FileAttributes};
+use agent_client::{FileAttributes, GuestFiles};
 use api::agent::{AgentErrorKind, FileKind};
 use api::v1::error::ErrorCode;
 use axum::body::{Body, Bytes};
@@ -80,8 +80,17 @@ impl Write for Outlet {
     }
 }
 
+impl Outlet {
+    /// Nothing comes, and this is why.
+    pub(crate) fn fail(self, error: Error) {
+        if let Some(head) = self.head {
+            let _ = head.send(Err(error));
+        }
+    }
+}
+
 /// Sends a file or folder of the guest to where `outlet` leads.
-pub(crate) fn send_out(agent: &Agent, path: &str, mut outlet: Outlet) {
+pub(crate) fn send_out(agent: &dyn GuestFiles, path: &str, mut outlet: Outlet) {
     let result = match agent.stat(path, true) {
         Err(error) => Err(error.into()),
         Ok(attributes) => match attributes.kind {
@@ -103,7 +112,7 @@ pub(crate) fn send_out(agent: &Agent, path: &str, mut outlet: Outlet) {
     }
 }
 
-fn archive(agent: &Agent, path: &str, outlet: &mut Outlet) -> Result<(), Error> {
+fn archive(agent: &dyn GuestFiles, path: &str, outlet: &mut Outlet) -> Result<(), Error> {
     let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, outlet));
     add_folder(agent, &mut builder, path, "", 0)?;
     builder.into_inner().and_then(|mut writer| writer.flush()).map_err(unsent)
@@ -114,7 +123,7 @@ fn unsent(error: io::Error) -> Error {
 }
 
 fn add_folder<W: Write>(
-    agent: &Agent,
+    agent: &dyn GuestFiles,
     builder: &mut tar::Builder<W>,
     path: &str,
     inside: &str,
@@ -227,7 +236,7 @@ impl Read for Inlet {
 }
 
 /// Unpacks an archive into a folder of the guest, which is made if it is not there. Owners are root.
-pub(crate) fn unpack(agent: &Agent, folder: &str, from: impl Read) -> Result<(), Error> {
+pub(crate) fn unpack(agent: &dyn GuestFiles, folder: &str, from: impl Read) -> Result<(), Error> {
     agent.make_folder(folder, None)?;
     let bad = |e: io::Error| Error::new(ErrorCode::Invalid, "the archive cannot be read").with_cause(e);
     let mut archive = tar::Archive::new(from);

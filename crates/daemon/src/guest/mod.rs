@@ -6,10 +6,12 @@
 pub(crate) mod exec;
 pub(crate) mod files;
 mod frames;
-pub(crate) mod qemu;
+mod qemu;
 mod view;
+mod ways;
 
 pub(crate) use view::{printable, view};
+pub(crate) use ways::Ways;
 
 use crate::Error;
 use agent_client::ErrorKind;

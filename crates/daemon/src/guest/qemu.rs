@@ -5,8 +5,8 @@
 
 use super::printable;
 use crate::Error;
-use agent_client::qga::Qga;
-use api::agent::{Control, ExecParams, Exit, Info, ShutdownMode};
+use agent_client::qga::{EXEC_POLL, Qga};
+use api::agent::{Control, ExecParams, Exit, Info};
 use api::v1::error::ErrorCode;
 use api::v1::guest::{EXEC_STDIN, ExecMessage, Guest};
 use axum::extract::ws::{Message, WebSocket};
@@ -18,34 +18,34 @@ use std::time::Duration;
 const THERE: Duration = Duration::from_secs(3);
 /// How long a program may run.
 const RUN_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// Looks in a row at a program for which there may be no answer.
+const SILENCES_MAX: u32 = 5;
+/// How long it may take to send a signal.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
+/// SIGHUP (signal(7)).
+const HANG_UP: i32 = 1;
 /// Input that a program can be given.
 const INPUT_MAX: usize = 8 << 20;
 /// How long the client has to send all of it.
 const INPUT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The agent behind a worker's socket, if one answers.
-fn connect(socket: &Path) -> Result<Qga<UnixStream>, agent_client::Error> {
+pub(super) fn connect(socket: &Path) -> Result<Qga<UnixStream>, agent_client::Error> {
     Qga::connect_within(socket, THERE)
 }
 
 /// Whether an agent answers.
-pub(crate) fn answers(socket: &Path) -> bool {
+pub(super) fn answers(socket: &Path) -> bool {
     connect(socket).is_ok()
 }
 
 /// What the guest tells of itself.
-pub(crate) fn view(socket: &Path) -> Result<Guest, agent_client::Error> {
-    let mut agent = connect(socket)?;
+pub(super) fn view(mut agent: Qga<UnixStream>) -> Result<Guest, agent_client::Error> {
     let (version, _) = agent.info()?;
     let (system, kernel) = agent.system().unwrap_or_default();
     let info = Info { hostname: agent.host_name().unwrap_or_default(), system, kernel, ..Info::default() };
     let interfaces = agent.interfaces()?;
     Ok(Guest { agent: format!("qemu {}", printable(&version, 64)), ..super::view(&info, interfaces) })
-}
-
-/// Asks it to shut the guest down.
-pub(crate) fn shutdown(socket: &Path) -> Result<(), agent_client::Error> {
-    connect(socket)?.shutdown(ShutdownMode::Poweroff)
 }
 
 /// The program that is run and its arguments, for what is asked for.
@@ -108,21 +108,82 @@ async fn input(client: &mut WebSocket) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Runs a program to its end; returns its output and how it ended.
-pub(crate) async fn run(
+/// Runs a program to its end; returns its output and how it ended. Between looks at it the agent is free for others, and
+/// no thread waits.
+pub(super) async fn run(
     client: &mut WebSocket,
     socket: &Path,
     params: &ExecParams,
 ) -> Result<(Vec<u8>, Vec<u8>, Exit), Error> {
     let words = program(params)?;
-    let (input, socket) = (input(client).await?, socket.to_owned());
-    let work = move || -> Result<_, agent_client::Error> {
+    let input = input(client).await?;
+    let pid = ask(socket, move |agent| {
         let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
-        connect(&socket)?.run(&words[0], &arguments, &input, RUN_LIMIT)
-    };
-    let finished = tokio::task::spawn_blocking(work).await;
-    let finished = finished.map_err(|e| Error::internal("the guest cannot be asked", e))??;
-    Ok((finished.stdout, finished.stderr, finished.exit))
+        agent.exec(&words[0], &arguments, &input)
+    })
+    .await?;
+    let deadline = tokio::time::Instant::now() + RUN_LIMIT;
+    let (mut pause, mut failures) = (EXEC_POLL.0, 0);
+    loop {
+        match ask(socket, move |agent| agent.exec_status(pid)).await {
+            Ok(Some(finished)) => return Ok((finished.stdout, finished.stderr, finished.exit)),
+            Ok(None) => failures = 0,
+            // Somebody else may have held the line for longer than we wait.
+            Err(error) if is_silence(&error) && failures < SILENCES_MAX => failures += 1,
+            Err(error) => return Err(error),
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(Error::new(ErrorCode::GuestTimeout, "the program runs on in the guest"));
+        }
+        let pausing = tokio::time::sleep(pause);
+        tokio::pin!(pausing);
+        loop {
+            let message = tokio::select! {
+                () = &mut pausing => break,
+                message = client.recv() => message,
+            };
+            match message {
+                Some(Ok(Message::Text(text))) => {
+                    if let Ok(Control::Signal { signal }) = serde_json::from_str(&text) {
+                        send_signal(socket, pid, signal).await?;
+                        pause = EXEC_POLL.0;
+                    }
+                }
+                Some(Ok(Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {}
+                // As with our agent, whose program is hung up on.
+                Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                    let _ = send_signal(socket, pid, HANG_UP).await;
+                    return Err(Error::new(ErrorCode::Cancelled, "the client has gone"));
+                }
+            }
+        }
+        pause = (pause * 2).min(EXEC_POLL.1);
+    }
+}
+
+/// Asks the agent, on a thread that may wait.
+async fn ask<T: Send + 'static>(
+    socket: &Path,
+    work: impl FnOnce(&mut Qga<UnixStream>) -> Result<T, agent_client::Error> + Send + 'static,
+) -> Result<T, Error> {
+    let socket = socket.to_owned();
+    let asked = tokio::task::spawn_blocking(move || work(&mut connect(&socket)?)).await;
+    Ok(asked.map_err(|e| Error::internal("the guest cannot be asked", e))??)
+}
+
+fn is_silence(error: &Error) -> bool {
+    matches!(error.code(), ErrorCode::Unavailable | ErrorCode::GuestTimeout)
+}
+
+/// Sends a program a signal. The agent has no command for it, and starts programs in no group of their own.
+async fn send_signal(socket: &Path, pid: i64, signal: i32) -> Result<(), Error> {
+    let arguments = ["-c".to_owned(), "kill -\"$0\" \"$1\"".to_owned(), signal.to_string(), pid.to_string()];
+    let sent = ask(socket, move |agent| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        agent.run("sh", &arguments, b"", SIGNAL_LIMIT)
+    });
+    // A program that has just ended takes none.
+    sent.await.map(drop)
 }
 
 #[cfg(test)]

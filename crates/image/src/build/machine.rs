@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 
-use agent_client::{Agent, Command, tree};
+use agent_client::{Agent, Command, GuestFiles, tree};
 use api::agent::Exit;
 use api::image::PersonalitySource;
 use api::worker::config::DiskConfig;

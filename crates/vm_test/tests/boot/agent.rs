@@ -5,13 +5,15 @@ use std::path::Path;
 use std::process::Command as HostCommand;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_client::{Agent, Command, ErrorKind, FileAttributes, tree};
+use agent_client::{Agent, Command, ErrorKind, FileAttributes, GuestFiles, tree};
 use anyhow::{Context, Result, ensure};
 use api::agent::{
     AgentErrorKind, Exit, Identity, Personality, Provision, ShutdownMode, UserAccount, WindowSize,
 };
 use vm_test::agent::{AgentFiles, VsockPath};
-use vm_test::{After, Case, Guest, HttpServer, Patience, Suite, copy_sparse, sha256_hex};
+use vm_test::{
+    After, Case, Guest, HttpServer, Patience, Suite, check_ext4, copy_sparse, sha256_hex, system_tool,
+};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("agent::busybox", busybox);
@@ -70,7 +72,7 @@ fn debian(case: &Case) -> Result<()> {
     agent.shutdown(ShutdownMode::Poweroff, false)?;
     vm.wait(Patience::Shutdown)?.expect_code(0)?;
     ensure!(vm.console().transcript().contains("reboot: Power down"), "the guest did not shut down in order");
-    check_file_system(&disk)
+    check_ext4(&disk)
 }
 
 fn programs(agent: &Agent) -> Result<()> {
@@ -147,7 +149,7 @@ fn frozen(case: &Case, agent: &Agent, disk: &Path) -> Result<()> {
     let copy = case.path("frozen.img");
     copy_sparse(disk, &copy)?;
     agent.thaw()?;
-    check_file_system(&copy)?;
+    check_ext4(&copy)?;
     let mut debugfs = system_tool("debugfs");
     let shown = debugfs.args(["-R", "cat /root/dirty"]).arg(&copy).output()?;
     ensure!(shown.stdout.ends_with(b"\n200000\n"), "what was written before is not on the disk");
@@ -163,23 +165,6 @@ fn frozen(case: &Case, agent: &Agent, disk: &Path) -> Result<()> {
         ensure!(Instant::now() < deadline, "it does not thaw by itself");
     }
     Ok(())
-}
-
-fn check_file_system(disk: &Path) -> Result<()> {
-    let output = system_tool("e2fsck").arg("-fn").arg(disk).output().context("e2fsck")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "e2fsck finds faults: {said}");
-    let header = system_tool("dumpe2fs").arg("-h").arg(disk).output().context("dumpe2fs")?.stdout;
-    let header = String::from_utf8_lossy(&header);
-    ensure!(!header.contains("needs_recovery"), "the journal was not written back");
-    Ok(())
-}
-
-/// The tools of e2fsprogs are where users without root do not look.
-fn system_tool(name: &str) -> HostCommand {
-    let mut command = HostCommand::new(name);
-    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    command
 }
 
 /// After a clone the machine is another one.

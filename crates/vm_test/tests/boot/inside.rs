@@ -1,24 +1,43 @@
 //! Inside guests by the program `arnia`: programs with their streams and exit status, files, shutdown.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use vm_test::agent::AgentFiles;
-use vm_test::{Arnia, Case, HttpServer, Patience, Suite, sha256_hex};
+use vm_test::{Arnia, Case, HttpServer, Patience, Suite, check_ext4, sha256_hex, system_tool};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("daemon::programs_and_files_in_a_guest", inside);
     suite.engineless_test("daemon::a_guest_with_qemus_agent", qemus_agent);
+    suite.engineless_test("daemon::frozen_for_a_snapshot", frozen_by_ours);
+    suite.engineless_test("daemon::frozen_by_qemus_agent_for_a_snapshot", frozen_by_qemus);
 }
 
 /// Starts a guest with an agent.
 pub(crate) fn start(case: &Case, arnia: &Arnia, name: &str, more: &[&str]) -> Result<()> {
+    start_with(case, arnia, name, more, "agent", &AgentFiles::from_env()?.initramfs())
+}
+
+/// Starts one that has Debian's package of QEMU's agent and not ours.
+fn start_with_qemus(case: &Case, arnia: &Arnia, name: &str, more: &[&str]) -> Result<()> {
+    start_with(case, arnia, name, more, "qemu_agent", &AgentFiles::from_env()?.initramfs_with_qemus())
+}
+
+fn start_with(
+    case: &Case,
+    arnia: &Arnia,
+    name: &str,
+    more: &[&str],
+    test: &str,
+    initrd: &Path,
+) -> Result<()> {
     let kernel = case.artifacts.kernel.image.to_string_lossy().into_owned();
-    let initrd = AgentFiles::from_env()?.initramfs().to_string_lossy().into_owned();
-    let append = "console=ttyS0 panic=-1 arnia.test=agent arnia.end=idle";
-    let common = ["run", "--kernel", &kernel, "--initrd", &initrd, "--append", append, "--memory", "256M"];
+    let initrd = initrd.to_string_lossy();
+    let append = format!("console=ttyS0 panic=-1 arnia.test={test} arnia.end=idle");
+    let common = ["run", "--kernel", &kernel, "--initrd", &initrd, "--append", &append, "--memory", "256M"];
     arnia.run(&[&common[..], more, &[name]].concat())?;
     Ok(())
 }
@@ -26,13 +45,8 @@ pub(crate) fn start(case: &Case, arnia: &Arnia, name: &str, more: &[&str]) -> Re
 /// A guest that has Debian's package of QEMU's agent and not ours.
 fn qemus_agent(case: &Case) -> Result<()> {
     let arnia = Arnia::new()?;
-    let kernel = case.artifacts.kernel.image.to_string_lossy().into_owned();
-    let initrd = AgentFiles::from_env()?.initramfs_with_qemus().to_string_lossy().into_owned();
-    let append = "console=ttyS0 panic=-1 arnia.test=qemu_agent arnia.end=idle";
-    arnia.run(&[
-        "run", "--kernel", &kernel, "--initrd", &initrd, "--append", append, "--memory", "256M", "demo",
-    ])?;
-    let patience = Patience::Boot.limit().as_secs().to_string();
+    start_with_qemus(case, &arnia, "demo", &[])?;
+    let patience = Patience::Boot.seconds_to_wait().to_string();
     let first = arnia.run(&["exec", "--wait", &patience, "demo", "--", "hostname"])?;
     ensure!(first == "arnia\n", "the guest calls itself {first:?}");
     let both = arnia.try_run(&["exec", "demo", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])?;
@@ -75,13 +89,98 @@ fn qemus_agent(case: &Case) -> Result<()> {
     }
     let terminal = arnia.try_run(&["exec", "-t", "demo", "--", "sh"])?;
     ensure!(!terminal.status.success(), "a terminal: {terminal:?}");
+    files(case, &arnia)?;
+    a_long_program_leaves_the_agent_to_others(&arnia)
+}
+
+/// While one program runs, others do; a signal of the client reaches it, and so does its end.
+fn a_long_program_leaves_the_agent_to_others(arnia: &Arnia) -> Result<()> {
+    let script = "trap 'echo caught; exit 5' TERM; touch /tmp/up; while :; do sleep 0.1; done";
+    let long = arnia.command(&["exec", "demo", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn()?;
+    let up = "until [ -e /tmp/up ]; do sleep 0.1; done; echo up";
+    ensure!(arnia.run(&["exec", "demo", "--", "sh", "-c", up])? == "up\n", "others wait");
+    let pid = rustix::process::Pid::from_raw(long.id() as i32).context("a process")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    let output = long.wait_with_output()?;
+    ensure!(output.status.code() == Some(5) && output.stdout == b"caught\n", "{output:?}");
     Ok(())
+}
+
+fn frozen_by_ours(case: &Case) -> Result<()> {
+    frozen(case, start)
+}
+
+fn frozen_by_qemus(case: &Case) -> Result<()> {
+    frozen(case, start_with_qemus)
+}
+
+/// What the disk of a snapshot holds is whole without the memory if the guest was frozen for it. The guest goes on, both
+/// after the snapshot and from it.
+fn frozen(case: &Case, start: fn(&Case, &Arnia, &str, &[&str]) -> Result<()>) -> Result<()> {
+    let arnia = Arnia::new()?;
+    arnia.run(&["volume", "create", "data", "64M"])?;
+    start(case, &arnia, "demo", &["--volume", "data"])?;
+    let patience = Patience::Boot.seconds_to_wait().to_string();
+    let shell = |line: &str| arnia.run(&["exec", "--wait", &patience, "demo", "--", "sh", "-c", line]);
+    // Busybox makes ext2; the journal that tells whether a file system is whole is the host's to make.
+    shell("hostname")?;
+    arnia.run(&["stop", "--force", "demo"])?;
+    let volume = file_of(&arnia.home().join("data/pools"), "")?;
+    let made = system_tool("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&volume).status()?;
+    ensure!(made.success(), "mke2fs failed");
+    arnia.run(&["start", "demo"])?;
+    shell("mkdir /data && mount -t ext4 /dev/vda /data && seq 1 100000 > /data/one")?;
+    arnia.run(&["snapshot", "create", "demo", "whole", "--freeze"])?;
+    let disk = disk_of_snapshot(&arnia)?;
+    check_ext4(&disk)?;
+    let shown = system_tool("debugfs").args(["-R", "cat /one"]).arg(&disk).output()?;
+    ensure!(shown.stdout.ends_with(b"\n100000\n"), "what was written before is not on the disk");
+    ensure!(shell("echo x > /data/two && sync && ls /data | wc -l")? == "3\n", "it did not thaw");
+
+    arnia.run(&["snapshot", "restore", "demo", "whole"])?;
+    ensure!(shell("echo x > /data/three && sync && ls /data | wc -l")? == "3\n", "restored, it did not thaw");
+    arnia.run(&["snapshot", "rm", "demo", "whole"])?;
+    // The same without, so that what is looked at above can be otherwise.
+    arnia.run(&["snapshot", "create", "demo", "as-it-is"])?;
+    ensure!(
+        check_ext4(&disk_of_snapshot(&arnia)?).is_err(),
+        "this one needs its memory, and looks as if it did not"
+    );
+
+    // Without an agent there is no such snapshot, and nothing of one.
+    shell("umount /data; killall arnia-agent qemu-ga; true").ok();
+    let refused = arnia.try_run(&["snapshot", "create", "demo", "none", "--freeze"])?;
+    ensure!(!refused.status.success(), "{refused:?}");
+    ensure!(String::from_utf8_lossy(&refused.stderr).contains("agent"), "{refused:?}");
+    let left = arnia.json(&["snapshot", "ls", "demo"])?;
+    ensure!(left.as_array().map(Vec::len) == Some(1), "{left}");
+    Ok(())
+}
+
+/// The only file below a folder whose name begins so.
+fn file_of(folder: &Path, name: &str) -> Result<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            } else if path.file_name().is_some_and(|found| found.to_string_lossy().starts_with(name)) {
+                return Ok(path);
+            }
+        }
+    }
+    anyhow::bail!("there is no {name} below {}", folder.display())
+}
+
+fn disk_of_snapshot(arnia: &Arnia) -> Result<PathBuf> {
+    file_of(arnia.home(), "disk0.img")
 }
 
 fn inside(case: &Case) -> Result<()> {
     let arnia = Arnia::new()?;
     start(case, &arnia, "demo", &[])?;
-    let patience = Patience::Boot.limit().as_secs().to_string();
+    let patience = Patience::Boot.seconds_to_wait().to_string();
     // The guest is still starting: the command waits for it.
     let first = arnia.run(&["exec", "--wait", &patience, "demo", "--", "hostname"])?;
     ensure!(first == "arnia\n", "the guest calls itself {first:?}");

@@ -43,7 +43,7 @@ impl Folder {
 
 /// Runs a line in a guest.
 fn sh(arnia: &Arnia, name: &str, line: &str) -> Result<String> {
-    let patience = Patience::Boot.limit().as_secs().to_string();
+    let patience = Patience::Boot.seconds_to_wait().to_string();
     arnia.run(&["exec", "--wait", &patience, name, "--", "sh", "-ec", line])
 }
 

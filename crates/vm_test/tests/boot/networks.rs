@@ -13,7 +13,7 @@ pub(crate) fn add(suite: &mut Suite) {
 
 /// Runs a line in a guest.
 fn sh(arnia: &Arnia, project: &str, name: &str, line: &str) -> Result<String> {
-    let patience = Patience::Boot.limit().as_secs().to_string();
+    let patience = Patience::Boot.seconds_to_wait().to_string();
     arnia.run(&["--project", project, "exec", "--wait", &patience, name, "--", "sh", "-ec", line])
 }
 

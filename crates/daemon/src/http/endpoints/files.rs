@@ -3,9 +3,10 @@
 use super::ProjectParam;
 use crate::Error;
 use crate::app::App;
+use crate::guest::Ways;
 use crate::guest::files::{self, Kind};
 use crate::http::extract::{Path, Query, Scope};
-use agent_client::{Agent, FileAttributes};
+use agent_client::FileAttributes;
 use api::agent::{Attributes, Entry};
 use api::v1::error::{ErrorBody, ErrorCode};
 use api::v1::guest::TAR;
@@ -66,12 +67,11 @@ pub(crate) async fn file_read(
 ) -> Result<Response, Error> {
     let vm = app.vm(&scope, &name)?;
     files::check_path(&query.path)?;
-    let (place, socket) = app.guest_place(&vm)?;
     let (outlet, outgoing) = files::outlet();
-    tokio::task::spawn_blocking(move || {
-        files::send_out(&Agent::of_worker(socket), &query.path, outlet);
-        drop(place);
-    });
+    drop(app.guest_thread(&vm, move |ways| match ways.files() {
+        Ok(agent) => files::send_out(&*agent, &query.path, outlet),
+        Err(error) => outlet.fail(error.into()),
+    })?);
     let (kind, body) = outgoing.body().await?;
     let content_type = match kind {
         Kind::File => "application/octet-stream",
@@ -100,20 +100,17 @@ pub(crate) async fn file_write(
     if query.mode.is_some_and(|mode| mode > 0o7777) {
         return Err(Error::new(ErrorCode::BadRequest, "permission bits are 0 to 4095 (07777)"));
     }
-    let (place, socket) = app.guest_place(&vm)?;
     let mut inlet = files::inlet(body);
-    let written = tokio::task::spawn_blocking(move || {
-        let agent = Agent::of_worker(socket);
-        let result = match archive {
-            true => files::unpack(&agent, &query.path, inlet),
+    let written = app.guest_thread(&vm, move |ways| {
+        let agent = ways.files()?;
+        match archive {
+            true => files::unpack(&*agent, &query.path, inlet),
             false => {
                 let attributes = FileAttributes { mode: query.mode, uid: query.uid, gid: query.gid };
-                agent.write_file(&query.path, &attributes, &mut inlet).map_err(Error::from)
+                Ok(agent.write_file(&query.path, &attributes, &mut inlet)?)
             }
-        };
-        drop(place);
-        result
-    });
+        }
+    })?;
     written.await.map_err(|e| Error::internal("the file cannot be written", e))??;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -130,7 +127,8 @@ pub(crate) async fn file_view(
 ) -> Result<Json<Attributes>, Error> {
     let vm = app.vm(&scope, &name)?;
     files::check_path(&query.path)?;
-    Ok(Json(app.guest_ask(&vm, move |agent| agent.stat(&query.path, query.follow)).await?))
+    let view = move |ways: Ways| ways.files()?.stat(&query.path, query.follow);
+    Ok(Json(app.guest_answer(&vm, view).await?))
 }
 
 /// Lists a folder of the guest, by name.
@@ -145,6 +143,6 @@ pub(crate) async fn file_list(
 ) -> Result<Json<Page<Entry>>, Error> {
     let vm = app.vm(&scope, &name)?;
     files::check_path(&query.path)?;
-    let items = app.guest_ask(&vm, move |agent| agent.list(&query.path)).await?;
+    let items = app.guest_answer(&vm, move |ways| ways.files()?.list(&query.path)).await?;
     Ok(Json(Page { items, next: None }))
 }
