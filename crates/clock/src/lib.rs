@@ -36,6 +36,12 @@ pub struct Clock {
     wall_base_ns: AtomicU64,
 }
 
+/// Begins to measure the host's TSC, if its frequency has to be measured at all: called at a program's start, so that
+/// [`host_tsc_hz`] need not wait.
+pub fn begin_measuring_host_tsc() {
+    tsc::note_early();
+}
+
 /// The frequency of the host's time-stamp counter in Hz.
 pub fn host_tsc_hz() -> u64 {
     tsc::host_frequency_hz()

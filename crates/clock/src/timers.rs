@@ -7,6 +7,10 @@ use std::time::Duration;
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
 
+/// How long the thread sleeps at most after something has fired. Most timers are armed again soon, for later, and to
+/// wake the thread for that would take their owner longer than everything else.
+const SOON: Nanos = 1_000_000;
+
 /// The timer service of one machine. Cheap to clone.
 #[derive(Clone)]
 pub struct Timers {
@@ -163,6 +167,7 @@ impl Shared {
 
     fn run(&self) {
         let mut state = self.lock();
+        let mut fired = false;
         while !state.quit {
             let running = self.clock.is_running();
             let now = self.clock.now();
@@ -170,9 +175,12 @@ impl Shared {
                 drop(state);
                 callback();
                 state = self.lock();
+                fired = true;
                 continue;
             }
             let next = state.queue.first().map(|entry| entry.0).filter(|_| running);
+            let soon = (std::mem::take(&mut fired) && running).then_some(now + SOON);
+            let next = [next, soon].into_iter().flatten().min();
             state.sleeping_until = next.unwrap_or(Nanos::MAX);
             state = match next {
                 Some(at) => {
@@ -242,5 +250,18 @@ mod tests {
         clock.resume();
         timers.clock_changed();
         assert_eq!(rx.recv_timeout(PATIENCE), Ok(1));
+    }
+
+    #[test]
+    fn a_timer_that_is_armed_again_after_it_fired_fires_again() {
+        let (clock, timers, tx, rx) = setup();
+        let timer = timers.timer(move || tx.send(1).unwrap());
+        // Sooner and later than the thread looks by itself, and after it has gone to sleep for good.
+        for after in [SOON / 4, SOON * 3, 0, SOON * 30, SOON / 2] {
+            let deadline = clock.now() + after;
+            timer.arm(deadline);
+            assert_eq!(rx.recv_timeout(PATIENCE), Ok(1));
+            assert!(clock.now() >= deadline);
+        }
     }
 }

@@ -28,6 +28,7 @@ use virtio::console::ConsoleInput;
 /// Runs the program.
 pub fn main() -> ExitCode {
     let started = Instant::now();
+    clock::begin_measuring_host_tsc();
     // Ends by itself, with status 2, when the command line is wrong.
     let cli = Cli::parse();
     crate::log::start(cli.log_level());

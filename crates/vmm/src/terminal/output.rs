@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// How much text may wait.
 const BUFFER_SIZE: usize = 256 * 1024;
+/// How long the thread lets text gather once some has come: a guest prints byte by byte, and to wake a thread for each
+/// takes longer than the guest does to print it.
+const GATHERING: Duration = Duration::from_millis(1);
 /// How long a writer waits for room before the reader counts as stuck.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -49,6 +52,8 @@ struct State {
     waiting: VecDeque<u8>,
     /// The thread is writing bytes that are no longer in `waiting`.
     busy: bool,
+    /// The thread sleeps until it is told of work.
+    idle: bool,
     stuck: bool,
     /// The reader is gone for good.
     broken: bool,
@@ -113,7 +118,10 @@ impl Write for OutputWriter {
         loop {
             let (taken, left) = rest.split_at(rest.len().min(state.room()));
             state.waiting.extend(taken);
-            shared.work.notify_all();
+            // It takes what has come meanwhile without being told, and to tell it costs a system call.
+            if std::mem::take(&mut state.idle) {
+                shared.work.notify_all();
+            }
             rest = left;
             if rest.is_empty() || state.stuck || state.broken || state.closed {
                 break;
@@ -154,7 +162,12 @@ impl Shared {
                 if state.closed {
                     return;
                 }
+                state.idle = true;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle = false;
+                let more = |state: &mut State| !state.closed && state.room() > BUFFER_SIZE / 2;
+                let gathered = self.work.wait_timeout_while(state, GATHERING, more);
+                state = gathered.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
             let bytes: Vec<u8> = std::mem::take(&mut state.waiting).into();
