@@ -71,8 +71,11 @@ impl Image {
                 chunks.push((chunk, address + (index * CHUNK) as u64));
             }
         }
-        parallel::for_each(chunks, |(chunk, address)| ram.guest().write_slice(chunk, GuestAddress(address)))
-            .map_err(memory_error)
+        parallel::for_each(chunks, |(chunk, address)| {
+            ram.populate(address, chunk.len() as u64);
+            ram.guest().write_slice(chunk, GuestAddress(address))
+        })
+        .map_err(memory_error)
     }
 }
 

@@ -269,6 +269,22 @@ impl Ram {
         Ok(done)
     }
 
+    /// Has the host provide the pages of `len` bytes from `gpa` on, which are about to be written: many at once take a
+    /// fraction of the time that they take one by one. What it refuses comes when it is touched.
+    pub fn populate(&self, gpa: u64, len: u64) {
+        let Some(range) = (len > 0).then_some(RamRange { start: gpa, len }) else { return };
+        if gpa.checked_add(len).is_none() {
+            return;
+        }
+        let Some(start) = self.host_address(range) else { return };
+        let offset = start as usize % PAGE_SIZE as usize;
+        let len = offset + len as usize;
+        // SAFETY: pages of the region's mapping, whose contents stay what they are.
+        let _ = unsafe {
+            rustix::mm::madvise(start.sub(offset).cast(), len, rustix::mm::Advice::LinuxPopulateWrite)
+        };
+    }
+
     /// The ranges that are RAM, in ascending order.
     pub fn ranges(&self) -> impl Iterator<Item = RamRange> + '_ {
         self.ram_regions().map(|region| region.range)
@@ -664,5 +680,17 @@ mod tests {
         assert_eq!(ram.compare_exchange(8, 1u32, 2), Some(false));
         assert_eq!(ram.compare_exchange(8, 0u32, 2), Some(true));
         assert_eq!(ram.load::<u32>(8), Some(2));
+    }
+
+    #[test]
+    fn populated_memory_keeps_its_contents_and_the_rest_is_left_alone() {
+        let ram = Ram::new(4 * MIB).unwrap();
+        ram.store(MIB + 8, 7u64).unwrap();
+        for (gpa, len) in [(MIB, MIB), (MIB + 5, 3), (0, 0), (4 * MIB - 1, 2), (u64::MAX, 2), (MIB, u64::MAX)]
+        {
+            ram.populate(gpa, len);
+        }
+        assert_eq!((ram.load::<u64>(MIB + 8), ram.load::<u64>(MIB)), (Some(7), Some(0)));
+        assert!(ram.shared_file().is_some());
     }
 }

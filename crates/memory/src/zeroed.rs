@@ -34,3 +34,15 @@ pub fn zeroed<T: Zeroable>(count: usize) -> Box<[T]> {
         Box::from_raw(std::ptr::slice_from_raw_parts_mut(table.cast(), count))
     }
 }
+
+/// Asks the host to back a large buffer by huge pages, before it is touched: it is filled faster so. A host that refuses
+/// leaves it as it is.
+pub fn prefer_huge_pages(buffer: *const [u8]) {
+    let (start, page) = (buffer.cast::<u8>() as usize, crate::PAGE_SIZE as usize);
+    let (first, end) = (start.next_multiple_of(page), (start + buffer.len()) & !(page - 1));
+    if first < end {
+        // SAFETY: no memory changes its contents by this, whoever it belongs to.
+        let _ =
+            unsafe { rustix::mm::madvise(first as *mut _, end - first, rustix::mm::Advice::LinuxHugepage) };
+    }
+}

@@ -89,6 +89,7 @@ pub(crate) fn payload(payload: &[u8], size_max: u64) -> Result<Vec<u8>, Error> {
 
 fn stream(reader: impl Read, size: usize) -> Result<Vec<u8>, Error> {
     let mut out = Vec::with_capacity(size);
+    memory::prefer_huge_pages(std::ptr::slice_from_raw_parts(out.as_ptr(), out.capacity()));
     reader.take(size as u64).read_to_end(&mut out).map_err(|e| damaged(Some(e)))?;
     if out.len() == size { Ok(out) } else { Err(damaged(None)) }
 }
@@ -97,6 +98,7 @@ fn stream(reader: impl Read, size: usize) -> Result<Vec<u8>, Error> {
 /// each other, and each but the last has the full uncompressed size.
 fn lz4_legacy(frame: &[u8], size: usize) -> Result<Vec<u8>, Error> {
     let mut out = vec![0; size];
+    memory::prefer_huge_pages(&raw const out[..]);
     let mut rest = &frame[4..];
     let mut blocks = Vec::new();
     for target in out.chunks_mut(LZ4_LEGACY_BLOCK) {

@@ -40,6 +40,7 @@ impl Kernel {
         }
         file.rewind().map_err(unreadable)?;
         let mut data = Vec::with_capacity(size as usize);
+        memory::prefer_huge_pages(std::ptr::slice_from_raw_parts(data.as_ptr(), data.capacity()));
         file.take(FILE_SIZE_MAX).read_to_end(&mut data).map_err(unreadable)?;
         Kernel::from_bytes(data)
     }
