@@ -85,6 +85,12 @@ impl Cpu {
             if self.exit.is_some() || self.needs_attention() || self.single_steps() || !self.translates() {
                 return None;
             }
+            if let Some(block) = self.next_cold_block() {
+                if let Err(fault) = self.run_block(&block) {
+                    self.raise(fault);
+                }
+                continue;
+            }
             match self.next_code() {
                 Ok(Some(code)) => return Some(code),
                 Ok(None) => self.step(),

@@ -1,6 +1,6 @@
 //! What other threads want from a vCPU: one word that it polls at every block, and sleep and wake-up.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Requests to one vCPU.
@@ -10,6 +10,18 @@ pub(crate) struct Signals {
     /// The vCPU may hold cached host pointers, so requests to drop them have to be waited for.
     in_guest: AtomicBool,
     sleeping: AtomicBool,
+    /// Which page [`signal::FLUSH_WRITES`] is about: its host address, [`MANY`], or 0.
+    revoked: AtomicU64,
+}
+
+/// Stands for more than one page.
+const MANY: u64 = u64::MAX;
+
+/// Which pages may not be written without report any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Revoked {
+    Page(u64),
+    All,
 }
 
 /// Bits of [`Signals`].
@@ -56,6 +68,29 @@ impl Signals {
             word: AtomicU32::new(0),
             in_guest: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
+            revoked: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes the request to forget that the page at a host address may be written without report. Any thread.
+    pub(crate) fn revoke_writes(&self, host: u64) {
+        // What has not been seen to yet is not lost.
+        let _ = self.revoked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |before| {
+            Some(if before == 0 || before == host { host } else { MANY })
+        });
+        self.raise(signal::FLUSH_WRITES);
+    }
+
+    /// Takes that request: which pages. The vCPU's thread.
+    pub(crate) fn take_revoked(&self) -> Option<Revoked> {
+        if self.take(signal::FLUSH_WRITES) == 0 {
+            return None;
+        }
+        // After the request itself: who adds a page now makes the request again.
+        match self.revoked.swap(0, Ordering::SeqCst) {
+            0 => None,
+            MANY => Some(Revoked::All),
+            host => Some(Revoked::Page(host)),
         }
     }
 
@@ -121,5 +156,27 @@ impl Signals {
     /// Whether a request among `bits` still waits for a vCPU that executes guest code.
     pub(crate) fn must_wait_for(&self, bits: u32) -> bool {
         self.in_guest.load(Ordering::SeqCst) && self.word.load(Ordering::SeqCst) & bits != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revoked_pages_are_told_once_and_none_is_lost() {
+        let signals = Signals::new();
+        assert_eq!(signals.take_revoked(), None);
+        signals.revoke_writes(0x1000);
+        signals.revoke_writes(0x1000);
+        assert!(signals.pending() & signal::FLUSH_WRITES != 0);
+        assert_eq!(signals.take_revoked(), Some(Revoked::Page(0x1000)));
+        assert_eq!((signals.take_revoked(), signals.pending()), (None, 0));
+        for host in [0x1000, 0x2000, 0x1000] {
+            signals.revoke_writes(host);
+        }
+        assert_eq!(signals.take_revoked(), Some(Revoked::All));
+        signals.revoke_writes(0x3000);
+        assert_eq!(signals.take_revoked(), Some(Revoked::Page(0x3000)));
     }
 }

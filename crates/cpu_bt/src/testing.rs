@@ -1,7 +1,7 @@
 //! A vCPU that executes one instruction at a time and tells how it ended, for tests that compare engines
 //! and processors. Built with feature `testing` only.
 
-use crate::block::{Detail, Flow, Op};
+use crate::block::{Detail, Flow, Op, TRANSLATED};
 use crate::cpu::Cpu;
 use crate::engine;
 use crate::fault::{Fault, Result};
@@ -340,7 +340,7 @@ impl Machine {
                 cpu.signals.take(u32::MAX);
                 let linear = cpu.regs.r[RIP];
                 if let Ok(block) = cpu.find_block(linear)
-                    && block.hits.get() < cpu.vm.options.hot
+                    && (block.hits.get() < cpu.vm.options.hot || block.hits.get() == TRANSLATED)
                 {
                     block.hits.set(cpu.vm.options.hot);
                 }
@@ -371,7 +371,7 @@ impl Machine {
                 cpu.signals.take(u32::MAX);
                 let linear = cpu.regs.r[RIP];
                 if let Ok(block) = cpu.find_block(linear)
-                    && block.hits.get() < cpu.vm.options.hot
+                    && (block.hits.get() < cpu.vm.options.hot || block.hits.get() == TRANSLATED)
                 {
                     block.hits.set(cpu.vm.options.hot);
                 }

@@ -170,6 +170,24 @@ impl Cpu {
     }
 }
 
+/// Has this thread's heap grow once and for all: by itself it grows by a page and a system call at a time, thousands of times
+/// while a system starts. Takes address space only.
+pub(crate) fn grow_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        /// What a start decodes takes about as much.
+        const TOTAL: usize = 24 << 20;
+        /// Smaller than what the allocator maps by itself.
+        const PIECE: usize = 96 << 10;
+        let mut pieces = [std::ptr::null_mut(); TOTAL / PIECE];
+        // SAFETY: pieces of memory that nobody uses; freeing none is allowed.
+        unsafe {
+            pieces.fill_with(|| libc::malloc(PIECE));
+            pieces.iter().rev().for_each(|piece| libc::free(*piece));
+        }
+    }
+}
+
 /// Has the allocator give back what is free, which it would keep otherwise.
 #[cfg(target_env = "gnu")]
 fn trim_allocator() {

@@ -5,11 +5,12 @@ use crate::jit::cache::CodeCache;
 use crate::lapic::Lapic;
 use crate::lockstep::Turns;
 use crate::options::Options;
-use crate::signals::{Signals, signal};
+use crate::signals::{Revoked, Signals, signal};
+use crate::thrift::grow_heap;
 use clock::Clock;
 use memory::{CodeWatcher, PAGE_SIZE, Ram, RamRange};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use x86::cpuid::Leaf;
 
 /// Shared by the vCPUs and the threads of devices.
@@ -193,6 +194,15 @@ impl CodePages {
 
     /// The translations.
     pub(crate) fn cache(&self) -> MutexGuard<'_, CodeCache> {
+        /// As long as a trace takes to be translated: to sleep and be woken takes longer.
+        const SPINS: u32 = 1000;
+        for _ in 0..SPINS {
+            match self.cache.try_lock() {
+                Ok(cache) => return cache,
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+                Err(TryLockError::Poisoned(_)) => break,
+            }
+        }
         // A panic while it was held has ended the process or a test; what it guards stays consistent.
         self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -289,8 +299,9 @@ impl crate::cpu::Cpu {
         drop(cache);
         // Most code was never written by the guest itself.
         if newly && code.may_be_writable(gpa) {
-            self.tlb.flush_writes();
-            self.revoke_writes_of_others();
+            if let Some(page) = self.ram.code_page(gpa) {
+                self.revoke_writes(page.ptr as u64);
+            }
             code.forget_writable(gpa);
         }
         version
@@ -305,6 +316,7 @@ impl crate::cpu::Cpu {
         }
         if !self.jit.ready {
             self.jit.ready = true;
+            grow_heap();
             (self.jit.enter, self.jit.leave) = (cache.stubs.enter, cache.stubs.leave);
             self.jit.underflows = cache.stubs.underflow;
             self.jit.forget_targets();
@@ -320,27 +332,28 @@ impl crate::cpu::Cpu {
         if std::mem::replace(&mut code.cache().emptying, true) {
             return false;
         }
-        self.ask_others(signal::DROP_CODE);
+        self.ask_others(signal::DROP_CODE, |signals| signals.raise(signal::DROP_CODE));
         self.forget_translations();
         code.cache().empty();
         self.vm.counters.code_cache_emptied.add();
         true
     }
 
-    /// Makes every other vCPU drop its permissions to write without report, and waits until those that
-    /// execute guest code have done so.
-    fn revoke_writes_of_others(&mut self) {
-        self.ask_others(signal::FLUSH_WRITES);
+    /// Makes every vCPU drop its permissions to write to the page at a host address without report, and waits until
+    /// those that execute guest code have done so.
+    fn revoke_writes(&mut self, host: u64) {
+        self.tlb.revoke_writes(host);
+        self.ask_others(signal::FLUSH_WRITES, |signals| signals.revoke_writes(host));
     }
 
     /// Makes a request to every other vCPU, and waits until those that execute guest code have seen to
     /// it. Holds no lock, and no host pointer of its own.
-    fn ask_others(&mut self, request: u32) {
+    fn ask_others(&mut self, request: u32, ask: impl Fn(&Signals)) {
         let vm = self.vm.clone();
         let id = self.id as usize;
         let others = || vm.signals.iter().enumerate().filter(|(other, _)| *other != id);
         for (_, signals) in others() {
-            signals.raise(request);
+            ask(signals);
         }
         for (_, signals) in others() {
             while signals.must_wait_for(request) {
@@ -354,8 +367,10 @@ impl crate::cpu::Cpu {
     /// Sees to what happened to code and to what other vCPUs may be waiting for.
     pub(crate) fn heed_requests(&mut self) {
         self.signals.take(signal::TURN);
-        if self.signals.take(signal::FLUSH_WRITES) != 0 {
-            self.tlb.flush_writes();
+        match self.signals.take_revoked() {
+            Some(Revoked::Page(host)) => self.tlb.revoke_writes(host),
+            Some(Revoked::All) => self.tlb.flush_writes(),
+            None => {}
         }
         if self.signals.take(signal::CODE_VOIDED) != 0 {
             // Some of the noted code addresses lead straight out again.

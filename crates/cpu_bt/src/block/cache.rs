@@ -94,7 +94,9 @@ pub(crate) struct AddressHasher(u64);
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {
-        self.0
+        // Tables are indexed by the low bits. Those of a product depend on the low bits of its factors alone, which are
+        // the same for all code at one offset in its page.
+        self.0.rotate_left(26)
     }
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
@@ -206,23 +208,23 @@ impl BlockCache {
         }
     }
 
-    /// Whether the block at a linear address was executed lately and is not worth to be translated yet. Counts. Now
-    /// and then the answer is no, for another vCPU may have translated it.
+    /// The block at a linear address that was executed lately and is not worth to be translated yet. Counts. Now
+    /// and then there is none, for another vCPU may have translated it. The block may be out of date.
     #[inline]
-    pub(crate) fn stays_cold(&self, linear: u64, key: BlockKey, hot: u32) -> bool {
-        const LOOK_EVERY: u32 = 4;
+    fn cold_block(&self, linear: u64, key: BlockKey, hot: u32) -> Option<&Rc<Block>> {
+        const LOOK_EVERY: u32 = 8;
         let entry = &self.front[BlockCache::slot(linear)];
-        let Some(block) = &entry.block else { return false };
+        let block = entry.block.as_ref()?;
         let hits = block.hits.get();
         let cold = entry.linear == linear
             && entry.generation == self.generations[half(linear)]
             && entry.key == key
             && hits < hot
             && !hits.is_multiple_of(LOOK_EVERY);
-        if cold {
+        cold.then(|| {
             block.hits.set(hits + 1);
-        }
-        cold
+            block
+        })
     }
 
     /// The translation of a physical address, if that was noted and holds still.
@@ -288,6 +290,16 @@ fn physical_slot(gpa: u64) -> usize {
 }
 
 impl Cpu {
+    /// The block at a linear address if it is known, up to date and not to be translated yet.
+    #[inline]
+    pub(crate) fn find_cold_block(&self, linear: u64) -> Option<Rc<Block>> {
+        let block = self.blocks.cold_block(linear, self.mode.key, self.hot())?;
+        let [first, second] = block.versions.get();
+        let is_valid = self.vm.page_version(block.gpa) == first
+            && block.second_page.is_none_or(|page| self.vm.page_version(page) == second);
+        is_valid.then(|| block.clone())
+    }
+
     /// The block at linear address `linear`, decoded now if need be.
     #[inline(always)]
     pub(crate) fn find_block(&mut self, linear: u64) -> Result<Rc<Block>> {
@@ -346,5 +358,22 @@ impl Cpu {
         let next = (linear & !0xfff).wrapping_add(0x1000);
         let next = if self.mode.is_64() { next } else { next & 0xffff_ffff };
         Ok(self.fetch_address(next)? == second && self.vm.page_version(second) == block.versions.get()[1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
+    #[test]
+    fn code_at_one_offset_of_many_pages_is_spread() {
+        let hasher = BuildHasherDefault::<AddressHasher>::default();
+        let slots: HashSet<u64> = (0..4096u64)
+            .map(|page| hasher.hash_one((page << 12 | 0x340, BlockKey::new(64, false))) % 4096)
+            .collect();
+        // As many as balls thrown by lot would meet, about 2590, and not the few that the low bits alone can be.
+        assert!(slots.len() > 2300, "{}", slots.len());
     }
 }

@@ -106,9 +106,12 @@ pub(crate) struct Block {
     /// What it was decoded from, in the first page.
     pub(crate) bytes: Box<[u8]>,
     pub(crate) ops: Box<[Op]>,
-    /// How often it was looked up for translation; [`UNTRANSLATABLE`] when that failed.
+    /// How often it was looked up for translation; [`UNTRANSLATABLE`] when that failed, [`TRANSLATED`] when it
+    /// succeeded.
     pub(crate) hits: Cell<u32>,
 }
 
 /// Value of [`Block::hits`] for blocks whose first instruction is not translated.
 pub(crate) const UNTRANSLATABLE: u32 = u32::MAX;
+/// And for those that there was translated code for when it was last looked for.
+pub(crate) const TRANSLATED: u32 = u32::MAX - 1;

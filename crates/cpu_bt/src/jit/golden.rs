@@ -19,7 +19,7 @@ const CODE: u64 = 0x40_0000;
 
 type Snippet = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
-const SNIPPETS: [(&str, Snippet); 16] = [
+const SNIPPETS: [(&str, Snippet); 18] = [
     ("add-registers", |a| a.add(rax, rbx)),
     ("add-in-memory-registers", |a| a.add(r13, r14)),
     ("load", |a| a.mov(rax, qword_ptr(rsi + 8))),
@@ -56,6 +56,15 @@ const SNIPPETS: [(&str, Snippet); 16] = [
         a.cmp(rsi, rdi)?;
         a.jne(head)
     }),
+    ("supervisor-loop", |a| {
+        let mut head = a.create_label();
+        a.set_label(&mut head)?;
+        a.add(rax, qword_ptr(rsi))?;
+        a.add(rsi, 8)?;
+        a.cmp(rsi, rdi)?;
+        a.jne(head)
+    }),
+    ("supervisor-load", |a| a.mov(rax, qword_ptr(rsi + 8))),
     ("call", |a| a.call(CODE + 0x800)),
     ("return", |a| a.ret()),
 ];
@@ -70,7 +79,7 @@ fn golden_code_is_as_before() {
     let bless = std::env::var_os("ARNIA_BLESS").is_some();
     let mut changed = Vec::new();
     for (name, snippet) in SNIPPETS {
-        let text = translate(snippet);
+        let text = translate(snippet, name.starts_with("supervisor"));
         let path = folder.join(format!("{name}.txt"));
         if bless {
             std::fs::create_dir_all(&folder).unwrap();
@@ -89,7 +98,7 @@ fn golden_code_is_as_before() {
 }
 
 /// The snippet and its host code, with names for addresses.
-fn translate(snippet: Snippet) -> String {
+fn translate(snippet: Snippet, supervisor: bool) -> String {
     let mut a = CodeAssembler::new(64).unwrap();
     snippet(&mut a).unwrap();
     let written = a.assemble(CODE).unwrap();
@@ -100,6 +109,9 @@ fn translate(snippet: Snippet) -> String {
     let cpuid = x86::cpuid::build("x86-64-v3", 1, 1_000_000_000).unwrap();
     let mut machine = Machine::with_options(Mode::Long64, cpuid, &pages, &Options::default());
     machine.write(CODE, &code);
+    if supervisor {
+        machine.become_supervisor();
+    }
     let (at, host, stubs) = machine.host_code(CODE);
     let mut text = String::new();
     for insn in Decoder::with_ip(64, &written, 0, DecoderOptions::NONE) {

@@ -4,7 +4,7 @@ use super::cache::Key;
 use super::state::{JitState, NO_EXIT, Site};
 use super::{FRAMES, key_of, page_id, page_of};
 use crate::block::cache::Known;
-use crate::block::{Block, Flow, UNTRANSLATABLE};
+use crate::block::{Block, Flow, TRANSLATED, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::mmu::guess::Guess;
@@ -13,6 +13,7 @@ use crate::mmu::walk::Access;
 use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
+use std::rc::Rc;
 use x86::reg::{cr4, rflags};
 
 /// What a helper tells translated code.
@@ -40,9 +41,6 @@ impl Cpu {
         let linear = self.regs.r[RIP];
         let key = self.key_at(linear);
         let known = match self.blocks.translated(linear, key) {
-            Known::Nothing if !key.careful() && self.blocks.stays_cold(linear, self.mode.key, self.hot()) => {
-                Known::Nothing
-            }
             Known::Nothing => self.find_translation(linear, key)?,
             known => known,
         };
@@ -60,6 +58,18 @@ impl Cpu {
         }
         self.prepare_entry();
         Ok(Some(code))
+    }
+
+    /// The block of the present instruction, if that is known to be interpreted a few times more.
+    #[inline]
+    pub(crate) fn next_cold_block(&mut self) -> Option<Rc<Block>> {
+        let linear = self.regs.r[RIP];
+        if self.jit.careful != 0 {
+            return None;
+        }
+        let block = self.find_cold_block(linear)?;
+        self.jit.exit = NO_EXIT;
+        Some(block)
     }
 
     /// Puts in order what translated code expects in [`JitState`].
@@ -176,9 +186,13 @@ impl Cpu {
         }
         let found = self.vm.code.cache().find(gpa, key).map(|translation| translation.verified);
         if let Some(code) = found {
+            if !key.careful() {
+                block.hits.set(TRANSLATED);
+            }
             return Ok(Known::Code(code, page_id(gpa, key)));
         }
-        let hits = block.hits.get();
+        // What was translated and is void has to become hot again.
+        let hits = if block.hits.get() == TRANSLATED { 0 } else { block.hits.get() };
         block.hits.set(hits + 1);
         // What comes from translated code is hot already.
         if hits < self.hot() && !key.careful() {
@@ -188,7 +202,7 @@ impl Cpu {
             Some(code) if key.careful() => Ok(Known::Code(code, page_id(gpa, key))),
             None if key.careful() => Ok(Known::Nothing),
             Some(code) => {
-                block.hits.set(0);
+                block.hits.set(TRANSLATED);
                 Ok(Known::Code(code, page_id(gpa, key)))
             }
             None => {

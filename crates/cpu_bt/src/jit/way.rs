@@ -1,6 +1,7 @@
 //! How each instruction is done: re-encoded, hand-written, by its handler, or not in a trace at all.
 
 use super::groups::Form;
+use super::trace::Step;
 
 use super::{Key, liveness, strings};
 use crate::block::cache::AddressHasher;
@@ -51,7 +52,11 @@ pub(super) struct Kind {
 /// The kinds of instructions met before. Finding out takes long, and code consists of the same instructions over
 /// and over.
 #[derive(Default)]
-pub(crate) struct Kinds(HashMap<u128, Kind, BuildHasherDefault<AddressHasher>>);
+pub(crate) struct Kinds {
+    known: HashMap<u128, Kind, BuildHasherDefault<AddressHasher>>,
+    /// Memory that each trace needs for a while.
+    pub(super) steps: Vec<Step>,
+}
 
 /// Most kinds kept; beyond, all are found out anew.
 const KINDS_MAX: usize = 8192;
@@ -60,7 +65,7 @@ impl Cpu {
     /// The kind of an instruction.
     pub(super) fn kind(&mut self, insn: &Instruction, key: Key) -> Kind {
         let shape = shape(insn, key);
-        if let Some(known) = shape.and_then(|shape| self.kinds.0.get(&shape)) {
+        if let Some(known) = shape.and_then(|shape| self.kinds.known.get(&shape)) {
             return *known;
         }
         let (way, plan) = self.way(insn, key);
@@ -69,10 +74,10 @@ impl Cpu {
         let leaves_flags_away = leaves_flags_away(insn, way, plan.as_ref());
         let kind = Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away };
         if let Some(shape) = shape {
-            if self.kinds.0.len() >= KINDS_MAX {
-                self.kinds.0.clear();
+            if self.kinds.known.len() >= KINDS_MAX {
+                self.kinds.known.clear();
             }
-            self.kinds.0.insert(shape, kind);
+            self.kinds.known.insert(shape, kind);
         }
         kind
     }

@@ -97,6 +97,22 @@ impl GuessBank {
         }
     }
 
+    /// Forgets the page at this host address, whatever linear addresses lead to it.
+    pub(crate) fn forget_host(&mut self, host: u64) {
+        let (count, empty) = (self.count as usize, self.empty());
+        let forget = |guess: &mut Guess| {
+            if guess.page.wrapping_add(guess.addend) == host {
+                *guess = empty;
+            }
+        };
+        match count {
+            0..=FILLED => self.filled[..count]
+                .iter()
+                .for_each(|&offset| forget(&mut self.entries[offset as usize / size_of::<Guess>()])),
+            _ => self.entries.iter_mut().for_each(forget),
+        }
+    }
+
     /// Whether a guess that was wrong [`MISSES`] times has been so within `cycles`. Counts anew.
     pub(crate) fn is_often_wrong(&mut self, index: usize, now: u64, cycles: u64) -> bool {
         self.misses[index] = MISSES;

@@ -322,6 +322,22 @@ impl Tlb {
         Left::OtherPages
     }
 
+    /// Drops the permissions to write to the page at this host address without report.
+    pub(crate) fn revoke_writes(&mut self, host: u64) {
+        self.flushes += 1;
+        self.write_flushes += 1;
+        for mmu in FILLED {
+            for (index, entry) in self.write[mmu as usize].iter_mut().enumerate() {
+                if entry.host == host {
+                    *entry = none(index);
+                }
+            }
+        }
+        for [_, write] in &mut self.guesses {
+            write.forget_host(host);
+        }
+    }
+
     /// Drops all permissions to write without report.
     pub(crate) fn flush_writes(&mut self) {
         self.flushes += 1;
@@ -434,5 +450,43 @@ impl Cpu {
                 self.jit.forget_page(linear);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mmu::guess::Guess;
+
+    #[test]
+    fn permissions_to_write_a_page_go_wherever_it_is_mapped_and_no_others() {
+        let mut boxed = Box::<Tlb>::new_zeroed();
+        // SAFETY: integers, for which zero is a value; `initialise` makes the rest one.
+        let mut tlb = unsafe {
+            (*boxed.as_mut_ptr()).initialise();
+            boxed.assume_init()
+        };
+        let (page, other) = (0x7000_1000 as *mut u8, 0x7000_2000 as *mut u8);
+        let places = [(MmuIndex::Kernel, 0x5000), (MmuIndex::User, 0x9000), (MmuIndex::KernelAc, 0xa000)];
+        for (mmu, linear) in places {
+            tlb.insert(mmu, linear, page, true, false);
+            tlb.insert(mmu, linear + 0x10_0000, other, true, false);
+        }
+        let bank = &mut tlb.guesses[MmuIndex::User as usize][1];
+        for (number, linear, host) in [(3usize, 0x9000u64, page), (4, 0x10_9000, other)] {
+            bank.entries[number] = Guess { page: linear, addend: (host as u64).wrapping_sub(linear) };
+            bank.filled[bank.count as usize] = (number * size_of::<Guess>()) as u32;
+            bank.count += 1;
+        }
+        let before = (tlb.flushes(), tlb.write_flushes());
+        tlb.revoke_writes(page as u64);
+        assert_eq!((tlb.flushes(), tlb.write_flushes()), (before.0 + 1, before.1 + 1));
+        for (mmu, linear) in places {
+            assert_eq!(tlb.lookup_write(mmu, linear, 8), None);
+            assert_eq!(tlb.lookup_read(mmu, linear, 8), Some(page.cast_const()));
+            assert_eq!(tlb.lookup_write(mmu, linear + 0x10_0000, 8), Some(other));
+        }
+        let bank = &tlb.guesses[MmuIndex::User as usize][1];
+        assert!(bank.entries[3].page != 0x9000 && bank.entries[4].page == 0x10_9000);
     }
 }

@@ -8,8 +8,11 @@ use super::task::Switch;
 use crate::block::{Flow, Handler};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::int::Int;
 use crate::regs::{RIP, RSP};
 use iced_x86::{Code, Instruction};
+use x86::Segment;
+use x86::paging::is_canonical;
 use x86::reg::{cr4, rflags};
 use x86::segment::access;
 use x86::state::seg;
@@ -30,6 +33,7 @@ const ORDINARY: u64 =
 impl Cpu {
     fn iret(&mut self, size: u8) -> Result<Flow> {
         match () {
+            _ if size == 8 && self.iret_to_the_same() => {}
             _ if !self.mode.protected => self.iret_real(size)?,
             _ if self.mode.v86 => self.iret_virtual_8086(size)?,
             _ if self.regs.flag(rflags::NT) => {
@@ -44,6 +48,42 @@ impl Cpu {
         self.nmi_blocked = false;
         self.drop_resume_flag();
         Ok(Flow::Branch)
+    }
+
+    /// IRET in 64-bit mode that loads the code and stack segments which are loaded already, from descriptors that say
+    /// the same still: kernels serialise with it, thousands of times while they patch themselves at their start. False,
+    /// and nothing is done, where there is more to it.
+    fn iret_to_the_same(&mut self) -> bool {
+        const FRAME_LEN: usize = 40;
+        if !self.mode.is_64() || self.regs.flag(rflags::NT) {
+            return false;
+        }
+        let Some(frame) = self.tlb.lookup_read(self.mode.data, self.regs.r[RSP], FRAME_LEN) else {
+            return false;
+        };
+        // SAFETY: a TLB entry maps a whole page of RAM, and the frame lies in it.
+        let [rip, cs, flags, sp, ss] = [0, 8, 16, 24, 32].map(|at| unsafe { u64::load(frame.add(at)) });
+        let same = |number: usize, selector: u64| {
+            let loaded = &self.regs.seg[number];
+            let table = &self.sys.gdtr;
+            let offset = selector & 0xfff8;
+            if selector as u16 != loaded.selector || selector & 4 != 0 || offset + 7 > table.limit as u64 {
+                return false;
+            }
+            let address = table.base.wrapping_add(offset);
+            self.tlb.lookup_read(self.implicit_mmu(), address, 8).is_some_and(|at| {
+                // SAFETY: as above.
+                Segment::from_descriptor(loaded.selector, unsafe { u64::load(at) }) == *loaded
+            })
+        };
+        if !same(seg::CS, cs) || !same(seg::SS, ss) || !is_canonical(rip) {
+            return false;
+        }
+        self.set_flags(8, flags, self.iret_mask(self.cpl()));
+        self.regs.r[RSP] = sp;
+        self.regs.r[RIP] = rip;
+        self.update_mode();
+        true
     }
 
     /// Replaces the flags selected by `mask`; a 16-bit operand has no upper half.

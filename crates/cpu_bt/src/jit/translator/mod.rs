@@ -50,31 +50,40 @@ impl Cpu {
             }
             None => None,
         };
+        let read = || {
+            let mut bytes = [0u8; 4096 + INSTRUCTION_LEN_MAX];
+            // SAFETY: a page of RAM. Who writes it meanwhile is noticed below.
+            unsafe { std::ptr::copy(page.ptr, bytes.as_mut_ptr(), 4096) };
+            if let Some(second) = &second_page {
+                // SAFETY: as above.
+                unsafe { std::ptr::copy(second.ptr, bytes[4096..].as_mut_ptr(), INSTRUCTION_LEN_MAX) };
+            }
+            bytes
+        };
+        let len = if second.is_some() { 4096 + INSTRUCTION_LEN_MAX } else { 4096 };
+        // What can be done without the lock, for which other vCPUs may be waiting.
+        let steps = std::mem::take(&mut self.kinds.steps);
+        let bytes = read();
+        let mut trace = self.collect(&bytes[..len], (gpa & 0xfff) as u16, key, steps);
         let vm = self.vm.clone();
         let mut cache = vm.code.cache();
         if cache.emptying || cache.is_full() {
             return None;
         }
         if let Some(found) = cache.find(gpa, key) {
+            self.kinds.steps = trace.steps;
             return Some(found.verified);
         }
         // Every line of the page counts as code until it is known which are: a write after this finds
-        // the lock held and, later, the translation.
-        let mut bytes = [0u8; 4096 + INSTRUCTION_LEN_MAX];
-        // SAFETY: a page of RAM. Who writes it meanwhile reports it, and voids what is made here.
-        unsafe { std::ptr::copy(page.ptr, bytes.as_mut_ptr(), 4096) };
-        let mut len = 4096;
-        if let Some(second) = &second_page {
-            // SAFETY: as above.
-            unsafe { std::ptr::copy(second.ptr, bytes[4096..].as_mut_ptr(), INSTRUCTION_LEN_MAX) };
-            len = bytes.len();
+        // the lock held and, later, the translation. One before has changed what was read.
+        let now = read();
+        if now != bytes {
+            trace = self.collect(&now[..len], (gpa & 0xfff) as u16, key, trace.steps);
         }
-        let mut buffers = std::mem::take(&mut cache.buffers);
-        let steps = std::mem::take(&mut buffers.steps);
-        let trace = self.collect(&bytes[..len], (gpa & 0xfff) as u16, key, steps);
         if trace.steps.is_empty() {
             return None;
         }
+        let buffers = std::mem::take(&mut cache.buffers);
         vm.code.add_lines(gpa, trace.lines);
         if let Some(second) = second {
             vm.code.add_lines(second, SECOND_LINES);
@@ -85,8 +94,8 @@ impl Cpu {
         translator.exact_flags = vm.options.exact_flags;
         translator.second = second;
         if !key.careful() {
-            // A kernel runs much code once between two flushes: guesses of many places would not pay.
-            let stack_only = key.mmu() != MmuIndex::User;
+            // A kernel runs much code once between two flushes: guesses of many places would pay in loops only.
+            let stack_only = key.mmu() != MmuIndex::User && !trace.loops;
             groups::find(&mut translator.groups, &trace.steps, stack_only);
             cache.guesses_for(&mut translator.groups, gpa, &mut translator.guess_numbers);
         }
@@ -108,7 +117,9 @@ impl Cpu {
         let verified = translation.verified;
         cache.add(translation, code, &translator.exits);
         let translated = trace.steps.len() as u64;
-        cache.buffers = translator.into_buffers(trace.steps);
+        cache.buffers = translator.into_buffers();
+        drop(cache);
+        self.kinds.steps = trace.steps;
         vm.counters.translation_nanoseconds.add_many(begun.elapsed().as_nanos() as u64);
         vm.counters.translations.add();
         vm.counters.translated_instructions.add_many(translated);
@@ -120,7 +131,6 @@ impl Cpu {
 #[derive(Default)]
 pub(super) struct Buffers {
     emit: emit::Buffers,
-    steps: Vec<Step>,
     groups: Groups,
     guess_numbers: Vec<u32>,
     cold: Vec<Cold>,
@@ -211,9 +221,9 @@ impl Translator {
         }
     }
 
-    fn into_buffers(self, steps: Vec<Step>) -> Buffers {
+    fn into_buffers(self) -> Buffers {
         let Translator { e, groups, guess_numbers, cold, exits, encoded, .. } = self;
-        Buffers { emit: e.into_buffers(), steps, groups, guess_numbers, cold, exits, encoded }
+        Buffers { emit: e.into_buffers(), groups, guess_numbers, cold, exits, encoded }
     }
 
     fn trace(&mut self, trace: &Trace) {

@@ -336,3 +336,55 @@ fn conforming_handlers_keep_the_level() {
     assert!(cpu.regs.seg[seg::CS].has(access::CONFORMING));
     assert_eq!(cpu.regs.r[RSP], STACK - 40);
 }
+
+/// What IRET loads it reads anew each time, even where it has the same already.
+#[test]
+fn iret_to_the_same_segments_sees_what_became_of_their_descriptors() {
+    let np = |selector| Fault::with_code(Vector::SegmentNotPresent, selector);
+    let frame = |machine: &mut Machine, rip: u64, flags: u64| {
+        machine.cpu.regs.r[RSP] = STACK - 40;
+        for (index, value) in [rip, CODE64 as u64, flags, STACK - 8, DATA32 as u64].into_iter().enumerate() {
+            machine.store(STACK - 40 + 8 * index as u64, value);
+        }
+    };
+    let mut machine = Machine::new(Start::Long { cpl: 0 });
+    // The first 2 MiB are the supervisor's.
+    machine.store(TABLES + 0x2000, 0x83u64);
+    machine.cpu.nmi_blocked = true;
+    let flags = rflags::FIXED | rflags::IF | rflags::DF | rflags::CF;
+    // The first fills the software TLB.
+    for rip in [CODE + 0x10, CODE + 0x20, CODE] {
+        frame(&mut machine, rip, flags | rflags::RF);
+        machine.run(&IRETQ).unwrap();
+        let cpu = &machine.cpu;
+        assert_eq!((cpu.regs.r[RIP], cpu.regs.r[RSP], cpu.regs.rflags), (rip, STACK - 8, flags));
+        assert!(!cpu.nmi_blocked);
+    }
+    // AC takes effect: it decides through which arrays memory is reached.
+    machine.cpu.sys.cr4 |= x86::reg::cr4::SMAP;
+    machine.cpu.update_mode();
+    let kernel = machine.cpu.mode.data;
+    frame(&mut machine, CODE, flags | rflags::AC);
+    machine.run(&IRETQ).unwrap();
+    assert_ne!(machine.cpu.mode.data, kernel);
+
+    frame(&mut machine, 0x8000_0000_0000, flags);
+    assert_eq!(machine.faults(&IRETQ), Fault::GP0);
+    frame(&mut machine, CODE, flags);
+    for selector in [CODE64, DATA32] {
+        let at = GDT + selector as u64;
+        let descriptor = machine.load::<u64>(at);
+        machine.store(at, descriptor & !(1 << 47));
+        let expected =
+            if selector == CODE64 { np(selector) } else { Fault::with_code(Vector::StackFault, selector) };
+        assert_eq!(machine.faults(&IRETQ), expected);
+        machine.store(at, descriptor);
+    }
+    // A data segment in place of the code.
+    let (at, descriptor) = (GDT + CODE64 as u64, machine.load::<u64>(GDT + DATA32 as u64));
+    machine.store(at, descriptor);
+    assert_eq!(machine.faults(&IRETQ), Fault::gp(CODE64));
+    // A table that is too short.
+    machine.cpu.sys.gdtr.limit = CODE64 + 6;
+    assert_eq!(machine.faults(&IRETQ), Fault::gp(CODE64));
+}

@@ -50,7 +50,7 @@ pub(super) const CODE: u64 = 0x1_0000;
 pub(super) const HANDLERS: u64 = 0x2_0000;
 /// Where call gates lead.
 pub(super) const GATE: u64 = 0x3_0000;
-const TABLES: u64 = 0x8_0000;
+pub(super) const TABLES: u64 = 0x8_0000;
 
 /// Selectors of the GDT.
 pub(super) mod selector {
