@@ -38,16 +38,48 @@ const QEMU_AGENT: &str = "/usr/sbin/qemu-ga";
 
 /// The same guest with QEMU's agent instead of ours: the host's own program, with the libraries that it needs.
 fn with_qemus_agent(workspace: &Workspace, guests: &Guests, to: &Path) -> Result<()> {
-    let needed = host::output(&mut host::command(["ldd", QEMU_AGENT]))?;
-    let libraries = needed.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut files = vec![(QEMU_AGENT.trim_start_matches('/').to_owned(), read(Path::new(QEMU_AGENT))?)];
+    files.extend(libraries(Path::new(QEMU_AGENT))?);
+    files.push(("tests/qemu_agent".into(), read(&workspace.root().join("guests/qemu_agent/test"))?));
+    write(guests, &files, to)
+}
+
+/// The same guest with the daemon and the worker on board, and a kernel for machines in the machine: for what only a kernel with
+/// control groups of version 2 can show.
+pub(crate) fn with_daemon(workspace: &Workspace, guests: &Guests) -> Result<PathBuf> {
+    let folder = workspace.target().join("daemon-guest");
+    fs::create_dir_all(&folder)?;
+    let programs =
+        [("bin/arnia", workspace.target().join("debug/arnia")), ("bin/arnia-vmm", workspace.worker())];
     let mut files = Vec::new();
-    for path in [QEMU_AGENT].into_iter().chain(libraries) {
-        let content = fs::read(path).with_context(|| format!("cannot read {path}"))?;
-        files.push((path.trim_start_matches('/').to_owned(), content));
+    for (name, program) in programs {
+        // What is for debuggers is most of it.
+        let stripped = folder.join(name.replace('/', "-"));
+        host::run(host::command(["strip", "-o"]).arg(&stripped).arg(&program))?;
+        files.push((name.to_owned(), read(&stripped)?));
+        files.extend(libraries(&program)?);
     }
-    let test = workspace.root().join("guests/qemu_agent/test");
-    let test = fs::read(&test).with_context(|| format!("cannot read {}", test.display()))?;
-    files.push(("tests/qemu_agent".into(), test));
+    files.sort();
+    files.dedup();
+    files.push(("vmlinuz".into(), read(&guests.manifest.kernel.image)?));
+    files.push(("tests/cgroups".into(), read(&workspace.root().join("guests/cgroups/test"))?));
+    let initramfs = folder.join("initramfs.cpio");
+    write(guests, &files, &initramfs)?;
+    Ok(initramfs)
+}
+
+/// The shared libraries that a program of the host needs, with their paths in a guest.
+fn libraries(program: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let needed = host::output(host::command(["ldd"]).arg(program))?;
+    let paths = needed.split_whitespace().filter(|word| word.starts_with('/'));
+    paths.map(|path| Ok((path.trim_start_matches('/').to_owned(), read(Path::new(path))?))).collect()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn write(guests: &Guests, files: &[(String, Vec<u8>)], to: &Path) -> Result<()> {
     let files: Vec<(&str, &[u8])> =
         files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect();
     guests.manifest.busybox.write_with(&files, to)

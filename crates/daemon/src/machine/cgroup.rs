@@ -33,25 +33,35 @@ pub(crate) struct GroupLimits {
 }
 
 impl Cgroups {
-    /// Makes the group of all machines; nothing if that cannot be.
-    pub(crate) fn open(system: bool) -> Option<Cgroups> {
+    /// Makes the group of all machines.
+    ///
+    /// # Errors
+    /// If that cannot be, a clause that says why.
+    pub(crate) fn open(system: bool) -> Result<Cgroups, String> {
         let root = Path::new(ROOT);
         if !root.join("cgroup.controllers").exists() {
-            return None;
+            return Err(format!("control groups of version 2 are not mounted at {ROOT}"));
         }
         let parent = match system {
             true => root.to_owned(),
-            false => root.join(delegated(&fs::read_to_string("/proc/self/cgroup").ok()?)?),
+            false => {
+                let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+                let delegated = delegated(&own).ok_or(
+                    "this session has no control group of its own: `systemd-run --user arnia daemon` has",
+                )?;
+                root.join(delegated)
+            }
         };
         Cgroups::below(&parent)
     }
 
-    fn below(parent: &Path) -> Option<Cgroups> {
+    fn below(parent: &Path) -> Result<Cgroups, String> {
         let base = parent.join(BASE);
-        match fs::create_dir(&base) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return None,
-            _ => {}
-        }
+        let refused = |e: io::Error| format!("groups cannot be made in {}: {e}", base.display());
+        make(&base).map_err(refused)?;
+        // What an earlier daemon has left can be there where nothing more can be made.
+        let probe = base.join(format!("probe-{}", std::process::id()));
+        make(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(refused)?;
         let enabled = |folder: &Path, name: &str| {
             let control = folder.join("cgroup.subtree_control");
             let has = || {
@@ -62,7 +72,15 @@ impl Cgroups {
         };
         let controllers: Vec<_> =
             CONTROLLERS.into_iter().filter(|name| enabled(parent, name) && enabled(&base, name)).collect();
-        (!controllers.is_empty()).then_some(Cgroups { base, controllers })
+        match controllers.is_empty() {
+            true => Err(format!("{} may use none of {}", base.display(), CONTROLLERS.join(", "))),
+            false => Ok(Cgroups { base, controllers }),
+        }
+    }
+
+    /// What workers are limited by in other ways.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        CONTROLLERS.into_iter().filter(|name| !self.has(name)).collect()
     }
 
     pub(crate) fn has(&self, controller: &str) -> bool {
@@ -76,10 +94,7 @@ impl Cgroups {
     /// Puts a process into the machine's group.
     pub(crate) fn adopt(&self, id: &str, pid: u32) -> io::Result<()> {
         let group = self.group(id);
-        match fs::create_dir(&group) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
+        make(&group)?;
         write(&group.join("cgroup.procs"), &pid.to_string())
     }
 
@@ -93,13 +108,24 @@ impl Cgroups {
             write(&group.join("cpu.weight"), &limits.cpu_weight.to_string())?;
         }
         if self.has("cpuset") {
-            // Empty: those of the group above.
-            write(&group.join("cpuset.cpus"), limits.cpu_set.as_deref().unwrap_or("\n"))?;
+            self.keep_to(&group, limits.cpu_set.as_deref())?;
         }
         if self.has("memory") {
             write(&group.join("memory.max"), &limits.memory.to_string())?;
         }
         Ok(())
+    }
+
+    /// Keeps a group to these processors, or to those of the group above.
+    fn keep_to(&self, group: &Path, cpu_set: Option<&str>) -> io::Result<()> {
+        let file = group.join("cpuset.cpus");
+        match cpu_set {
+            Some(cpus) => write(&file, cpus),
+            // As it was made.
+            None if fs::read_to_string(&file)?.trim().is_empty() => Ok(()),
+            // A group that has processes takes no empty list (ENOSPC; `validate_change` in kernel/cgroup/cpuset.c).
+            None => write(&file, fs::read_to_string(self.base.join("cpuset.cpus.effective"))?.trim()),
+        }
     }
 
     /// Takes the machine's group away, when its process has ended.
@@ -114,6 +140,14 @@ fn delegated(text: &str) -> Option<&str> {
     let name = path.split('/').find(|part| part.starts_with("user@") && part.ends_with(".service"))?;
     let end = path.find(name)? + name.len();
     Some(&path[..end])
+}
+
+/// Makes a group that may be there already.
+fn make(group: &Path) -> io::Result<()> {
+    match fs::create_dir(group) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
@@ -144,6 +178,7 @@ mod tests {
         let groups = Cgroups::below(&parent).unwrap();
         // An ordinary file takes "+memory" in the place of what it had, so that it looks enabled nowhere.
         assert!(groups.has("cpu") && groups.has("cpuset") && !groups.has("memory"));
+        assert_eq!(groups.missing(), ["memory"]);
         groups.adopt("one", 1234).unwrap();
         let limits =
             GroupLimits { cpu: Some(150), cpu_weight: 20, cpu_set: Some("0-1".into()), memory: 1 << 30 };
@@ -153,8 +188,20 @@ mod tests {
         assert_eq!(read("cpu.max"), "150000 100000");
         assert_eq!((read("cpu.weight"), read("cpuset.cpus")), ("20".into(), "0-1".into()));
         assert_eq!(read("memory.max"), "");
+        fs::write(base.join("cpuset.cpus.effective"), "0-3\n").unwrap();
         groups.limit("one", &GroupLimits { cpu_weight: 100, ..GroupLimits::default() }).unwrap();
-        assert_eq!((read("cpu.max"), read("cpuset.cpus")), ("max 100000".into(), "\n".into()));
+        assert_eq!((read("cpu.max"), read("cpuset.cpus")), ("max 100000".into(), "0-3".into()));
+        fs::remove_dir_all(parent).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_had_has_a_reason() {
+        let parent = std::env::temp_dir().join(format!("arnia-no-cgroup-{}", std::process::id()));
+        let reason = Cgroups::below(&parent).unwrap_err();
+        assert!(reason.contains("cannot be made in") && reason.contains("No such file"), "{reason}");
+        fs::create_dir_all(parent.join(BASE)).unwrap();
+        assert!(Cgroups::below(&parent).unwrap_err().contains("may use none of cpu"));
+        assert_eq!(fs::read_dir(parent.join(BASE)).unwrap().count(), 0, "something was left");
         fs::remove_dir_all(parent).unwrap();
     }
 }

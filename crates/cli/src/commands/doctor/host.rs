@@ -135,12 +135,12 @@ fn close(fd: libc::c_long) {
 fn cgroups() -> Check {
     match fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") {
         Ok(controllers) => {
-            let missing: Vec<_> = ["cpu", "memory", "io"]
+            let missing: Vec<_> = ["cpu", "cpuset", "memory"]
                 .into_iter()
                 .filter(|wanted| !controllers.split_whitespace().any(|own| own == *wanted))
                 .collect();
             if missing.is_empty() {
-                Check::good("cgroups", "version 2, with limits for processors, memory and disks")
+                Check::good("cgroups", "version 2, with limits for processors and memory")
             } else {
                 let finding = format!("version 2, without {}", missing.join(", "));
                 Check::weak("cgroups", finding, "let the service manager delegate these controllers")
@@ -148,7 +148,7 @@ fn cgroups() -> Check {
         }
         Err(_) => Check::weak(
             "cgroups",
-            "version 2 is not there: machines cannot be kept within limits",
+            "version 2 is not there: workers keep limits themselves, and nothing bounds their memory",
             "start the kernel with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 at /sys/fs/cgroup",
         ),
     }
