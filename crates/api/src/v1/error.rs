@@ -66,7 +66,7 @@ pub enum ErrorCode {
     GuestTimeout,
     /// The guest, or the agent in it, failed: 502.
     GuestFailed,
-    /// This daemon cannot do it: 501.
+    /// The request is well formed, but asks for something that this daemon cannot do: 422.
     Unsupported,
     /// The host or the daemon failed: 500.
     Internal,
@@ -87,10 +87,9 @@ impl ErrorCode {
             ErrorCode::Changed => 412,
             ErrorCode::TooLarge => 413,
             ErrorCode::UnsupportedMediaType => 415,
-            ErrorCode::Invalid | ErrorCode::QuotaExceeded => 422,
+            ErrorCode::Invalid | ErrorCode::Unsupported | ErrorCode::QuotaExceeded => 422,
             ErrorCode::TooManyRequests => 429,
             ErrorCode::Internal => 500,
-            ErrorCode::Unsupported => 501,
             ErrorCode::GuestFailed => 502,
             ErrorCode::Unavailable => 503,
             ErrorCode::GuestTimeout => 504,
