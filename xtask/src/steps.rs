@@ -1,6 +1,7 @@
 //! Running many steps, reporting every failure and not only the first, and counting.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,8 @@ impl Steps {
 /// If the command fails without saying that a test failed: it did not compile, or it crashed.
 pub(crate) fn cargo_test(command: &mut Command) -> Result<Tally> {
     let shown = host::show(command);
+    let folder = Temporary::new()?;
+    command.env("TMPDIR", &folder.0);
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
     let stdout = child.stdout.take().expect("the output was asked for");
@@ -88,6 +91,24 @@ pub(crate) fn cargo_test(command: &mut Command) -> Result<Tally> {
         bail!("`{shown}` failed ({status}) outside of any test");
     }
     Ok(tally)
+}
+
+/// Where tests have their temporary files: a folder that goes with them, whatever they forget, or how they end.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> Result<Temporary> {
+        // Short: sockets lie in it, whose paths have at most 107 bytes.
+        let path = std::env::temp_dir().join(format!("at-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Temporary(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Reads a line of the form `test result: ok. 3 passed; 0 failed; 1 ignored; …`.

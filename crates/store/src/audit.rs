@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn strangers_push_out_their_own_entries_only() {
-        let (store, _) = crate::test_store("audit");
+        let (store, _file) = crate::test_store("audit");
         let entry = |user: Option<&str>, status| AuditEntry {
             id: 0,
             time: 1,

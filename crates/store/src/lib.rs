@@ -144,13 +144,39 @@ fn to_json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("types of the API are JSON")
 }
 
+/// A store for a test, and its file, which goes when this is dropped.
 #[cfg(test)]
-pub(crate) fn test_store(name: &str) -> (Store, std::path::PathBuf) {
-    let path = std::env::temp_dir().join(format!("arnia-store-{}-{name}.db", std::process::id()));
-    for suffix in ["", "-wal", "-shm"] {
-        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+pub(crate) fn test_store(name: &str) -> (Store, TestFile) {
+    let file = TestFile(std::env::temp_dir().join(format!("arnia-store-{}-{name}.db", std::process::id())));
+    file.remove();
+    (Store::open(&file).unwrap(), file)
+}
+
+#[cfg(test)]
+pub(crate) struct TestFile(std::path::PathBuf);
+
+#[cfg(test)]
+impl TestFile {
+    fn remove(&self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", self.0.display()));
+        }
     }
-    (Store::open(&path).unwrap(), path)
+}
+
+#[cfg(test)]
+impl std::ops::Deref for TestFile {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl Drop for TestFile {
+    fn drop(&mut self) {
+        self.remove();
+    }
 }
 
 #[cfg(test)]
@@ -159,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_changes_nothing() {
-        let (store, _) = test_store("rollback");
+        let (store, _file) = test_store("rollback");
         let result: Result<(), Error> = store.write(|records| {
             records.project_insert(&ProjectRecord::new("a", 5))?;
             records.project_insert(&ProjectRecord::new("a", 5))

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn networks_are_kept_found_changed_and_removed() {
-        let (store, _) = crate::test_store("networks");
+        let (store, _file) = crate::test_store("networks");
         let network = |name: &str| NetworkRecord {
             id: format!("id-{name}"),
             project: "default".into(),

@@ -105,8 +105,8 @@ mod tests {
     fn an_older_file_is_brought_up_to_date() {
         let (store, path) = crate::test_store("older");
         drop(store);
-        std::fs::remove_file(&path).unwrap();
-        let db = Connection::open(&path).unwrap();
+        std::fs::remove_file(&*path).unwrap();
+        let db = Connection::open(&*path).unwrap();
         db.execute_batch(MIGRATIONS[0]).unwrap();
         db.execute_batch(
             r#"INSERT INTO vms VALUES ('id', 'default', 'web', '{"boot": {"kernel": "/k"}}', 1, 1, 'stopped',
@@ -138,7 +138,7 @@ mod tests {
     fn a_file_of_the_future_is_refused() {
         let (store, path) = crate::test_store("future");
         drop(store);
-        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        Connection::open(&*path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let error = crate::Store::open(&path).unwrap_err();
         assert!(error.to_string().contains("version 99"), "{error}");
     }

@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn snapshots_go_with_their_machine() {
-        let (store, _) = crate::test_store("snapshots");
+        let (store, _file) = crate::test_store("snapshots");
         let snapshot = |name: &str, created| SnapshotRecord {
             id: format!("s-{name}"),
             vm: "v".into(),

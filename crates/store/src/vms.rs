@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn machines_are_kept_found_changed_and_removed() {
-        let (store, _) = crate::test_store("vms");
+        let (store, _file) = crate::test_store("vms");
         store
             .write(|records| {
                 ["b", "a", "c"].iter().try_for_each(|name| records.vm_insert(&vm(name)))?;

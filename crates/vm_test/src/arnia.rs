@@ -225,6 +225,23 @@ impl Arnia {
         Ok((status, body.to_owned()))
     }
 
+    /// Removes the machines and networks of all projects.
+    fn remove_all(&self) {
+        let names = |arguments: &[&str]| {
+            let found = self.json(arguments).unwrap_or_default();
+            let names = found.as_array().into_iter().flatten().filter_map(|thing| thing["name"].as_str());
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        for project in names(&["project", "ls"]) {
+            for vm in names(&["--project", &project, "ls"]) {
+                let _ = self.try_run(&["--project", &project, "rm", "--force", &vm]);
+            }
+            for network in names(&["--project", &project, "network", "ls"]) {
+                let _ = self.try_run(&["--project", &project, "network", "rm", &network]);
+            }
+        }
+    }
+
     /// Makes an image of the busybox guest with the agent in it and an empty disk: it boots in moments.
     ///
     /// # Errors
@@ -278,11 +295,14 @@ pub fn kill(pid: i64) -> Result<()> {
 
 impl Drop for Arnia {
     fn drop(&mut self) {
-        let vms = self.json(&["ls"]).unwrap_or_default();
-        for vm in vms.as_array().into_iter().flatten() {
-            let _ = self.try_run(&["rm", "--force", vm["name"].as_str().unwrap_or_default()]);
+        // Only what a daemon has been asked for can be there.
+        if self.home.join("data").exists() {
+            self.remove_all();
         }
         let _ = self.kill_daemon();
+        for verb in ["switch", "file-server"] {
+            let _ = self.kill_helpers(verb);
+        }
         let _ = std::fs::remove_dir_all(&self.home);
     }
 }
