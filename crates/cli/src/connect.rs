@@ -66,6 +66,17 @@ impl Context {
         Ok(self.socket.is_none() && Contexts::read()?.choose(self.context.as_deref())?.is_none())
     }
 
+    /// A client of the daemon that is meant; nothing if it is this user's own and does not run.
+    pub(crate) fn running_client(&self) -> Result<Option<Client>, Error> {
+        if self.is_local()? {
+            let (_, paths) = default_paths()?;
+            if std::os::unix::net::UnixStream::connect(paths.socket()).is_err() {
+                return Ok(None);
+            }
+        }
+        self.client().map(Some)
+    }
+
     /// A client of the daemon that is meant.
     fn client(&self) -> Result<Client, Error> {
         if let Some(socket) = &self.socket {
