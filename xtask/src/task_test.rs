@@ -108,14 +108,15 @@ pub(crate) fn unit_tests(steps: &mut Steps, full: bool) {
 /// The tests that boot guests, under the worker as users get it.
 /// With `full`, also those of many minutes, and the program is killed 100 times while its guest writes.
 pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<&str>, full: bool) {
-    let (mut ready, mut workloads, mut agent) = (None, None, None);
+    let (mut ready, mut workloads, mut agent, mut daemon) = (None, None, None, None);
     let prepared = steps.step("guests and worker", || {
-        apt::ensure(&[apt::QEMU, apt::FIRMWARE, apt::DISCS, apt::IMAGES, apt::QEMU_AGENT])?;
+        apt::ensure(&[apt::QEMU, apt::FIRMWARE, apt::DISCS, apt::IMAGES, apt::QEMU_AGENT, apt::BINUTILS])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         build_worker()?;
         host::run(host::cargo().args(["build", "--package", "cli"]))?;
         workloads = Some(guests::workloads::build(workspace, &guests)?);
         agent = Some(guests::agent::build(workspace, &guests)?);
+        daemon = Some(guests::agent::with_daemon(workspace, &guests)?);
         ready = Some(guests);
         Ok(())
     });
@@ -131,6 +132,7 @@ pub(crate) fn boot_tests(steps: &mut Steps, workspace: &Workspace, name: Option<
         }
         test.env("ARNIA_WORKLOADS", workloads.unwrap_or_default());
         test.env("ARNIA_AGENT", agent.unwrap_or_default());
+        test.env("ARNIA_DAEMON_GUEST", daemon.unwrap_or_default());
         cargo_test(with_harness_paths(&mut test, workspace, &guests))
     });
 }

@@ -13,6 +13,7 @@
 
 mod args;
 pub mod commands;
+mod completion;
 pub mod connect;
 mod contexts;
 mod error;
@@ -22,6 +23,7 @@ pub mod programs;
 mod progress;
 #[cfg(test)]
 mod reference;
+mod registry;
 mod sandbox;
 mod terminal;
 
@@ -29,10 +31,13 @@ pub use args::{Cli, Context};
 pub use error::{Error, ErrorKind};
 
 use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 use std::process::ExitCode;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    // Ends by itself when a shell wants completions.
+    CompleteEnv::with_factory(|| completion::with_names(command())).var(completion::VARIABLE).complete();
     // Ends by itself, with status 2, when the command line is wrong.
     let cli = Cli::parse();
     let context = Context::new(&cli);

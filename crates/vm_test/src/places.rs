@@ -21,16 +21,39 @@ pub struct Server {
     _child: KillOnDrop,
 }
 
+/// Of [`Server::PASSWORD`], by bcrypt.
+const PASSWORD_HASH: &str = "$2b$05$bNUXqz1.ilQTX08vR.BN4eTsE9Lq8pWrBODfy.UrZJjE..XMzyzWC";
+
 impl Server {
+    /// Who a registry with a login serves.
+    pub const USER: &str = "ann";
+    /// And by what.
+    pub const PASSWORD: &str = "open-sesame-7";
+
     /// The reference implementation of registries, from Debian's package docker-registry, with its things in a folder.
     ///
     /// # Errors
     /// If it is not installed or does not come up.
     pub fn registry(folder: &Path) -> Result<Server> {
+        Server::registry_with(folder, "")
+    }
+
+    /// One that serves nobody but [`Server::USER`] with [`Server::PASSWORD`].
+    ///
+    /// # Errors
+    /// As [`Server::registry`].
+    pub fn registry_with_login(folder: &Path) -> Result<Server> {
+        let users = folder.join("htpasswd");
+        fs::write(&users, format!("{}:{PASSWORD_HASH}\n", Server::USER))?;
+        let auth = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", users.display());
+        Server::registry_with(folder, &auth)
+    }
+
+    fn registry_with(folder: &Path, more: &str) -> Result<Server> {
         let (port, content) = (free_port()?, folder.join("registry"));
         let config = folder.join("registry.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n{more}",
             content.display()
         );
         fs::write(&config, text)?;

@@ -60,6 +60,28 @@ pub struct ImagePull {
     /// user trusts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
+    /// Who one is to a registry that wants to know. It is used for this and kept nowhere: after an end of the daemon in between the
+    /// image has to be asked for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<RegistryLogin>,
+}
+
+/// A user of a registry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RegistryLogin {
+    /// The name, without a colon.
+    pub user: String,
+    /// Password or token.
+    pub password: String,
+}
+
+// What is written of requests must not have the password in it.
+impl std::fmt::Debug for RegistryLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RegistryLogin({})", self.user)
+    }
 }
 
 /// Keys in a request at most.

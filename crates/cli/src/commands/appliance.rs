@@ -2,9 +2,9 @@
 
 use super::image::{Trust, Watch, explain};
 use crate::connect::{default_paths, image_folder};
-use crate::{Context, Error, progress};
+use crate::{Context, Error, progress, registry};
 use api::image::ImageName;
-use api::v1::image::{ImageParams, ImagePull};
+use api::v1::image::{ImageParams, ImagePull, RegistryLogin};
 use client::Client;
 use image::import::{ImportOptions, import};
 use image::sign::{self, TrustedKey};
@@ -56,6 +56,8 @@ async fn pull(client: &Client, place: &str, trust: &Trust) -> Result<String, Err
         name: Some(name.to_string()),
         allow_unsigned: keys.is_empty(),
         keys: keys.iter().map(TrustedKey::to_text).collect(),
+        login: registry::login(place)?
+            .map(|login| RegistryLogin { user: login.user, password: login.password }),
     };
     let operation = client.image_create(&ImageParams::Pull(pull)).await?;
     progress::watched(client, operation, &format!("fetching {place}")).await?;

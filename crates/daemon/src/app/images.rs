@@ -1,17 +1,17 @@
 //! Images of this host: what machines come from.
 
 use super::work::{Watch, Work};
-use super::{App, Caller, Request};
+use super::{App, Caller, Request, lock};
 use crate::Error;
 use api::image::{Digest, ImageName, ImageView};
 use api::v1::error::ErrorCode;
-use api::v1::image::{ImageBuild, ImageParams, ImagePublish, ImagePull, KEYS_MAX};
+use api::v1::image::{ImageBuild, ImageParams, ImagePublish, ImagePull, KEYS_MAX, RegistryLogin};
 use api::v1::operation::{Operation, Target};
 use api::v1::vm::StopParams;
 use image::build::{BuildOptions, Programs, build};
 use image::recipe::RecipeSource;
 use image::sign::TrustedKey;
-use image::transfer::{Place, PullOptions, pull};
+use image::transfer::{self, Place, PullOptions, pull};
 use image::{Instance, PruneOptions, Store};
 use std::sync::Arc;
 
@@ -50,17 +50,22 @@ impl App {
         project: &str,
         params: ImageParams,
     ) -> Result<Operation, Error> {
+        let mut login = None;
         // What cannot be is refused now and not when it has begun.
         let (name, request) = match params {
             ImageParams::Build(build) => {
                 (recipe(&build.recipe)?.recipe.name.to_string(), Request::ImageBuild { params: build })
             }
-            ImageParams::Pull(pull) => {
+            ImageParams::Pull(mut pull) => {
                 Place::parse(&pull.place)?;
+                login = pull.login.take();
+                if login.as_ref().is_some_and(|login| login.user.contains(':')) {
+                    return Err(Error::new(ErrorCode::Invalid, "a registry's user has no colon in the name"));
+                }
                 trusted(&pull)?;
                 let name = pull.name.as_deref().map(image_name).transpose()?;
                 let name = name.map_or_else(|| pull.place.clone(), |name| name.to_string());
-                (name, Request::ImagePull { params: pull })
+                (name, Request::ImagePull { params: pull, with_login: login.is_some() })
             }
             ImageParams::Publish(publish) => {
                 let name = image_name(&publish.name)?.to_string();
@@ -75,6 +80,9 @@ impl App {
         };
         let target = Target { kind: "image".into(), id: name.clone(), name };
         let record = self.write(|records| self.plan(records, caller, project, target, &request))?;
+        if let Some(login) = login {
+            lock(&self.logins).insert(record.view.id.clone(), login);
+        }
         Ok(self.run_operation(record))
     }
 
@@ -143,11 +151,18 @@ impl App {
         .await
     }
 
-    pub(super) async fn image_pull(&self, params: ImagePull, work: &Arc<Work>) -> Result<(), Error> {
+    pub(super) async fn image_pull(
+        &self,
+        params: ImagePull,
+        login: Option<RegistryLogin>,
+        work: &Arc<Work>,
+    ) -> Result<(), Error> {
         let name = params.name.as_deref().map(image_name).transpose()?;
         let keys = trusted(&params)?;
         self.with_images(work, move |store, watch| {
-            let options = PullOptions { name, keys, login: None };
+            let login =
+                login.map(|RegistryLogin { user, password }| transfer::RegistryLogin { user, password });
+            let options = PullOptions { name, keys, login };
             pull(store, &Place::parse(&params.place)?, &options, watch).map(drop)
         })
         .await

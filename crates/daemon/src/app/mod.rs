@@ -34,6 +34,7 @@ use crate::machine::{Cgroups, Process};
 use crate::{Error, StartError, util};
 use api::v1::Time;
 use api::v1::event::Event;
+use api::v1::image::RegistryLogin;
 use api::v1::vm::{VmState, WorkerView};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ pub(crate) struct App {
     warming: tokio::sync::RwLock<warm::Failures>,
     machines: Mutex<HashMap<String, Arc<Machine>>>,
     operations: Mutex<HashMap<String, operations::Running>>,
+    /// Logins at registries for operations that have not begun, which are written down nowhere.
+    logins: Mutex<HashMap<String, RegistryLogin>>,
     events: broadcast::Sender<Event>,
     past_events: Mutex<VecDeque<Event>>,
     /// The processes of networks, by the networks' identities.
@@ -115,6 +118,28 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Control groups for machines, where there are any. Without them nothing is refused, and more is left to the workers.
+fn groups(system: bool) -> Option<Cgroups> {
+    match Cgroups::open(system) {
+        Ok(groups) => {
+            let missing = groups.missing();
+            if !missing.is_empty() {
+                log::warn!(
+                    "control groups have no {} here: workers keep these limits themselves",
+                    missing.join(", ")
+                );
+            }
+            Some(groups)
+        }
+        Err(reason) => {
+            log::warn!(
+                "no control groups: {reason}; workers keep limits themselves, and nothing bounds their memory"
+            );
+            None
+        }
+    }
+}
+
 impl App {
     /// Opens the records.
     pub(crate) fn open(config: Config) -> Result<Arc<App>, StartError> {
@@ -129,11 +154,12 @@ impl App {
             started: util::now(),
             store,
             images,
-            cgroups: Cgroups::open(config.mode == crate::Mode::System),
+            cgroups: groups(config.mode == crate::Mode::System),
             warming: tokio::sync::RwLock::default(),
             machines: Mutex::default(),
             operations: Mutex::default(),
             events: broadcast::channel(1024).0,
+            logins: Mutex::default(),
             past_events: Mutex::default(),
             switches: Mutex::default(),
             file_servers: Mutex::default(),

@@ -89,8 +89,11 @@ pub(crate) enum Request {
     },
     /// Fetch an image.
     ImagePull {
-        /// From where.
+        /// From where; without the login.
         params: ImagePull,
+        /// Whether there is one. Only the daemon that was asked knows it.
+        #[serde(default)]
+        with_login: bool,
     },
 }
 
@@ -211,7 +214,17 @@ impl App {
             }
             Request::SnapshotRestore { snapshot } => self.snapshot_restore(id, &snapshot, work).await,
             Request::ImageBuild { params } => self.image_build(params, work).await,
-            Request::ImagePull { params } => self.image_pull(params, work).await,
+            Request::ImagePull { params, with_login } => {
+                let login = lock(&self.logins).remove(&record.view.id);
+                if with_login && login.is_none() {
+                    let message =
+                        "the daemon has ended in between, and does not know the registry's login any more";
+                    return Err(
+                        Error::new(ErrorCode::Cancelled, message).with_remedy("ask for the image again")
+                    );
+                }
+                self.image_pull(params, login, work).await
+            }
             Request::ImagePublish { vm, params } => self.image_publish(&vm, params, work).await,
         }
     }

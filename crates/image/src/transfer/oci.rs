@@ -131,8 +131,9 @@ impl Session {
             ("basic", Some(basic)) => self.authorization = Some(basic),
             ("bearer", basic) => self.authorization = Some(self.token(&challenge, scope, basic)?),
             _ => {
-                return Err(Error::new(ErrorKind::Transfer, format!("{} wants a login", self.registry))
-                    .with_remedy("set ARNIA_REGISTRY_USER and ARNIA_REGISTRY_PASSWORD"));
+                return Err(Error::new(ErrorKind::Transfer, format!("{} wants a login", self.registry)).with_remedy(
+                    "set ARNIA_REGISTRY_USER and ARNIA_REGISTRY_PASSWORD, or log in by `docker login` or `podman login`",
+                ));
             }
         }
         Ok(())

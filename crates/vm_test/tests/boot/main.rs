@@ -3,7 +3,9 @@
 
 mod agent;
 mod busybox;
+mod cgroups;
 mod cloud_init;
+mod completion;
 mod copies;
 mod crash;
 mod daemon;
@@ -14,6 +16,7 @@ mod engines;
 mod firmware;
 mod forced;
 mod inside;
+mod killed;
 mod mounts;
 mod moving;
 mod networks;
@@ -45,7 +48,10 @@ fn main() -> Result<ExitCode> {
     software::add(&mut suite);
     daemon::add(&mut suite);
     product::add(&mut suite);
+    completion::add(&mut suite);
     inside::add(&mut suite);
+    cgroups::add(&mut suite);
+    killed::add(&mut suite);
     moving::add(&mut suite);
     networks::add(&mut suite);
     mounts::add(&mut suite);

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use vm_test::places::{Certificate, Server};
@@ -19,6 +19,7 @@ const IMAGE: &str = "shop:1";
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("moving::by_a_registry", registry);
+    suite.engineless_test("moving::by_a_registry_with_a_login", login);
     suite.engineless_test("moving::by_a_web_server", web);
     suite.engineless_test("moving::appliances_are_verified_and_run", appliances);
 }
@@ -126,6 +127,40 @@ fn registry(case: &Case) -> Result<()> {
     from.run(&["image", "push", IMAGE, &place])?;
     ensure!(relay.sent() - sent < OVERHEAD, "what is there was sent again: {} bytes", relay.sent() - sent);
     refuses_damage(&server, &place, &[])
+}
+
+/// By variables, and by the file that `podman login` writes. The daemon is told, and keeps nothing of it.
+fn login(case: &Case) -> Result<()> {
+    let from = publisher(case)?;
+    let server = Server::registry_with_login(&case.folder)?;
+    let place = format!("oci://127.0.0.1:{}/team/{IMAGE}", server.port);
+    let variables = [("ARNIA_REGISTRY_USER", Server::USER), ("ARNIA_REGISTRY_PASSWORD", Server::PASSWORD)];
+    let nobody = from.try_run(&["image", "push", IMAGE, &place])?;
+    ensure!(!nobody.status.success() && errors(&nobody).contains("wants a login"), "{nobody:?}");
+    let pushed = from.command(&["image", "push", IMAGE, &place]).envs(variables).output()?;
+    ensure!(pushed.status.success(), "{pushed:?}");
+
+    let run = ["run", "--memory", "192M", "--allow-unsigned", &place, "--name", "it", "--", "hostname"];
+    let to = Arnia::new()?;
+    let nobody = to.try_run(&run)?;
+    ensure!(!nobody.status.success() && errors(&nobody).contains("podman login"), "{nobody:?}");
+    let wrong = [variables[0], (variables[1].0, "wrong")];
+    let refused = to.command(&run).envs(wrong).output()?;
+    ensure!(!refused.status.success(), "{refused:?}");
+    let ran = to.command(&run).envs(variables).output()?;
+    ensure!(ran.status.success() && ran.stdout == b"it\n", "{ran:?}");
+    let kept = Command::new("grep").args(["-r", "-l", Server::PASSWORD]).arg(to.home()).output()?;
+    ensure!(kept.stdout.is_empty(), "the password is in {}", String::from_utf8_lossy(&kept.stdout));
+
+    let file = case.path("auth.json");
+    // The two with a colon in between, in Base64.
+    let pair = "YW5uOm9wZW4tc2VzYW1lLTc=";
+    let host = format!("127.0.0.1:{}", server.port);
+    fs::write(&file, serde_json::json!({"auths": {host: {"auth": pair}}}).to_string())?;
+    let other = Arnia::new()?;
+    let ran = other.command(&run).env("REGISTRY_AUTH_FILE", &file).output()?;
+    ensure!(ran.status.success() && ran.stdout == b"it\n", "{ran:?}");
+    Ok(())
 }
 
 /// Over TLS, with a certificate of an authority that only this host knows.

@@ -1,13 +1,14 @@
 //! `arnia image import`, `export`, `pull` and `push`.
 
 use super::{Act, Trust, Watch, explain};
+use crate::registry::login;
 use crate::{Context, Error, programs};
 use api::ByteSize;
 use api::image::{ImageFirmware, ImageName, PersonalitySource};
 use image::Store;
 use image::export::{ExportFormat, export, root};
 use image::import::{self, Boot, ImportOptions};
-use image::transfer::{Place, PullOptions, RegistryLogin, archive, pull, push};
+use image::transfer::{Place, PullOptions, archive, pull, push};
 use std::path::PathBuf;
 
 /// Take an image from a file: an archive that `export` wrote, a disk (raw, qcow2, VMDK, VDI, VHD, VHDX), an
@@ -124,7 +125,8 @@ fn export_form(text: &str) -> Result<ExportForm, String> {
 #[command(about = "Fetch an image from a web server or a registry")]
 #[command(after_help = "Examples:\n  arnia image pull https://images.example/debian/12.json\n  \
                   arnia image pull oci://registry.example/team/web:1 --name web:1 --key publisher.pub\n\n\
-                  A registry's login is taken from ARNIA_REGISTRY_USER and ARNIA_REGISTRY_PASSWORD.")]
+                  A registry's login is taken from ARNIA_REGISTRY_USER and ARNIA_REGISTRY_PASSWORD, or is that of \
+                  `podman login` or `docker login`.")]
 pub(super) struct Pull {
     /// https://HOST/PATH/TAG.json or oci://HOST/PATH:TAG
     #[arg(value_name = "PLACE")]
@@ -139,7 +141,9 @@ pub(super) struct Pull {
 /// Send an image to a web server (by PUT) or a registry. What is there already is not sent again.
 #[derive(Debug, clap::Args)]
 #[command(about = "Send an image to a web server or a registry")]
-#[command(after_help = "Examples:\n  arnia image push web:1 oci://registry.example/team/web:1")]
+#[command(after_help = "Examples:\n  arnia image push web:1 oci://registry.example/team/web:1\n\n\
+                  A registry's login is taken from ARNIA_REGISTRY_USER and ARNIA_REGISTRY_PASSWORD, or is that of \
+                  `podman login` or `docker login`.")]
 pub(super) struct Push {
     /// Its name or digest
     #[arg(value_name = "IMAGE")]
@@ -147,14 +151,6 @@ pub(super) struct Push {
     /// https://HOST/PATH/TAG.json or oci://HOST/PATH:TAG
     #[arg(value_name = "PLACE")]
     place: String,
-}
-
-fn login() -> Option<RegistryLogin> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    Some(RegistryLogin {
-        user: variable("ARNIA_REGISTRY_USER")?,
-        password: variable("ARNIA_REGISTRY_PASSWORD")?,
-    })
 }
 
 impl Act for Import {
@@ -216,7 +212,8 @@ impl Act for Export {
 impl Act for Pull {
     fn act(&self, store: &Store, context: &Context) -> Result<(), Error> {
         let place = Place::parse(&self.place).map_err(explain)?;
-        let options = PullOptions { name: self.name.clone(), keys: self.trust.keys()?, login: login() };
+        let options =
+            PullOptions { name: self.name.clone(), keys: self.trust.keys()?, login: login(&self.place)? };
         let mut watch = Watch::new(false);
         let digest = pull(store, &place, &options, &mut watch).map_err(explain)?;
         drop(watch);
@@ -229,7 +226,7 @@ impl Act for Push {
         let digest = store.resolve(&self.image).map_err(explain)?;
         let place = Place::parse(&self.place).map_err(explain)?;
         let mut watch = Watch::new(false);
-        push(store, digest, &place, login().as_ref(), &mut watch).map_err(explain)?;
+        push(store, digest, &place, login(&self.place)?.as_ref(), &mut watch).map_err(explain)?;
         drop(watch);
         context.output.say(&format!("pushed {} to {}", self.image, self.place))
     }
