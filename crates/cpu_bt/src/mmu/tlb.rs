@@ -10,8 +10,8 @@ use super::spaces::KeptPage;
 use crate::cpu::Cpu;
 use x86::reg::{cr3, cr4};
 
-/// Entries per array; a power of two.
-pub(crate) const ENTRIES: usize = 1024;
+/// Entries per array; a power of two. A kernel's text and data reach over more than 4 MiB, all of which it uses at once.
+pub(crate) const ENTRIES: usize = 2048;
 const FETCH_ENTRIES: usize = 256;
 const EMPTY: u64 = 1;
 
@@ -104,6 +104,9 @@ pub(crate) struct Tlb {
     local_upper_code: bool,
     /// A global page in the lower half of the address space was entered.
     global_lower: bool,
+    /// By [`MmuIndex`], whether any page in the lower half was entered since all were dropped: where SMAP is on, none
+    /// is in the supervisor's arrays.
+    lower: [bool; INDICES],
     /// Counts whenever something is dropped.
     flushes: u64,
     /// Counts whenever all permissions to write are.
@@ -181,6 +184,7 @@ impl Tlb {
             self.locals[mmu as usize].note(Tlb::index(linear));
         }
         self.global_lower |= global && linear >> 63 == 0;
+        self.lower[mmu as usize] |= linear >> 63 == 0;
     }
 
     /// Appends what the arrays hold of the lower half of the address space, where no page is global; false if that
@@ -211,6 +215,7 @@ impl Tlb {
                 self.write[page.mmu as usize][page.index as usize] = page.write;
             }
             self.locals[page.mmu as usize].note(page.index as usize);
+            self.lower[page.mmu as usize] = true;
         }
     }
 
@@ -251,6 +256,7 @@ impl Tlb {
         empty(&mut self.write[mmu as usize]);
         self.locals[mmu as usize].count = 0;
         self.guesses[mmu as usize].iter_mut().for_each(GuessBank::forget);
+        self.lower[mmu as usize] = false;
     }
 
     /// Drops the data page that was entered last, so that there is never more than one.
@@ -354,8 +360,11 @@ impl Tlb {
     /// (SDM vol. 3A, §4.10.4.1).
     pub(crate) fn forget_guesses(&mut self, linear: u64) {
         self.flushes += 1;
-        for bank in self.guesses.iter_mut().flatten() {
-            bank.forget_page(linear & !0xfff);
+        let lower = linear >> 63 == 0;
+        for (banks, any_lower) in self.guesses.iter_mut().zip(self.lower) {
+            if any_lower || !lower {
+                banks.iter_mut().for_each(|bank| bank.forget_page(linear & !0xfff));
+            }
         }
     }
 }
@@ -458,14 +467,51 @@ mod tests {
     use super::*;
     use crate::mmu::guess::Guess;
 
-    #[test]
-    fn permissions_to_write_a_page_go_wherever_it_is_mapped_and_no_others() {
+    fn tlb() -> Box<Tlb> {
         let mut boxed = Box::<Tlb>::new_zeroed();
         // SAFETY: integers, for which zero is a value; `initialise` makes the rest one.
-        let mut tlb = unsafe {
+        unsafe {
             (*boxed.as_mut_ptr()).initialise();
             boxed.assume_init()
+        }
+    }
+
+    #[test]
+    fn guesses_of_a_page_are_forgotten_in_all_banks_that_may_have_it() {
+        let mut tlb = tlb();
+        let (host, lower, upper) = (0x7000_1000 as *mut u8, 0x9000u64, 0xffff_8000_0000_9000u64);
+        let guess = |tlb: &mut Tlb, mmu: MmuIndex, linear: u64| {
+            tlb.insert(mmu, linear, host, true, false);
+            let bank = &mut tlb.guesses[mmu as usize][0];
+            bank.entries[3] = Guess { page: linear, addend: (host as u64).wrapping_sub(linear) };
+            (bank.filled[0], bank.count) = (3 * size_of::<Guess>() as u32, 1);
         };
+        for mmu in FILLED {
+            for linear in [upper, lower] {
+                guess(&mut tlb, mmu, linear);
+                tlb.flush_page(linear ^ 0x1000);
+                assert_eq!(tlb.guesses[mmu as usize][0].entries[3].page, linear);
+                tlb.flush_page(linear);
+                assert_ne!(tlb.guesses[mmu as usize][0].entries[3].page, linear, "{mmu:?}");
+            }
+            // Also one that comes back with its address space.
+            guess(&mut tlb, mmu, lower);
+            let mut kept = Vec::new();
+            assert!(tlb.save_lower(&mut kept));
+            tlb.flush_all();
+            tlb.restore(&kept, true);
+            let bank = &mut tlb.guesses[mmu as usize][0];
+            bank.entries[3] = Guess { page: lower, addend: 0 };
+            (bank.filled[0], bank.count) = (3 * size_of::<Guess>() as u32, 1);
+            tlb.flush_page(lower);
+            assert_ne!(tlb.guesses[mmu as usize][0].entries[3].page, lower, "{mmu:?}");
+            tlb.flush_all();
+        }
+    }
+
+    #[test]
+    fn permissions_to_write_a_page_go_wherever_it_is_mapped_and_no_others() {
+        let mut tlb = tlb();
         let (page, other) = (0x7000_1000 as *mut u8, 0x7000_2000 as *mut u8);
         let places = [(MmuIndex::Kernel, 0x5000), (MmuIndex::User, 0x9000), (MmuIndex::KernelAc, 0xa000)];
         for (mmu, linear) in places {

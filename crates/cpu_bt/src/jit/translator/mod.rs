@@ -76,9 +76,13 @@ impl Cpu {
         }
         // Every line of the page counts as code until it is known which are: a write after this finds
         // the lock held and, later, the translation. One before has changed what was read.
-        let now = read();
-        if now != bytes {
-            trace = self.collect(&now[..len], (gpa & 0xfff) as u16, key, trace.steps);
+        let same = |at: *const u8, bytes: &[u8]| {
+            // SAFETY: so many bytes of a page of RAM, as above.
+            unsafe { libc::memcmp(at.cast(), bytes.as_ptr().cast(), bytes.len()) == 0 }
+        };
+        let (first, rest) = bytes.split_at(4096);
+        if !same(page.ptr, first) || second_page.is_some_and(|second| !same(second.ptr, rest)) {
+            trace = self.collect(&read()[..len], (gpa & 0xfff) as u16, key, trace.steps);
         }
         if trace.steps.is_empty() {
             return None;
