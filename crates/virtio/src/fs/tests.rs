@@ -271,3 +271,39 @@ fn messages_that_make_no_sense_are_refused() {
     bench.settle();
     assert_eq!(bench.recorder.fault(), Some((1, RingError::BadBuffer)));
 }
+
+/// A worker that looks for more before it sleeps must see the answer that it waits for, not only the guest's next request.
+#[test]
+fn an_answer_is_something_to_do() {
+    let place = Place::new("soon", 3);
+    let socket = place.folder.join("soon");
+    let server = share::listen(&socket).unwrap();
+    let mut device = Fs::new().unwrap();
+    device.control().add("soon", 3, Link::new(&socket, key())).unwrap();
+    let mut bench = Bench::new(&mut device, 16, 0);
+    let mut request = vec![0; IN_HEADER_LEN];
+    request[4..8].copy_from_slice(&opcode::GETATTR.to_le_bytes());
+    request[InHeader::UNIQUE_AT..][..8].copy_from_slice(&99u64.to_le_bytes());
+    request[InHeader::NODE_AT..][..8].copy_from_slice(&NodeId::root(3).raw().to_le_bytes());
+    request.resize(IN_HEADER_LEN + 16, 0);
+    let len = request.len() as u32;
+    request[..4].copy_from_slice(&len.to_le_bytes());
+    bench.ram.guest().write_slice(&request, GuestAddress(0x10_0000)).unwrap();
+    bench.rings[queue::REQUEST].add(&[Buffer::Out(0x10_0000, len), Buffer::In(0x18_0000, 200)]);
+    bench.settle();
+    assert!(bench.works.iter().all(|work| !work.is_pending()), "it has asked, and nothing has come");
+
+    rustix::fs::fcntl_setfl(&server, rustix::fs::OFlags::empty()).unwrap();
+    let server = rustix::net::accept(&server).unwrap();
+    let mut message = [0; 200];
+    for _ in 0..2 {
+        rustix::net::recv(&server, &mut message[..], rustix::net::RecvFlags::empty()).unwrap();
+    }
+    let number = u64::from_le_bytes(message[InHeader::UNIQUE_AT..][..8].try_into().unwrap());
+    let answer = share::fuse::refusal(number, 2);
+    rustix::net::send(&server, &answer, rustix::net::SendFlags::empty()).unwrap();
+    assert!(bench.works.iter().any(|work| work.is_pending()), "the answer is there");
+    bench.settle();
+    assert_eq!(bench.rings[queue::REQUEST].take_used().unwrap().1, 16);
+    assert!(bench.works.iter().all(|work| !work.is_pending()));
+}

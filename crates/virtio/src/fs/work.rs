@@ -280,6 +280,13 @@ impl FsWork {
     fn is_idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
+
+    /// Whether a server has answered, as far as anybody is asked anything.
+    fn has_answers(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !self.is_idle()
+            && poll(&mut [PollFd::new(&*self.shared, PollFlags::IN)], Some(&now)).is_ok_and(|n| n > 0)
+    }
 }
 
 /// Gives the guest an answer. One that it left no room for becomes a refusal, and one that not even that fits in is
@@ -314,9 +321,8 @@ impl Work for FsWork {
     }
 
     fn is_pending(&self) -> bool {
-        self.behind.is_none()
-            && !self.free.is_empty()
-            && self.queues.iter().flatten().any(Queue::has_available)
+        let takes_requests = self.behind.is_none() && !self.free.is_empty();
+        takes_requests && self.queues.iter().flatten().any(Queue::has_available) || self.has_answers()
     }
 
     fn arm(&mut self) -> bool {
