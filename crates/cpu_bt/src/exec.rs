@@ -11,6 +11,8 @@ use crate::signals::signal;
 use cpu::VmExit;
 use std::time::Duration;
 use x86::reg::{dr7, rflags};
+use x86::segment::access;
+use x86::state::seg;
 
 impl Cpu {
     /// Executes guest code until something ends it.
@@ -91,6 +93,10 @@ impl Cpu {
                 }
                 continue;
             }
+            // Returning would lead to translations of another kind.
+            if !self.keeps_kind_of_code() {
+                return None;
+            }
             match self.next_code() {
                 Ok(Some(code)) => return Some(code),
                 Ok(None) => self.step(),
@@ -106,10 +112,36 @@ impl Cpu {
     }
 
     /// Whether code of the present mode is translated: translations distinguish the supervisor from the
-    /// user, not rings 1 and 2, and check no alignment.
+    /// user, not rings 1 and 2, and check no alignment. Code of 16 bits is not, nor such whose segments are not flat.
     #[inline(always)]
     pub(crate) fn may_translate(&self) -> bool {
-        self.mode.is_64() && matches!(self.mode.cpl, 0 | 3) && self.mode.data != MmuIndex::UserAligned
+        (self.mode.is_64() || self.is_flat())
+            && matches!(self.mode.cpl, 0 | 3)
+            && self.mode.data != MmuIndex::UserAligned
+    }
+
+    /// Whether this is 32-bit code whose code, data and stack segments are all of the linear address space: the same
+    /// bytes at the same addresses whichever of them is used. Data segments have to be writable too.
+    #[cold]
+    pub(crate) fn is_flat(&self) -> bool {
+        let flat = |number: usize| {
+            let segment = &self.regs.seg[number];
+            segment.base == 0 && segment.limit == u32::MAX
+        };
+        let writable = access::PRESENT | access::NOT_SYSTEM | access::WRITABLE;
+        let data = |number: usize| {
+            let segment = &self.regs.seg[number];
+            let grows_up = segment.access & (access::CODE | access::EXPAND_DOWN) == 0;
+            flat(number) && segment.has(writable) && grows_up
+        };
+        let mode = &self.mode;
+        (mode.code_bits, mode.stack_bits) == (32, 32)
+            && mode.protected
+            && !mode.v86
+            && flat(seg::CS)
+            && data(seg::SS)
+            && data(seg::DS)
+            && data(seg::ES)
     }
 
     /// Executes some code: translated if there is any, interpreted otherwise.
@@ -216,7 +248,7 @@ impl Cpu {
 
     /// Outside 64-bit code the instruction pointer has 32 bits (16-bit code relies on its limit check).
     #[inline(always)]
-    fn wrap_rip(&mut self) {
+    pub(crate) fn wrap_rip(&mut self) {
         if !self.mode.is_64() {
             self.regs.r[RIP] &= 0xffff_ffff;
         }

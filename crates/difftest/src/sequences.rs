@@ -10,15 +10,21 @@ use iced_x86::{
 };
 use std::sync::OnceLock;
 
-/// Points at the middle of the data and is never written.
-const BASE: Register = Register::R15;
+/// The register that points at the middle of the data and is never written.
+fn base(bits: Bits) -> Register {
+    match bits {
+        Bits::B64 => Register::R15,
+        Bits::B32 => Register::ESI,
+    }
+}
+
 /// Room for the longest instruction and the jump that the host appends.
 const ROOM: usize = 32;
 
-/// A random state with a window of data, which R15 leads to, and no code yet.
-fn without_code(random: &mut Random) -> Case {
+/// A random state with a window of data, which [`base`] leads to, and no code yet.
+fn without_code(bits: Bits, random: &mut Random) -> Case {
     let mut case = Case {
-        bits: Bits::B64,
+        bits,
         until: Until::End,
         state: inputs::state(random),
         code: [0; CODE_LEN_MAX],
@@ -27,18 +33,18 @@ fn without_code(random: &mut Random) -> Case {
         window: [0; WINDOW_LEN],
     };
     forms::fill_window(random, &mut case.window);
-    case.state.gpr[15] = DATA + DATA_LEN as u64 / 2;
+    case.state.gpr[base(bits).number()] = DATA + DATA_LEN as u64 / 2;
     case
 }
 
 /// Makes a sequence of 10 to 30 of the given opcodes.
-pub(crate) fn case(codes: &[Code], random: &mut Random) -> Case {
-    let mut case = without_code(random);
+pub(crate) fn case(codes: &[Code], bits: Bits, random: &mut Random) -> Case {
+    let mut case = without_code(bits, random);
     let wanted = 10 + random.below(21);
     let mut len = 0;
     let mut made = 0;
     while made < wanted && len + ROOM < CODE_LEN_MAX {
-        let Some(bytes) = instruction(random.pick(codes), random, CODE + len as u64) else { continue };
+        let Some(bytes) = instruction(random.pick(codes), bits, random, CODE + len as u64) else { continue };
         case.code[len..len + bytes.len()].copy_from_slice(&bytes);
         len += bytes.len();
         made += 1;
@@ -52,7 +58,7 @@ pub(crate) const ALIGNMENT_OPCODES: usize = 12;
 
 /// Makes a sequence of accesses, most of them aligned, between which POPF sets and clears RFLAGS.AC.
 pub(crate) fn alignment_case(random: &mut Random) -> Result<Case, IcedError> {
-    let mut case = without_code(random);
+    let mut case = without_code(Bits::B64, random);
     // Where the stack may be written while accesses are checked.
     case.state.gpr[4] = DATA + 0x1800;
     let mut a = CodeAssembler::new(64)?;
@@ -92,18 +98,18 @@ pub(crate) fn alignment_case(random: &mut Random) -> Result<Case, IcedError> {
 pub(crate) fn mixed(random: &mut Random) -> Vec<u8> {
     static CODES: OnceLock<Vec<Code>> = OnceLock::new();
     let codes = CODES.get_or_init(|| forms::codes(Bits::B64).collect());
-    let case = case(codes, random);
+    let case = case(codes, Bits::B64, random);
     case.code[..case.code_len as usize].to_vec()
 }
 
-fn instruction(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
-    let mut insn = forms::operands(code, Bits::B64, random)?;
+fn instruction(code: Code, bits: Bits, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
+    let mut insn = forms::operands(code, bits, random)?;
     if insn.is_stack_instruction() || insn.is_string_instruction() || insn.is_vsib() || is_unsuitable(&insn) {
         return None;
     }
     if (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory) {
         let offset = (random.below(WINDOW_LEN as u64) as i64 - WINDOW_LEN as i64 / 2) & !63;
-        insn.set_memory_base(BASE);
+        insn.set_memory_base(base(bits));
         insn.set_memory_displ_size(1);
         insn.set_memory_displacement64(offset as u64);
         insn.set_has_lock_prefix(
@@ -113,13 +119,13 @@ fn instruction(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&insn);
     let writes_base = info.used_registers().iter().any(|used| {
-        used.register().full_register() == BASE
+        used.register().full_register() == base(bits).full_register()
             && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead)
     });
     if writes_base {
         return None;
     }
-    let mut encoder = Encoder::new(64);
+    let mut encoder = Encoder::new(bits as u32);
     encoder.encode(&insn, ip).ok()?;
     Some(encoder.take_buffer())
 }
@@ -128,7 +134,8 @@ fn instruction(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
 /// of the last x87 instruction, which the engine does not keep.
 fn is_unsuitable(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    (0..insn.op_count())
-        .any(|op| matches!(insn.op_kind(op), OpKind::MemorySegRDI) || insn.memory_displ_size() == 8)
-        || matches!(insn.mnemonic(), Div | Idiv | Xlatb | Bt | Bts | Btr | Btc | Std | Fnstenv | Fnsave)
+    (0..insn.op_count()).any(|op| {
+        matches!(insn.op_kind(op), OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemorySegDI)
+            || insn.memory_displ_size() == 8
+    }) || matches!(insn.mnemonic(), Div | Idiv | Xlatb | Bt | Bts | Btr | Btc | Std | Fnstenv | Fnsave)
 }

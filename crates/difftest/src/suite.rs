@@ -161,19 +161,25 @@ impl Suite {
         report
     }
 
-    /// Compares sequences of instructions.
+    /// Compares sequences of instructions, in both modes.
     pub fn sequences(&self) -> Report {
+        let mut report = self.sequences_of(Bits::B64);
+        report.add(self.sequences_of(Bits::B32));
+        report
+    }
+
+    fn sequences_of(&self, bits: Bits) -> Report {
         let mut report = Report::default();
-        let mut guest = Guest::new(Bits::B64, self.way);
+        let mut guest = Guest::new(bits, self.way);
         let mut random = Random::new(self.seed);
-        let codes: Vec<Code> = forms::codes(Bits::B64)
+        let codes: Vec<Code> = forms::codes(bits)
             .filter(|code| self.selects(*code))
             // Later instructions may read undefined flags.
             .filter(|code| self.way == Way::Natively || !leaves_flags_undefined(code.mnemonic()))
             .collect();
         report.opcodes = codes.len();
         for chunk in (0..self.cases).collect::<Vec<_>>().chunks(1024) {
-            let cases: Vec<Case> = chunk.iter().map(|_| sequences::case(&codes, &mut random)).collect();
+            let cases: Vec<Case> = chunk.iter().map(|_| sequences::case(&codes, bits, &mut random)).collect();
             self.compare(&mut guest, &cases, &mut report);
         }
         report

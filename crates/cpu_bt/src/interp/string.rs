@@ -95,15 +95,16 @@ fn repeat(cpu: &mut Cpu, op: &Op, f: impl Fn(&mut Cpu) -> Result<Option<Progress
     Ok(Flow::Branch)
 }
 
-/// Whether the offsets of `count` elements going up stay in their segment: always so in 64-bit code;
+/// Whether elements going up in a page stay in their segment: always so in 64-bit code and in flat segments;
 /// elsewhere only single elements are trusted to [`Cpu::linear`]. Where alignment is checked, it is that
 /// of each element.
 fn may_batch(cpu: &Cpu, op: &Op) -> bool {
-    cpu.mode.is_64()
-        && op.address_cut == 0
-        && !cpu.regs.flag(rflags::DF)
-        && !cpu.regs.flag(rflags::TF)
-        && cpu.mode.data != MmuIndex::UserAligned
+    let flat = match op.address_cut {
+        0 => cpu.mode.is_64(),
+        32 => [seg::DS, seg::ES, seg::SS].contains(&(op.segment as usize)) && cpu.is_flat(),
+        _ => false,
+    };
+    flat && !cpu.regs.flag(rflags::DF) && !cpu.regs.flag(rflags::TF) && cpu.mode.data != MmuIndex::UserAligned
 }
 
 fn movs_one<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<()> {

@@ -425,6 +425,17 @@ impl Emit {
         self.imm32(displacement);
     }
 
+    /// The same cut to 32 bits: `lea dst32, [base + displacement]` (7 or 8 bytes with R8 and up).
+    pub(crate) fn lea32_disp32(&mut self, dst: u8, base: u8, displacement: i32) {
+        self.rex(false, dst, 0, base);
+        self.byte(0x8d);
+        self.byte(0x80 | (dst & 7) << 3 | base & 7);
+        if base & 7 == 4 {
+            self.byte(0x24);
+        }
+        self.imm32(displacement);
+    }
+
     /// `lea dst, [base + index << scale + displacement]`; with `wide` false the result is cut to 32 bits.
     pub(crate) fn lea(
         &mut self,
@@ -493,6 +504,19 @@ impl Emit {
     pub(crate) fn store64_at(&mut self, operand: Operand, src: u8) {
         let index = operand.index.map(|index| (index, 0));
         self.memory(true, 0x89, src, Some(operand.base), index, operand.displacement);
+    }
+
+    /// `mov operand, src32`
+    pub(crate) fn store32_at(&mut self, operand: Operand, src: u8) {
+        let index = operand.index.map(|index| (index, 0));
+        self.memory(false, 0x89, src, Some(operand.base), index, operand.displacement);
+    }
+
+    /// `mov dword operand, imm`
+    pub(crate) fn store32_imm_at(&mut self, operand: Operand, value: i32) {
+        let index = operand.index.map(|index| (index, 0));
+        self.memory(false, 0xc7, 0, Some(operand.base), index, operand.displacement);
+        self.imm32(value);
     }
 
     /// `mov qword operand, imm` (sign-extended)

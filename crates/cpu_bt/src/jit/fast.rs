@@ -13,7 +13,8 @@ use x86::reg::{cr4, efer, rflags};
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct Fast {
-    /// SYSCALL is enabled, from 64-bit code, and its mask clears all status flags, IF, TF and AC.
+    /// SYSCALL is enabled, from 64-bit code, and its mask clears all status flags, IF, TF and AC. Neither the user nor
+    /// the kernel executed 32-bit code last.
     pub(crate) ready: u8,
     /// [`MmuIndex`] after SYSCALL.
     pub(crate) kernel_mmu: u8,
@@ -49,7 +50,7 @@ impl Cpu {
         let (kernel_cs, kernel_ss) = syscall::kernel_segments(sys.star, true);
         let (user_cs, user_ss) = syscall::user_segments(sys.star, true);
         self.jit.fast = Fast {
-            ready: (usable && sys.sfmask & masked == masked) as u8,
+            ready: (usable && self.jit.is_all_64() && sys.sfmask & masked == masked) as u8,
             kernel_mmu: mmu as u8,
             kernel_key: BlockKey::new(64, false).0,
             user_key: BlockKey::new(64, true).0,

@@ -33,12 +33,14 @@ pub(crate) struct Form {
     pub(super) scale: u8,
     /// FS, GS, or none.
     pub(super) segment: Register,
+    /// The sum is cut to 32 bits.
+    pub(super) narrow: bool,
 }
 
 impl Form {
     /// A register and nothing else.
     pub(super) fn register(base: Register) -> Form {
-        Form { base, index: Register::None, scale: 0, segment: Register::None }
+        Form { base, index: Register::None, scale: 0, segment: Register::None, narrow: base.size() == 4 }
     }
 
     /// The form of an instruction's memory operand.
@@ -48,12 +50,17 @@ impl Form {
             _ => Register::None,
         };
         let scale = insn.memory_index_scale().trailing_zeros() as u8;
-        Form { base: insn.memory_base(), index: insn.memory_index(), scale, segment }
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let narrow = match (base, index) {
+            (Register::None, Register::None) => insn.memory_displ_size() == 4,
+            _ => base.size() == 4 || index.size() == 4,
+        };
+        Form { base, index, scale, segment, narrow }
     }
 
     /// Whether the sum is 64 bits wide.
     pub(super) fn is_wide(&self) -> bool {
-        self.base.size() != 4 && self.index.size() != 4
+        !self.narrow
     }
 }
 
@@ -226,7 +233,7 @@ impl Analysis {
         index: usize,
         access: &mut Access,
     ) -> Option<u16> {
-        let Form { base, index: index_register, scale, segment } = access.form;
+        let Form { base, index: index_register, scale, segment, .. } = access.form;
         let (base_value, index_value) = (self.value(base), self.value(index_register));
         let on_stack = base_value.is_some_and(|value| value.stack)
             && index_value.is_none()

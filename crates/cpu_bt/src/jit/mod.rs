@@ -19,12 +19,15 @@
 //! indirect branches need no check where they are made, and nothing is retranslated or unlinked when
 //! the guest switches address spaces.
 //!
-//! Translations depend on their bytes and a [`cache::Key`]: privilege and whether vector instructions
-//! may execute as themselves. All vCPUs share them ([`cache`]); the vCPU is addressed through GS.
+//! Translations depend on their bytes and a [`cache::Key`]: privilege, the size of code, and whether vector
+//! instructions may execute as themselves. Code of 32 bits is translated where its segments are flat; it executes in
+//! 64-bit mode like all other, with addresses cut to 32 bits, and each of its accesses is looked up by itself. All vCPUs share them ([`cache`]); the vCPU is addressed through GS.
 //! Events are polled at trace heads ([`state::JitState::poll_mask`]).
 
 pub(crate) mod arena;
 pub(crate) mod cache;
+#[cfg(test)]
+mod compat_tests;
 mod emit;
 pub(crate) mod fast;
 #[cfg(test)]
@@ -39,7 +42,7 @@ mod strings;
 pub(crate) mod stubs;
 #[cfg(test)]
 mod tests;
-mod trace;
+pub(crate) mod trace;
 mod translator;
 pub(crate) mod way;
 
@@ -60,7 +63,9 @@ impl Key {
     const AVX: u8 = 1 << 3;
     /// For the user: CR4.TSD keeps the TSC from it.
     const TSD: u8 = 1 << 4;
-    const CAREFUL: u8 = 1 << 5;
+    /// For 32-bit code in flat segments, see [`Cpu::is_flat`].
+    const COMPAT: u8 = 1 << 5;
+    const CAREFUL: u8 = 1 << 6;
 
     /// The privilege of data accesses.
     pub(crate) fn mmu(self) -> MmuIndex {
@@ -107,6 +112,26 @@ impl Key {
         self.0 & Key::CAREFUL != 0
     }
 
+    /// Whether the code is of 32 bits: protected or compatibility mode, in flat segments.
+    pub(crate) fn compat(self) -> bool {
+        self.0 & Key::COMPAT != 0
+    }
+
+    /// Whether the code is a user's.
+    fn is_user(self) -> bool {
+        self.mmu() == MmuIndex::User
+    }
+
+    /// How wide addresses and the default operand of the stack are, in bytes.
+    pub(crate) fn width(self) -> u8 {
+        if self.compat() { 4 } else { 8 }
+    }
+
+    /// What decides, apart from privilege, which translations of a page may execute: vector instructions and the size of code.
+    fn kind_of_code(self) -> u8 {
+        self.0 & (Key::SIMD | Key::AVX | Key::COMPAT)
+    }
+
     pub(crate) fn with_care(self) -> Key {
         Key(self.0 | Key::CAREFUL)
     }
@@ -134,6 +159,9 @@ pub(crate) fn key_of(cpu: &Cpu) -> Key {
     if sys.cr4 & cr4::TSD != 0 && cpu.mode.data == MmuIndex::User {
         key |= Key::TSD;
     }
+    if !cpu.mode.is_64() {
+        key |= Key::COMPAT;
+    }
     let enabled = sys.cr0 & (cr0::EM | cr0::TS) == 0 && sys.cr4 & cr4::OSFXSR != 0;
     if enabled && cpu.regs.mxcsr & MASKS == MASKS {
         key |= Key::SIMD;
@@ -153,4 +181,11 @@ pub(crate) fn page_id(gpa: u64, key: Key) -> u32 {
 /// The physical address of the page with an identity.
 pub(crate) fn page_of(id: u32) -> u64 {
     (id as u64 & (FRAMES - 1)) << 12
+}
+
+impl state::JitState {
+    /// Whether all that is known of linear pages is of 64-bit code.
+    fn is_all_64(&self) -> bool {
+        self.kinds.iter().all(|kind| kind & Key::COMPAT == 0)
+    }
 }

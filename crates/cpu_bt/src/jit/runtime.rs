@@ -40,6 +40,7 @@ impl Cpu {
     pub(crate) fn next_code(&mut self) -> Result<Option<u64>> {
         let linear = self.regs.r[RIP];
         let key = self.key_at(linear);
+        self.heed_kind_of_code(key);
         let known = match self.blocks.translated(linear, key) {
             Known::Nothing => self.find_translation(linear, key)?,
             known => known,
@@ -94,6 +95,38 @@ impl Cpu {
             true => key_of(self).with_care(),
             false => key_of(self),
         }
+    }
+
+    /// What linear pages are known to lead to holds for one kind of code. Where another kind comes, of the same
+    /// privilege, jumps between pages would find translations of the first.
+    #[inline]
+    fn heed_kind_of_code(&mut self, key: Key) {
+        if self.is_of_another_kind(key) {
+            self.change_kind_of_code(key);
+        }
+    }
+
+    #[inline]
+    fn is_of_another_kind(&self, key: Key) -> bool {
+        self.jit.kinds[key.is_user() as usize] != key.kind_of_code()
+    }
+
+    /// Whether the code that comes is of the kind that the return stack holds translations of.
+    #[inline]
+    pub(crate) fn keeps_kind_of_code(&self) -> bool {
+        !self.is_of_another_kind(key_of(self))
+    }
+
+    #[cold]
+    fn change_kind_of_code(&mut self, key: Key) {
+        self.jit.forget_pages();
+        let kind = key.kind_of_code();
+        // Of vector instructions, the way from one privilege to another asks nothing.
+        let vectors = Key::SIMD | Key::AVX;
+        self.jit.kinds.iter_mut().for_each(|other| *other = *other & !vectors | kind & vectors);
+        self.jit.kinds[key.is_user() as usize] = kind;
+        // Nor of the size of code.
+        self.update_fast();
     }
 
     /// Counts why translated code was left.
@@ -319,11 +352,13 @@ impl Cpu {
         let linear = self.regs.r[RIP];
         let op = &block.ops[0];
         self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
-        (op.run)(self, op).inspect_err(|fault| {
-            if !fault.is_leave() {
-                self.regs.r[RIP] = linear;
-            }
-        })
+        let result = (op.run)(self, op);
+        match result {
+            Ok(_) => self.wrap_rip(),
+            Err(fault) if fault.is_leave() => {}
+            Err(_) => self.regs.r[RIP] = linear,
+        }
+        result
     }
 
     fn leave_with(&mut self, fault: Fault) -> u64 {

@@ -61,6 +61,8 @@ pub(crate) struct JitState {
     /// The vCPU itself.
     pub(crate) cpu: *mut crate::cpu::Cpu,
     pub(crate) host_mxcsr: u32,
+    /// Which kind of code the supervisor's banks know pages of, and which the user's: see [`super::Key::kind_of_code`].
+    pub(crate) kinds: [u8; 2],
     /// A supervisor's bank has a page in the lower half of the address space.
     pub(crate) supervisor_lower: bool,
     /// Leave translated code after every trace that is not linked, and with every fault: for

@@ -6,7 +6,9 @@ use super::way::{Kind, Way};
 use crate::cpu::Cpu;
 use crate::native::classify::{Class as PlanClass, Plan};
 use crate::vm::line_mask;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register,
+};
 
 /// Most instructions in a trace.
 const INSTRUCTIONS_MAX: usize = 64;
@@ -65,7 +67,7 @@ impl Cpu {
         steps.clear();
         let mut trace =
             Trace { steps, lines: 0, end: start as u64, simd: false, live: liveness::ALL, loops: false };
-        let mut decoder = Decoder::with_ip(64, page, 0, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(key.width() as u32 * 8, page, 0, DecoderOptions::NONE);
         let mut at = start as u64;
         while trace.steps.len() < INSTRUCTIONS_MAX {
             trace.end = at;
@@ -74,7 +76,7 @@ impl Cpu {
             }
             decoder.set_position(at as usize).expect("inside the page");
             decoder.set_ip(at);
-            let insn = decoder.decode();
+            let insn = as_of_64_bits(decoder.decode());
             if insn.is_invalid() {
                 break;
             }
@@ -90,7 +92,7 @@ impl Cpu {
             at += insn.len() as u64;
             trace.end = at;
             let flow = insn.flow_control();
-            let target = insn.near_branch_target();
+            let target = target_of(&insn);
             let branches = flow != FlowControl::Next && way == Way::Special;
             trace.steps.push(Step {
                 insn,
@@ -144,12 +146,12 @@ impl Cpu {
             trace.end = last.offset as u64;
             trace.steps.pop();
         }
-        let live_at = |target: u64| (target != start as u64).then(|| live_at(page, target));
+        let live_at = |target: u64| (target != start as u64).then(|| live_at(page, target, key));
         for step in trace.steps.iter_mut().filter(|step| step.way == Way::Special) {
             let flow = step.insn.flow_control();
             let leads = matches!(flow, FlowControl::UnconditionalBranch | FlowControl::Call);
-            if step.insn.is_jcc_short_or_near() || leads && step.insn.op0_kind() == OpKind::NearBranch64 {
-                step.at_target = live_at(step.insn.near_branch_target());
+            if step.insn.is_jcc_short_or_near() || leads && is_direct(&step.insn) {
+                step.at_target = live_at(target_of(&step.insn));
             }
         }
         let at_end = live_at(trace.end);
@@ -187,12 +189,49 @@ impl Cpu {
     }
 }
 
+/// Whether an instruction is a near branch to an address that it names.
+pub(crate) fn is_direct(insn: &Instruction) -> bool {
+    matches!(insn.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
+}
+
+/// Where a near branch leads, relative to its page, if it is direct.
+pub(crate) fn target_of(insn: &Instruction) -> u64 {
+    match insn.op0_kind() {
+        // Addresses of 32 bits wrap around, so what lies before the page does as well.
+        OpKind::NearBranch32 => insn.near_branch32() as i32 as i64 as u64,
+        _ => insn.near_branch_target(),
+    }
+}
+
+/// An instruction of 32-bit code in the form that 64-bit code has for it, if that is another: opcodes that became
+/// prefixes, and moves with nothing but an address (SDM volume 2, §2.2.1.2 and §2.2.1.4).
+fn as_of_64_bits(mut insn: Instruction) -> Instruction {
+    let code = match insn.code() {
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        _ => return insn,
+    };
+    if insn.code_size() == CodeSize::Code32 {
+        insn.set_code(code);
+    }
+    insn
+}
+
 /// The flags that matter at `target`, as far as a look at its code tells.
-pub(super) fn live_at(page: &[u8], target: u64) -> u32 {
+pub(super) fn live_at(page: &[u8], target: u64, key: Key) -> u32 {
     if target >= 4096 {
         return liveness::ALL;
     }
-    let mut decoder = Decoder::with_ip(64, &page[target as usize..], target, DecoderOptions::NONE);
+    let bits = key.width() as u32 * 8;
+    let mut decoder = Decoder::with_ip(bits, &page[target as usize..], target, DecoderOptions::NONE);
     let (mut unknown, mut live) = (liveness::ALL, 0);
     for _ in 0..PEEK_MAX {
         if unknown == 0 || !decoder.can_decode() {

@@ -3,6 +3,7 @@
 use super::groups::Form;
 use super::trace::Step;
 
+use super::trace::target_of;
 use super::{Key, liveness, strings};
 use crate::block::cache::AddressHasher;
 use crate::block::decode::Class;
@@ -13,7 +14,7 @@ use crate::native::classify::{Class as PlanClass, Memory, Plan};
 use crate::native::fixed::fixed_operands;
 use crate::options::Jit;
 use crate::system;
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
+use iced_x86::{Code, CodeSize, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
@@ -108,7 +109,7 @@ fn leaves_flags_away(insn: &Instruction, way: Way, plan: Option<&Plan>) -> bool 
 /// shift's count matters. `None` for those that are not to be remembered.
 fn shape(insn: &Instruction, key: Key) -> Option<u128> {
     let displacement = insn.memory_displacement64() as i64;
-    if insn.flow_control() != FlowControl::Next || displacement as i32 as i64 != displacement {
+    if insn.flow_control() != FlowControl::Next || !fits(insn, displacement) {
         return None;
     }
     let mut shape = key.0 as u128;
@@ -150,6 +151,10 @@ impl Cpu {
         if class == Class::System {
             return simple(self.system_way(insn, key));
         }
+        if key.compat() && names_other_segment(insn) {
+            let next = insn.flow_control() == FlowControl::Next;
+            return simple(if next { Way::Callout } else { Way::Depart });
+        }
         if class == Class::Interpreted && strings::Kind::of(insn).is_some() {
             return simple(Way::Special);
         }
@@ -161,16 +166,22 @@ impl Cpu {
             _ if insn.is_jcc_short_or_near() => return simple(branch_way(insn)),
             M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => return simple(Way::Hand),
             M::Push
-                if insn.stack_pointer_increment() == -8
+                if insn.stack_pointer_increment() == -(key.width() as i32)
+                    && !(insn.op0_kind() == OpKind::Register
+                        && insn.op0_register().is_segment_register())
                     && (insn.op0_kind() != OpKind::Memory || reaches(insn)) =>
             {
                 return simple(Way::Special);
             }
             M::Bt | M::Bts | M::Btr | M::Btc if is_bit_string(insn) => return simple(Way::Special),
-            M::Pop if insn.stack_pointer_increment() == 8 && insn.op0_kind() == OpKind::Register => {
+            M::Pop
+                if insn.stack_pointer_increment() == key.width() as i32
+                    && insn.op0_kind() == OpKind::Register
+                    && insn.op0_register().is_gpr() =>
+            {
                 return simple(Way::Special);
             }
-            M::Leave if insn.code() == Code::Leaveq => return simple(Way::Special),
+            M::Leave if matches!(insn.code(), Code::Leaveq | Code::Leaved) => return simple(Way::Special),
             // It has no operands, so no plan; most vector functions of C libraries end with it.
             M::Vzeroupper if key.avx() => return simple(Way::Special),
             M::Lea if reaches(insn) => return simple(Way::Native),
@@ -194,6 +205,10 @@ impl Cpu {
         if self.vm.options.jit == Jit::Lockstep && !harmless {
             // What they do beyond registers and memory must be done once only.
             return Way::Depart;
+        }
+        if key.compat() {
+            // Many change segments, and whether these are flat is to be seen again after them.
+            return if insn.mnemonic() == M::Hlt { Way::Depart } else { Way::Hand };
         }
         match insn.mnemonic() {
             M::Cli | M::Sti | M::Pushfq | M::Swapgs if supervisor => Way::Special,
@@ -226,13 +241,17 @@ impl Cpu {
 
 /// How a near branch is done.
 pub(super) fn branch_way(insn: &Instruction) -> Way {
-    let target = insn.near_branch_target();
+    use Code::*;
+    let target = target_of(insn);
+    let usual = || matches!(insn.code(), Jmp_rm64 | Call_rm64 | Jmp_rm32 | Call_rm32);
     let ordinary = match insn.op0_kind() {
-        _ if insn.mnemonic() == M::Ret => matches!(insn.code(), Code::Retnq | Code::Retnq_imm16),
-        OpKind::NearBranch64 => target as i32 as i64 == target as i64,
+        _ if insn.mnemonic() == M::Ret => {
+            matches!(insn.code(), Retnq | Retnq_imm16 | Retnd | Retnd_imm16)
+        }
+        OpKind::NearBranch64 | OpKind::NearBranch32 => target as i32 as i64 == target as i64,
         // The stack pointer as a target would have to be read in the middle of a push.
-        OpKind::Register => insn.op0_register().is_gpr64() && insn.op0_register() != Register::RSP,
-        OpKind::Memory => insn.memory_size().size() == 8 && reaches(insn),
+        OpKind::Register => usual() && insn.op0_register().full_register() != Register::RSP,
+        OpKind::Memory => usual() && reaches(insn),
         _ => false,
     };
     if ordinary { Way::Special } else { Way::Depart }
@@ -243,7 +262,22 @@ pub(super) fn reaches(insn: &Instruction) -> bool {
     let displacement = insn.memory_displacement64() as i64;
     insn.memory_base() != Register::EIP
         && !insn.memory_index().is_vector_register()
-        && displacement as i32 as i64 == displacement
+        // Addresses of 16 bits are left to the handlers.
+        && ![insn.memory_base(), insn.memory_index()].into_iter().any(Register::is_gpr16)
+        && !(insn.memory_base() == Register::None && insn.memory_displ_size() == 2)
+        && fits(insn, displacement)
+}
+
+/// Whether a displacement can be encoded: in 32-bit code any can, for sums are cut to 32 bits.
+fn fits(insn: &Instruction, displacement: i64) -> bool {
+    displacement as i32 as i64 == displacement || insn.code_size() == CodeSize::Code32
+}
+
+/// Whether an instruction's operand lies in a segment that need not be flat, or not writable, when DS, ES and SS
+/// are both.
+fn names_other_segment(insn: &Instruction) -> bool {
+    let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
+    memory && matches!(insn.memory_segment(), Register::CS | Register::FS | Register::GS)
 }
 
 /// Whether it is a bit instruction whose bit number, in a register, reaches beyond the operand, and which the host

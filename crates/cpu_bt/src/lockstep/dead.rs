@@ -3,6 +3,7 @@
 
 use crate::cpu::Cpu;
 use crate::jit::liveness;
+use crate::jit::trace::{is_direct, target_of};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, RflagsBits};
 use x86::reg::rflags;
 
@@ -15,7 +16,7 @@ impl Cpu {
         let Ok(gpa) = self.fetch_address(rip) else { return rflags::STATUS };
         let mut page = [0u8; 4096];
         self.copy_ram(gpa & !0xfff, &mut page);
-        let matter = live(&page, gpa & 0xfff);
+        let matter = live(&page, gpa & 0xfff, self.mode.code_bits as u32);
         let pairs = [
             (RflagsBits::CF, rflags::CF),
             (RflagsBits::PF, rflags::PF),
@@ -29,7 +30,7 @@ impl Cpu {
 }
 
 /// The flags that code from offset `start` of a page on may read: a search along all branches in it.
-fn live(page: &[u8; 4096], start: u64) -> u32 {
+fn live(page: &[u8; 4096], start: u64, bits: u32) -> u32 {
     let mut live = 0;
     // Offsets still to be looked at, with the flags that are not overwritten on the way to them.
     let mut open = vec![(start, liveness::ALL)];
@@ -50,7 +51,7 @@ fn live(page: &[u8; 4096], start: u64) -> u32 {
         if looks > LOOK_MAX {
             return liveness::ALL;
         }
-        let mut decoder = Decoder::with_ip(64, &page[at as usize..], at, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bits, &page[at as usize..], at, DecoderOptions::NONE);
         let insn = decoder.decode();
         if insn.is_invalid() || insn.is_privileged() {
             live |= unknown;
@@ -63,19 +64,15 @@ fn live(page: &[u8; 4096], start: u64) -> u32 {
         }
         match insn.flow_control() {
             FlowControl::Next => open.push((at + insn.len() as u64, after)),
-            FlowControl::UnconditionalBranch | FlowControl::Call if is_near(&insn) => {
-                open.push((insn.near_branch_target(), after));
+            FlowControl::UnconditionalBranch | FlowControl::Call if is_direct(&insn) => {
+                open.push((target_of(&insn), after));
             }
             FlowControl::ConditionalBranch => {
-                open.push((insn.near_branch_target(), after));
+                open.push((target_of(&insn), after));
                 open.push((at + insn.len() as u64, after));
             }
             _ => live |= after,
         }
     }
     live
-}
-
-fn is_near(insn: &iced_x86::Instruction) -> bool {
-    insn.op0_kind() == iced_x86::OpKind::NearBranch64
 }

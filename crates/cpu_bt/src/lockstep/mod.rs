@@ -281,7 +281,8 @@ impl Cpu {
             self.copy_ram(second, &mut bytes[here..op.len as usize]);
         }
         let ip = gpa & 0xfff;
-        Decoder::with_ip(64, &bytes[..op.len as usize], ip, DecoderOptions::NONE).decode()
+        let bits = self.mode.code_bits as u32;
+        Decoder::with_ip(bits, &bytes[..op.len as usize], ip, DecoderOptions::NONE).decode()
     }
 
     /// Reads bytes of one page of RAM.

@@ -42,6 +42,12 @@ fn single_instructions_of_32_bits_agree() {
     check(&suite(16, 500).single_instructions_of_32_bits());
 }
 
+/// The same, translated.
+#[test]
+fn single_instructions_of_32_bits_agree_translated() {
+    check(&Suite { way: Way::Translated, ..suite(16, 500) }.single_instructions_of_32_bits());
+}
+
 /// Each instruction form with the alignment check on, by handlers, natively and as translated code is.
 #[test]
 fn alignment_is_checked() {

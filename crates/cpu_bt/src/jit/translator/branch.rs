@@ -6,12 +6,12 @@ use super::lookup::Free;
 use crate::block::decode::gpr_number;
 use crate::interp::condition;
 use crate::jit::cache::{Exit, Key};
-use crate::jit::emit::{Label, cc, host};
+use crate::jit::emit::{Label, cc};
 use crate::jit::groups::Form;
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::{Site, TARGETS};
 use crate::jit::stubs::jit;
-use crate::jit::trace::Step;
+use crate::jit::trace::{Step, is_direct, target_of};
 use iced_x86::{Mnemonic as M, OpKind};
 
 impl Translator {
@@ -24,9 +24,10 @@ impl Translator {
             M::Ret => {
                 let after = self.e.label();
                 let operand = self.stack_top(step, after);
-                let pop = 8 + if insn.op_count() > 0 { insn.immediate(0) as i32 } else { 0 };
-                self.e.load64_at(S0, operand);
-                self.e.lea(true, host::R15, Some(host::R15), None, pop);
+                let pop =
+                    self.key.width() as i32 + if insn.op_count() > 0 { insn.immediate(0) as i32 } else { 0 };
+                self.load_word(S0, operand);
+                self.move_stack(pop);
                 self.mapping.emit_leave(&mut self.e);
                 if self.key.uses_return_stack() {
                     // To where this was called from, or whatever is the lowest on the return stack.
@@ -39,8 +40,8 @@ impl Translator {
                 return true;
             }
             M::Jmp => match insn.op0_kind() {
-                OpKind::NearBranch64 => {
-                    self.branch(insn.near_branch_target(), head);
+                _ if is_direct(insn) => {
+                    self.branch(target_of(insn), head);
                     return true;
                 }
                 _ => {
@@ -53,7 +54,7 @@ impl Translator {
             },
             M::Call => {
                 let after = self.e.label();
-                let direct = insn.op0_kind() == OpKind::NearBranch64;
+                let direct = is_direct(insn);
                 if !direct {
                     self.indirect_target(step, after);
                     self.e.gs_store(jit!(target), S0);
@@ -62,11 +63,11 @@ impl Translator {
                 let operand = self.stack_below(step, step.live, after, Free::Nothing);
                 let scratch = if operand.base == S0 { S1 } else { S0 };
                 self.e.gs_load(scratch, jit!(page));
-                self.e.lea_disp32(scratch, scratch, next as i32);
-                self.e.store64_at(operand, scratch);
+                self.from_page(scratch, scratch, next as i32);
+                self.store_word(operand, scratch);
                 self.held = None;
-                self.e.lea(true, host::R15, Some(host::R15), None, -8);
-                let target = direct.then(|| insn.near_branch_target());
+                self.move_stack(-(self.key.width() as i32));
+                let target = direct.then(|| target_of(insn));
                 if self.key.uses_return_stack() {
                     self.call(target, scratch, next, live_after);
                 } else if let Some(target) = target {
@@ -80,7 +81,7 @@ impl Translator {
             }
             _ => {
                 // Jcc
-                let target = insn.near_branch_target();
+                let target = target_of(insn);
                 let condition = condition::number(insn);
                 if target == head as u64 && self.may_loop() {
                     self.e.jcc(condition, self.turn);
@@ -107,15 +108,18 @@ impl Translator {
             OpKind::Register => {
                 let guest = gpr_number(step.insn.op0_register()).expect("a general register");
                 let register = self.read_register(guest, S0);
-                self.e.mov(S0, register);
+                match self.key.compat() {
+                    true => self.e.mov32(S0, register),
+                    false => self.e.mov(S0, register),
+                }
             }
             _ => {
-                let site = Site::new(step.offset, self.mapping, 8, false, false);
+                let site = Site::new(step.offset, self.mapping, self.key.width() as usize, false, false);
                 let displacement = step.insn.memory_displacement64() as i32;
                 let form = Form::of(&step.insn);
                 let operand =
                     self.operand((form, displacement), 0, Free::Nothing, (site, step.live != 0, after));
-                self.e.load64_at(S0, operand);
+                self.load_word(S0, operand);
             }
         }
     }
@@ -137,7 +141,7 @@ impl Translator {
                 if target >= 4096 {
                     // The other page verifies where it is.
                     self.e.gs_load(S0, jit!(page));
-                    self.e.lea_disp32(S0, S0, target as i32);
+                    self.from_page(S0, S0, target as i32);
                 }
                 let unlinked = self.e.label();
                 let patch = self.e.call_patchable(unlinked);
@@ -160,7 +164,7 @@ impl Translator {
         if flags_saved {
             self.restore_flags();
         }
-        self.e.lea_disp32(S1, S0, -(next as i32));
+        self.from_page(S1, S0, -(next as i32));
         self.e.gs_store(jit!(page), S1);
         self.exit_to(next);
     }
@@ -201,7 +205,7 @@ impl Translator {
     pub(super) fn exit(&mut self, target: u64) {
         self.mapping.emit_leave(&mut self.e);
         self.e.gs_load(S0, jit!(page));
-        self.e.lea_disp32(S0, S0, target as i32);
+        self.from_page(S0, S0, target as i32);
         self.exit_to(target);
     }
 
@@ -219,7 +223,7 @@ impl Translator {
     /// Leaves for `target` and has exit `number` linked to it.
     pub(super) fn leave_to_link(&mut self, target: u64, number: u32) {
         self.e.gs_load(S0, jit!(page));
-        self.e.lea_disp32(S0, S0, target as i32);
+        self.from_page(S0, S0, target as i32);
         self.e.gs_store_imm32(jit!(exit), number);
         self.e.jmp_to(self.stubs.leave_to_link);
     }
@@ -228,7 +232,7 @@ impl Translator {
     pub(super) fn go_careful(&mut self, offset: u16) {
         self.mapping.emit_leave(&mut self.e);
         self.e.gs_load(S0, jit!(page));
-        self.e.lea_disp32(S0, S0, offset as i32);
+        self.from_page(S0, S0, offset as i32);
         let unlinked = self.e.label();
         let patch = self.e.jmp_patchable(unlinked);
         let number = self.note_exit_to(patch, offset as u64, self.key.with_care());
@@ -252,7 +256,7 @@ impl Translator {
     /// Leaves translated code for an offset in the page, without linking.
     pub(super) fn leave_for(&mut self, target: u64) {
         self.e.gs_load(S0, jit!(page));
-        self.e.lea_disp32(S0, S0, target as i32);
+        self.from_page(S0, S0, target as i32);
         self.e.jmp_to(self.stubs.leave);
     }
 }

@@ -119,6 +119,7 @@ impl Translator {
                     if flags_saved {
                         self.restore_flags();
                     }
+                    // Whole: what came here may be 64-bit code that finds a translation of another kind.
                     self.e.lea_disp32(S0, S1, head as i32);
                     self.e.jmp_to(self.stubs.leave);
                 }

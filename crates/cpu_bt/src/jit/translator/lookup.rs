@@ -211,7 +211,8 @@ impl Translator {
             let base = gpr_number(form.base).map(|guest| self.read_register(guest, S0));
             let index = gpr_number(form.index).map(|guest| self.read_register(guest, S1));
             match (base, index) {
-                (None, None) => self.e.mov_imm(S0, displacement as i64 as u64),
+                (None, None) if form.is_wide() => self.e.mov_imm(S0, displacement as i64 as u64),
+                (None, None) => self.e.mov_imm(S0, displacement as u32 as u64),
                 _ => {
                     let index = index.map(|index| (index, form.scale));
                     self.e.lea(form.is_wide(), S0, base, index, displacement);

@@ -97,7 +97,8 @@ impl Cpu {
         let mut translator = Translator::new(cache.next(), cache.stubs, key, gpa, first_exit, buffers);
         translator.exact_flags = vm.options.exact_flags;
         translator.second = second;
-        if !key.careful() {
+        // Sums of 32 bits wrap around, so nothing follows from one for another.
+        if !key.careful() && !key.compat() {
             // A kernel runs much code once between two flushes: guesses of many places would pay in loops only.
             let stack_only = key.mmu() != MmuIndex::User && !trace.loops;
             groups::find(&mut translator.groups, &trace.steps, stack_only);
@@ -258,6 +259,19 @@ impl Translator {
         self.emit_cold(head);
     }
 
+    /// `to` = `from` + `distance`: an address of code from that of its page, or the reverse.
+    fn from_page(&mut self, to: u8, from: u8, distance: i32) {
+        match self.key.compat() {
+            true => self.e.lea32_disp32(to, from, distance),
+            false => self.e.lea_disp32(to, from, distance),
+        }
+    }
+
+    /// Adds to the guest's stack pointer. Touches no flags.
+    fn move_stack(&mut self, distance: i32) {
+        self.e.lea(!self.key.compat(), host::R15, Some(host::R15), None, distance);
+    }
+
     /// Puts the flags into AX, and RAX into memory, if they are not there.
     fn save_flags(&mut self) {
         if !self.flags_saved {
@@ -324,7 +338,7 @@ impl Translator {
         self.e.call_to(self.stubs.callout);
         self.held = None;
         self.e.gs_load(S0, jit!(page));
-        self.e.lea_disp32(S0, S0, step.offset as i32 + step.insn.len() as i32);
+        self.from_page(S0, S0, step.offset as i32 + step.insn.len() as i32);
         self.go_indirect();
     }
 
