@@ -45,8 +45,12 @@ thread_local! {
 /// When the two do not agree.
 pub fn compare_bytes(data: &[u8]) {
     let [selector, seed, code @ ..] = data else { return };
-    // Only 64-bit code is translated: most inputs are that.
-    let index = if *selector < 0xc0 { 0 } else { *selector as usize % 4 };
+    // Code of 16 bits is not translated: few inputs are that.
+    let index = match *selector {
+        0..0x80 => 0,
+        0x80..0xf0 => 1,
+        _ => *selector as usize % 4,
+    };
     let mode = [Mode::Long64, Mode::Compat32, Mode::Compat16, Mode::Real16][index];
     let code_at = if matches!(mode, Mode::Real16 | Mode::Compat16) { 0x8000 } else { CODE };
     let mut code = code[..code.len().min(256)].to_vec();

@@ -98,6 +98,40 @@ fn a_program_with_calls_loops_and_moves_is_translated() {
 }
 
 #[test]
+fn single_moves_and_stores_are_translated_and_go_either_way() {
+    let (from, to) = (DATA as i32, DATA as i32 + 0x400);
+    let code = assemble(|a| {
+        let (mut fill, mut copy, mut back) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(edi, from)?;
+        a.mov(ecx, 300)?;
+        a.set_label(&mut fill)?;
+        a.lea(eax, ptr(ecx + ecx * 4))?;
+        a.stosb()?;
+        a.dec(ecx)?;
+        a.jne(fill)?;
+        a.mov(esi, from)?;
+        a.mov(edi, to)?;
+        a.set_label(&mut copy)?;
+        a.movsb()?;
+        a.movsw()?;
+        a.cmp(esi, from + 300)?;
+        a.jb(copy)?;
+        a.lodsd()?;
+        // Downwards their handlers do them.
+        a.std()?;
+        a.mov(ecx, 20)?;
+        a.set_label(&mut back)?;
+        a.movsd()?;
+        a.dec(ecx)?;
+        a.jne(back)?;
+        a.cld()?;
+        a.nop()
+    });
+    let (machine, _) = both(&code);
+    assert!(machine.counter("callouts") < 100, "{}", machine.counter("callouts"));
+}
+
+#[test]
 fn addresses_of_sixteen_bits_and_other_segments_are_left_to_handlers() {
     let code = assemble(|a| {
         a.mov(eax, cs)?;
@@ -114,6 +148,32 @@ fn addresses_of_sixteen_bits_and_other_segments_are_left_to_handlers() {
     });
     let (_, state) = both(&code);
     assert_eq!(state.gpr[1] as u16, 0x25);
+}
+
+/// What is remembered of an instruction depends on its segment, too.
+#[test]
+fn strings_of_another_segment_are_not_taken_for_usual_ones() {
+    let mut a = CodeAssembler::new(64).unwrap();
+    for segment in [false, true] {
+        a.mov(esi, DATA as u32).unwrap();
+        a.mov(edi, DATA as u32 + 0x100).unwrap();
+        a.mov(ecx, 8).unwrap();
+        match segment {
+            false => a.rep().movsb().unwrap(),
+            // REP MOVSB with FS
+            true => a.db(&[0x64, 0xf3, 0xa4]).unwrap(),
+        }
+        a.cmp(ecx, 1).unwrap();
+    }
+    a.nop().unwrap();
+    let code = a.assemble(CODE).unwrap();
+    let mut machine = machine(Mode::Long64, &code);
+    machine.set_state(&start());
+    let end = CODE + code.len() as u64;
+    while machine.state().rip != end {
+        assert_eq!(machine.run_translated(end), Outcome::Completed);
+    }
+    assert_eq!(machine.state().gpr[6], DATA + 8);
 }
 
 /// Functions in two pages of one program, of which one is called with vector exceptions unmasked: the translation

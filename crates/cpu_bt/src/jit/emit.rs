@@ -512,6 +512,33 @@ impl Emit {
         self.memory(false, 0x89, src, Some(operand.base), index, operand.displacement);
     }
 
+    /// Loads `size` bytes at the address in `base` into the low part of `dst`; 4 bytes clear the rest.
+    pub(crate) fn load_sized(&mut self, size: usize, dst: u8, base: u8) {
+        self.sized(size, 0x8a, dst, base);
+    }
+
+    /// Stores the low `size` bytes of `src` at the address in `base`.
+    pub(crate) fn store_sized(&mut self, size: usize, base: u8, src: u8) {
+        self.sized(size, 0x88, src, base);
+    }
+
+    /// MOV of `size` bytes between a register, of the low bytes RAX to RBX or R8 and up, and memory.
+    fn sized(&mut self, size: usize, opcode: u8, reg: u8, base: u8) {
+        if size == 2 {
+            self.byte(0x66);
+        }
+        self.memory(size == 8, opcode | (size != 1) as u8, reg, Some(base), None, 0);
+    }
+
+    /// Loads `size` bytes at the address in `base` into `dst` and clears the rest.
+    pub(crate) fn load_zero_extended(&mut self, size: usize, dst: u8, base: u8) {
+        if size >= 4 {
+            return self.load_sized(size, dst, base);
+        }
+        self.rex(false, dst, 0, base);
+        self.bytes(&[0x0f, if size == 1 { 0xb6 } else { 0xb7 }, (dst & 7) << 3 | base & 7]);
+    }
+
     /// `mov dword operand, imm`
     pub(crate) fn store32_imm_at(&mut self, operand: Operand, value: i32) {
         let index = operand.index.map(|index| (index, 0));

@@ -371,6 +371,10 @@ impl Cpu {
         if site.aligned() && !linear.is_multiple_of(site.len() as u64) {
             return self.interpret_site();
         }
+        // Beyond the limit of flat segments comes nothing, and that is looked at before pages are.
+        if !self.mode.is_64() && linear + site.len() as u64 > 1 << 32 {
+            return self.interpret_site();
+        }
         let flushes = self.tlb.flushes();
         let host = match site.writes() {
             true => self.host_for_write(linear, site.len()).map(|ptr| ptr.map(|ptr| ptr as u64)),

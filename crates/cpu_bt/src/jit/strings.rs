@@ -6,7 +6,7 @@ use super::mapping::{S0, S1};
 use super::stubs::jit;
 use crate::cpu::Cpu;
 use crate::mmu::tlb::{ENTRIES, Entry, Tlb};
-use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+use iced_x86::{CodeSize, Instruction, Mnemonic as M, OpKind, Register};
 use std::mem::offset_of;
 use x86::reg::rflags;
 
@@ -17,6 +17,43 @@ pub(crate) struct Routines([[u64; 8]; 3]);
 /// Which routine an instruction has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind(u8);
+
+/// An instruction that moves, stores or loads one element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Single {
+    Move,
+    Store,
+    Load,
+}
+
+impl Single {
+    /// What an instruction without a prefix for repetition does, if its addresses are as wide as its code has them
+    /// and its segments are usual ones. Compares and scans are left to their handlers.
+    pub(super) fn of(insn: &Instruction) -> Option<Single> {
+        use OpKind::{MemoryESEDI, MemoryESRDI, MemorySegESI, MemorySegRSI};
+        let wide = insn.code_size() == CodeSize::Code64;
+        let source = |kind: OpKind| kind == if wide { MemorySegRSI } else { MemorySegESI };
+        let target = |kind: OpKind| kind == if wide { MemoryESRDI } else { MemoryESEDI };
+        let other_segment = || {
+            let segment = insn.memory_segment();
+            matches!(segment, Register::FS | Register::GS) || segment == Register::CS && !wide
+        };
+        if insn.has_rep_prefix() || insn.has_repne_prefix() || !insn.is_string_instruction() {
+            return None;
+        }
+        match insn.mnemonic() {
+            M::Movsb | M::Movsw | M::Movsd | M::Movsq => {
+                (target(insn.op0_kind()) && source(insn.op1_kind()) && !other_segment())
+                    .then_some(Single::Move)
+            }
+            M::Stosb | M::Stosw | M::Stosd | M::Stosq => target(insn.op0_kind()).then_some(Single::Store),
+            M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => {
+                (source(insn.op1_kind()) && !other_segment()).then_some(Single::Load)
+            }
+            _ => None,
+        }
+    }
+}
 
 impl Kind {
     /// The kind of an instruction; `None` for those that always go to their handler.

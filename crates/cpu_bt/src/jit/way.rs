@@ -131,6 +131,10 @@ fn shape(insn: &Instruction, key: Key) -> Option<u128> {
                     add(8, register as u32);
                 }
             }
+            // Of a string.
+            OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => {
+                add(8, insn.memory_segment() as u32);
+            }
             _ => {}
         }
     }
@@ -156,6 +160,9 @@ impl Cpu {
             return simple(if next { Way::Callout } else { Way::Depart });
         }
         if class == Class::Interpreted && strings::Kind::of(insn).is_some() {
+            return simple(Way::Special);
+        }
+        if class == Class::Interpreted && strings::Single::of(insn).is_some() {
             return simple(Way::Special);
         }
         if has_string_operand(insn) {

@@ -128,7 +128,8 @@ impl Cpu {
         }
         self.update_mode();
         self.update_fast();
-        if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 {
+        // Without paging before and after, every address leads where it led.
+        if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 && (old | new) & cr0::PG != 0 {
             self.flush_tlb_all();
         }
         Ok(())

@@ -11,6 +11,7 @@ mod head;
 mod lookup;
 mod native;
 mod registers;
+mod single_string;
 mod stack;
 mod system;
 
@@ -374,6 +375,7 @@ impl Translator {
             M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => self.segment_base(step),
             M::Bt | M::Bts | M::Btr | M::Btc => self.bit_string(step),
             M::Vzeroupper => self.e.bytes(&[0xc5, 0xf8, 0x77]),
+            _ if let Some(what) = strings::Single::of(&step.insn) => self.single_string(step, what),
             _ if strings::Kind::of(&step.insn).is_some() => self.string(step),
             M::Rdtsc => self.read_tsc(false),
             M::Rdtscp => self.read_tsc(true),

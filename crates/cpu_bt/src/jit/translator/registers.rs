@@ -41,6 +41,9 @@ impl Translator {
             match step.insn.mnemonic() {
                 M::Leave => fixed |= 1 << crate::regs::RBP,
                 M::Rdtsc | M::Rdtscp => fixed |= 1 << crate::regs::RCX | 1 << crate::regs::RDX,
+                _ if strings::Single::of(&step.insn).is_some() => {
+                    fixed |= 1 << crate::regs::RAX | 1 << crate::regs::RSI | 1 << crate::regs::RDI;
+                }
                 _ if strings::Kind::of(&step.insn).is_some() => {
                     fixed |= 1 << crate::regs::RCX | 1 << crate::regs::RSI | 1 << crate::regs::RDI;
                 }

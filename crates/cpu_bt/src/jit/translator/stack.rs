@@ -35,7 +35,7 @@ impl Translator {
     }
 
     /// An address that is a register, as wide as the present code has them.
-    fn form_of(&self, register: Register) -> Form {
+    pub(super) fn form_of(&self, register: Register) -> Form {
         Form::register(if self.key.compat() { register.full_register32() } else { register })
     }
 
