@@ -128,8 +128,7 @@ impl Cpu {
         }
         self.update_mode();
         self.update_fast();
-        // Without paging before and after, every address leads where it led.
-        if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 && (old | new) & cr0::PG != 0 {
+        if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 {
             self.flush_tlb_all();
         }
         Ok(())
