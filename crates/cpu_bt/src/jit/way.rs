@@ -267,12 +267,11 @@ pub(super) fn branch_way(insn: &Instruction) -> Way {
 /// Whether the address of the memory operand can be computed as it is encoded.
 pub(super) fn reaches(insn: &Instruction) -> bool {
     let displacement = insn.memory_displacement64() as i64;
-    insn.memory_base() != Register::EIP
-        && !insn.memory_index().is_vector_register()
-        // Addresses of 16 bits are left to the handlers.
-        && ![insn.memory_base(), insn.memory_index()].into_iter().any(Register::is_gpr16)
-        && !(insn.memory_base() == Register::None && insn.memory_displ_size() == 2)
-        && fits(insn, displacement)
+    // Addresses of 16 bits are left to the handlers.
+    let short = [insn.memory_base(), insn.memory_index()].into_iter().any(Register::is_gpr16)
+        || insn.memory_base() == Register::None && insn.memory_displ_size() == 2;
+    let odd = insn.memory_base() == Register::EIP || insn.memory_index().is_vector_register();
+    !short && !odd && fits(insn, displacement)
 }
 
 /// Whether a displacement can be encoded: in 32-bit code any can, for sums are cut to 32 bits.

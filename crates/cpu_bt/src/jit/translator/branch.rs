@@ -63,7 +63,7 @@ impl Translator {
                 let operand = self.stack_below(step, step.live, after, Free::Nothing);
                 let scratch = if operand.base == S0 { S1 } else { S0 };
                 self.e.gs_load(scratch, jit!(page));
-                self.from_page(scratch, scratch, next as i32);
+                self.add_to_page(scratch, scratch, next as i32);
                 self.store_word(operand, scratch);
                 self.held = None;
                 self.move_stack(-(self.key.width() as i32));
@@ -141,7 +141,7 @@ impl Translator {
                 if target >= 4096 {
                     // The other page verifies where it is.
                     self.e.gs_load(S0, jit!(page));
-                    self.from_page(S0, S0, target as i32);
+                    self.add_to_page(S0, S0, target as i32);
                 }
                 let unlinked = self.e.label();
                 let patch = self.e.call_patchable(unlinked);
@@ -164,7 +164,7 @@ impl Translator {
         if flags_saved {
             self.restore_flags();
         }
-        self.from_page(S1, S0, -(next as i32));
+        self.add_to_page(S1, S0, -(next as i32));
         self.e.gs_store(jit!(page), S1);
         self.exit_to(next);
     }
@@ -205,7 +205,7 @@ impl Translator {
     pub(super) fn exit(&mut self, target: u64) {
         self.mapping.emit_leave(&mut self.e);
         self.e.gs_load(S0, jit!(page));
-        self.from_page(S0, S0, target as i32);
+        self.add_to_page(S0, S0, target as i32);
         self.exit_to(target);
     }
 
@@ -223,7 +223,7 @@ impl Translator {
     /// Leaves for `target` and has exit `number` linked to it.
     pub(super) fn leave_to_link(&mut self, target: u64, number: u32) {
         self.e.gs_load(S0, jit!(page));
-        self.from_page(S0, S0, target as i32);
+        self.add_to_page(S0, S0, target as i32);
         self.e.gs_store_imm32(jit!(exit), number);
         self.e.jmp_to(self.stubs.leave_to_link);
     }
@@ -232,7 +232,7 @@ impl Translator {
     pub(super) fn go_careful(&mut self, offset: u16) {
         self.mapping.emit_leave(&mut self.e);
         self.e.gs_load(S0, jit!(page));
-        self.from_page(S0, S0, offset as i32);
+        self.add_to_page(S0, S0, offset as i32);
         let unlinked = self.e.label();
         let patch = self.e.jmp_patchable(unlinked);
         let number = self.note_exit_to(patch, offset as u64, self.key.with_care());
@@ -256,7 +256,7 @@ impl Translator {
     /// Leaves translated code for an offset in the page, without linking.
     pub(super) fn leave_for(&mut self, target: u64) {
         self.e.gs_load(S0, jit!(page));
-        self.from_page(S0, S0, target as i32);
+        self.add_to_page(S0, S0, target as i32);
         self.e.jmp_to(self.stubs.leave);
     }
 }

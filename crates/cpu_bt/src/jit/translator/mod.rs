@@ -261,7 +261,7 @@ impl Translator {
     }
 
     /// `to` = `from` + `distance`: an address of code from that of its page, or the reverse.
-    fn from_page(&mut self, to: u8, from: u8, distance: i32) {
+    fn add_to_page(&mut self, to: u8, from: u8, distance: i32) {
         match self.key.compat() {
             true => self.e.lea32_disp32(to, from, distance),
             false => self.e.lea_disp32(to, from, distance),
@@ -339,7 +339,7 @@ impl Translator {
         self.e.call_to(self.stubs.callout);
         self.held = None;
         self.e.gs_load(S0, jit!(page));
-        self.from_page(S0, S0, step.offset as i32 + step.insn.len() as i32);
+        self.add_to_page(S0, S0, step.offset as i32 + step.insn.len() as i32);
         self.go_indirect();
     }
 
