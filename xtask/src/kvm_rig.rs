@@ -357,8 +357,8 @@ mod tests {
     #[test]
     fn every_program_runs_even_when_one_fails() {
         let text = script(Depth::Full, None);
-        assert!(text.contains("./bounded 1800 ./engine --test-threads 1; did $?\n"));
-        assert!(text.contains("./bounded 1800 ./boot --test-threads 1 busybox::; did $?\n"));
+        assert!(text.contains("./bounded 3600 ./engine --test-threads 1; did $?\n"));
+        assert!(text.contains("./bounded 3600 ./boot --test-threads 1 busybox::; did $?\n"));
         let text = script(Depth::Short, Some("x"));
         assert!(text.contains("./bounded 180 ./boot --test-threads 1 x; did $?\n"));
     }
