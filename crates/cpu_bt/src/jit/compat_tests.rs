@@ -217,3 +217,47 @@ fn unmasked_vector_exceptions_are_the_guests() {
     let Outcome::Exception { vector: 19, .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!(machine.state().rip, far);
 }
+
+/// Indirect jumps find code by the low 16 bits of where they lead. What stands there may be other code, which does not
+/// need the flags that the right one needs.
+#[test]
+fn flags_live_through_a_jump_that_meets_other_code_first() {
+    let (near, far) = (CODE + 0x100, CODE + 0x1_0100);
+    let page = |linear, writable| Page { linear, writable };
+    let pages = [page(CODE, false), page(CODE + 0x1_0000, false), page(DATA, true), page(STACK, true)];
+    let cpuid = x86::cpuid::build("x86-64-v3", 1, 1_000_000_000).unwrap();
+    let mut machine = Machine::new(Mode::Long64, cpuid, &pages);
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.cmp(r8d, 0).unwrap();
+    a.jmp(rbx).unwrap();
+    machine.write(CODE, &a.assemble(CODE).unwrap());
+    // Needs no flags, for it sets them all.
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.xor(eax, eax).unwrap();
+    a.hlt().unwrap();
+    machine.write(near, &a.assemble(near).unwrap());
+    // Needs them.
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.setg(cl).unwrap();
+    a.seto(dl).unwrap();
+    a.mov(eax, 2).unwrap();
+    a.hlt().unwrap();
+    let code = a.assemble(far).unwrap();
+    machine.write(far, &code);
+    let mut go = |target: u64, end: u64, value: u64| {
+        let mut state = start();
+        (state.gpr[3], state.gpr[8]) = (target, value);
+        machine.set_state(&state);
+        while machine.state().rip != end {
+            assert_eq!(machine.run_translated(end), Outcome::Completed);
+        }
+        machine.state().gpr
+    };
+    // The one that was found last stands in the table.
+    go(far, far + code.len() as u64 - 1, 1);
+    for value in [0, 1, u32::MAX as u64, 5] {
+        go(near, near + 2, 1);
+        let gpr = go(far, far + code.len() as u64 - 1, value);
+        assert_eq!((gpr[0], gpr[1], gpr[2]), (2, (value as i32 > 0) as u64, 0), "{value:#x}");
+    }
+}

@@ -18,9 +18,8 @@ impl Translator {
         self.e.bind(verified);
         let (ids, tags) = (self.bank(jit!(page_ids), 4), self.bank(jit!(page_tags), 8));
         self.e.lea_disp32(S1, S0, -(head as i32));
-        if live {
-            self.save_flags();
-        }
+        // Whether or not they matter here: what comes here may be on its way elsewhere, where they do.
+        self.save_flags();
         let fail = self.e.label();
         // S1 is a page address only if the offset is right, so one comparison checks both.
         if self.bmi2 {
@@ -33,7 +32,7 @@ impl Translator {
         self.e.gs_cmp_scaled(S1, S0, 3, tags);
         self.e.jcc(cc::NE, fail);
         self.e.gs_cmp32_scaled_imm(S0, 2, ids, page_id(self.gpa, self.key));
-        self.cold.push(Cold::Unverified { label: fail, flags_saved: live });
+        self.cold.push(Cold::Unverified { label: fail, flags_saved: true });
         self.e.jcc(cc::NE, fail);
         self.e.gs_store(jit!(page), S1);
         // Flags that are saved already are saved once: the next entry's own way of doing so is left out.
@@ -41,6 +40,8 @@ impl Translator {
         if live {
             self.e.gs_load(S0, jit!(signals));
             self.skip_to(polling);
+        } else {
+            self.restore_rax();
         }
         self.e.align(8, 0);
         self.e.bind(direct);
