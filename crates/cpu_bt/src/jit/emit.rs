@@ -416,18 +416,16 @@ impl Emit {
 
     /// `lea dst, [base + displacement]`, always with a 32-bit displacement (7 or 8 bytes).
     pub(crate) fn lea_disp32(&mut self, dst: u8, base: u8, displacement: i32) {
-        self.rex(true, dst, 0, base);
-        self.byte(0x8d);
-        self.byte(0x80 | (dst & 7) << 3 | base & 7);
-        if base & 7 == 4 {
-            self.byte(0x24);
-        }
-        self.imm32(displacement);
+        self.lea_long(true, dst, base, displacement);
     }
 
-    /// The same cut to 32 bits: `lea dst32, [base + displacement]` (7 or 8 bytes with R8 and up).
+    /// The same cut to 32 bits: `lea dst32, [base + displacement]`.
     pub(crate) fn lea32_disp32(&mut self, dst: u8, base: u8, displacement: i32) {
-        self.rex(false, dst, 0, base);
+        self.lea_long(false, dst, base, displacement);
+    }
+
+    fn lea_long(&mut self, wide: bool, dst: u8, base: u8, displacement: i32) {
+        self.rex(wide, dst, 0, base);
         self.byte(0x8d);
         self.byte(0x80 | (dst & 7) << 3 | base & 7);
         if base & 7 == 4 {
