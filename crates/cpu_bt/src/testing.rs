@@ -171,6 +171,20 @@ impl Machine {
         assert_eq!(self.pages.len(), pages.len(), "too many pages");
     }
 
+    /// Has the page at `linear` lead to where the page at `other` does.
+    #[cfg(test)]
+    pub(crate) fn alias(&mut self, linear: u64, other: u64) {
+        let gpa = self.physical(other);
+        let ram = self.cpu.ram.clone();
+        let load = |at| -> u64 { ram.load(at).expect("a table in RAM") };
+        let slot = |table: u64, level: u32| (table & !0xfff) + (linear >> (12 + 9 * level) & 0x1ff) * 8;
+        let table = [3, 2, 1].into_iter().fold(TABLES, |table, level| load(slot(table, level)));
+        let slot = slot(table, 0);
+        ram.store(slot, load(slot) & 0xfff | gpa).expect("a table in RAM");
+        self.pages.iter_mut().find(|(page, _)| *page == linear).expect("a page").1 = gpa;
+        self.cpu.flush_tlb_all();
+    }
+
     fn enter_mode(&mut self) {
         let cpu = &mut self.cpu;
         cpu.wait_for_sipi = false;

@@ -1,15 +1,14 @@
-//! Code of 32 bits, translated: that it is, that it does what its handlers do, and that it never meets code of another
-//! kind at its addresses.
+//! Code of 32 bits, translated: that it is, and that it does what its handlers do.
 
 use crate::testing::{Machine, Mode, Outcome, Page, UserState};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-const CODE: u64 = 0x40_0000;
-const DATA: u64 = 0x80_0000;
-const STACK: u64 = 0xc0_0000;
+pub(super) const CODE: u64 = 0x40_0000;
+pub(super) const DATA: u64 = 0x80_0000;
+pub(super) const STACK: u64 = 0xc0_0000;
 
-fn machine(mode: Mode, code: &[u8]) -> Machine {
+pub(super) fn machine(mode: Mode, code: &[u8]) -> Machine {
     let page = |linear, writable| Page { linear, writable };
     let pages = [page(CODE, false), page(DATA, true), page(STACK, true)];
     let cpuid = x86::cpuid::build("x86-64-v3", 1, 1_000_000_000).unwrap();
@@ -20,7 +19,7 @@ fn machine(mode: Mode, code: &[u8]) -> Machine {
     machine
 }
 
-fn start() -> UserState {
+pub(super) fn start() -> UserState {
     let mut gpr = [0; 16];
     gpr[4] = STACK + 0x800;
     UserState { gpr, rip: CODE, rflags: 0x202, mxcsr: 0x1f80, ymm: [[0; 4]; 16], x87: [0; 160] }
@@ -148,116 +147,4 @@ fn addresses_of_sixteen_bits_and_other_segments_are_left_to_handlers() {
     });
     let (_, state) = both(&code);
     assert_eq!(state.gpr[1] as u16, 0x25);
-}
-
-/// What is remembered of an instruction depends on its segment, too.
-#[test]
-fn strings_of_another_segment_are_not_taken_for_usual_ones() {
-    let mut a = CodeAssembler::new(64).unwrap();
-    for segment in [false, true] {
-        a.mov(esi, DATA as u32).unwrap();
-        a.mov(edi, DATA as u32 + 0x100).unwrap();
-        a.mov(ecx, 8).unwrap();
-        match segment {
-            false => a.rep().movsb().unwrap(),
-            // REP MOVSB with FS
-            true => a.db(&[0x64, 0xf3, 0xa4]).unwrap(),
-        }
-        a.cmp(ecx, 1).unwrap();
-    }
-    a.nop().unwrap();
-    let code = a.assemble(CODE).unwrap();
-    let mut machine = machine(Mode::Long64, &code);
-    machine.set_state(&start());
-    let end = CODE + code.len() as u64;
-    while machine.state().rip != end {
-        assert_eq!(machine.run_translated(end), Outcome::Completed);
-    }
-    assert_eq!(machine.state().gpr[6], DATA + 8);
-}
-
-/// Functions in two pages of one program, of which one is called with vector exceptions unmasked: the translation
-/// made for masked ones must not be found, since it would raise them on the host.
-#[test]
-fn unmasked_vector_exceptions_are_the_guests() {
-    let far = DATA;
-    let mut a = CodeAssembler::new(64).unwrap();
-    let mut turn = a.create_label();
-    a.mov(ecx, 200).unwrap();
-    a.set_label(&mut turn).unwrap();
-    a.mov(rax, far).unwrap();
-    a.call(rax).unwrap();
-    a.dec(ecx).unwrap();
-    a.jne(turn).unwrap();
-    // Division by zero is unmasked, and done.
-    a.mov(dword_ptr(STACK as u32), 0x1d80).unwrap();
-    a.ldmxcsr(dword_ptr(STACK as u32)).unwrap();
-    a.mov(ecx, 50).unwrap();
-    a.mov(rax, far).unwrap();
-    a.xorps(xmm1, xmm1).unwrap();
-    a.call(rax).unwrap();
-    a.nop().unwrap();
-    let code = a.assemble(CODE).unwrap();
-    let mut machine = machine(Mode::Long64, &code);
-    let mut function = CodeAssembler::new(64).unwrap();
-    function.divsd(xmm0, xmm1).unwrap();
-    function.ret().unwrap();
-    machine.write(far, &function.assemble(far).unwrap());
-    let mut state = start();
-    state.ymm[0][0] = 1.0f64.to_bits();
-    state.ymm[1][0] = 1.0f64.to_bits();
-    machine.set_state(&state);
-    let end = CODE + code.len() as u64;
-    let outcome = loop {
-        match machine.run_translated(end) {
-            Outcome::Completed if machine.state().rip != end => {}
-            outcome => break outcome,
-        }
-    };
-    let Outcome::Exception { vector: 19, .. } = outcome else { panic!("{outcome:?}") };
-    assert_eq!(machine.state().rip, far);
-}
-
-/// Indirect jumps find code by the low 16 bits of where they lead. What stands there may be other code, which does not
-/// need the flags that the right one needs.
-#[test]
-fn flags_live_through_a_jump_that_meets_other_code_first() {
-    let (near, far) = (CODE + 0x100, CODE + 0x1_0100);
-    let page = |linear, writable| Page { linear, writable };
-    let pages = [page(CODE, false), page(CODE + 0x1_0000, false), page(DATA, true), page(STACK, true)];
-    let cpuid = x86::cpuid::build("x86-64-v3", 1, 1_000_000_000).unwrap();
-    let mut machine = Machine::new(Mode::Long64, cpuid, &pages);
-    let mut a = CodeAssembler::new(64).unwrap();
-    a.cmp(r8d, 0).unwrap();
-    a.jmp(rbx).unwrap();
-    machine.write(CODE, &a.assemble(CODE).unwrap());
-    // Needs no flags, for it sets them all.
-    let mut a = CodeAssembler::new(64).unwrap();
-    a.xor(eax, eax).unwrap();
-    a.hlt().unwrap();
-    machine.write(near, &a.assemble(near).unwrap());
-    // Needs them.
-    let mut a = CodeAssembler::new(64).unwrap();
-    a.setg(cl).unwrap();
-    a.seto(dl).unwrap();
-    a.mov(eax, 2).unwrap();
-    a.hlt().unwrap();
-    let code = a.assemble(far).unwrap();
-    machine.write(far, &code);
-    let mut go = |target: u64, end: u64, value: u64| {
-        let mut state = start();
-        (state.gpr[3], state.gpr[8]) = (target, value);
-        machine.set_state(&state);
-        while machine.state().rip != end {
-            assert_eq!(machine.run_translated(end), Outcome::Completed);
-        }
-        machine.state().gpr
-    };
-    // The one that was found last stands in the table.
-    go(far, far + code.len() as u64 - 1, 1);
-    for value in [0, 1, u32::MAX as u64, 5] {
-        go(near, near + 2, 1);
-        let gpr = go(far, far + code.len() as u64 - 1, value);
-        assert_eq!((gpr[0], gpr[1], gpr[2]), (2, (value as i32 > 0) as u64, 0), "{value:#x}");
-    }
 }

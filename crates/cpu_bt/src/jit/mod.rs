@@ -35,6 +35,8 @@ mod golden;
 mod groups;
 pub(crate) mod liveness;
 mod mapping;
+#[cfg(test)]
+mod mix_up_tests;
 mod passage;
 pub(crate) mod runtime;
 pub(crate) mod state;

@@ -294,16 +294,7 @@ impl Cpu {
         let linear = self.settle();
         let mark = self.guard_mark();
         let (forgotten, code, key) = (self.blocks.forgotten(), self.blocks.code_generation(), key_of(self));
-        let result = self.find_block(linear).and_then(|block| {
-            if let Some(second) = block.second_page
-                && second >> 12 < FRAMES
-            {
-                // So that its translation finds it the next time.
-                let next = (linear & !0xfff).wrapping_add(0x1000);
-                self.jit.note_page(self.mode.data, next, page_id(second, key));
-            }
-            self.run_first(&block)
-        });
+        let result = self.find_block(linear).and_then(|block| self.run_first(&block));
         if self.guard_undo(mark) {
             return verdict::LEAVE;
         }
@@ -338,7 +329,17 @@ impl Cpu {
     /// that says.
     fn hand_over(&mut self) {
         let linear = self.settle();
-        let result = self.find_block(linear).and_then(|block| self.run_first(&block));
+        let key = key_of(self);
+        let result = self.find_block(linear).and_then(|block| {
+            if let Some(second) = block.second_page
+                && second >> 12 < FRAMES
+            {
+                // So that its translation finds it the next time.
+                let next = (linear & !0xfff).wrapping_add(0x1000);
+                self.jit.note_page(self.mode.data, next, page_id(second, key));
+            }
+            self.run_first(&block)
+        });
         self.split_flags();
         self.code_modified = false;
         self.jit.handled = true;

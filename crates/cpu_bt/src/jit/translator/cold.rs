@@ -29,6 +29,8 @@ pub(super) enum Cold {
     Elsewhere { label: Label, flags_saved: bool, key: Key },
     /// An instruction done by its handler after all.
     Callout { label: Label, after: Label, site: Site, flags_saved: bool },
+    /// The same, where only the handler knows where the guest goes on.
+    Hand { label: Label, site: Site, flags_saved: bool },
 }
 
 impl Cold {
@@ -41,6 +43,7 @@ impl Cold {
             | Cold::LoopPoll { flags_saved, .. }
             | Cold::Unverified { flags_saved, .. }
             | Cold::Elsewhere { flags_saved, .. }
+            | Cold::Hand { flags_saved, .. }
             | Cold::Callout { flags_saved, .. } => flags_saved,
             Cold::Guess { .. } | Cold::LoadSimd { .. } | Cold::Exit { .. } => false,
         }
@@ -145,6 +148,13 @@ impl Translator {
                     self.e.gs_store_imm32(jit!(site), site.0);
                     self.e.call_to(self.stubs.callout);
                     self.e.jmp(after);
+                }
+                Cold::Hand { label, site, flags_saved } => {
+                    self.e.bind(label);
+                    if flags_saved {
+                        self.restore_flags();
+                    }
+                    self.hand(site);
                 }
                 Cold::Elsewhere { label, flags_saved, key } => {
                     self.e.bind(label);

@@ -107,8 +107,8 @@ impl Translator {
     }
 
     /// Makes sure that the page behind the present one is frame `second`, in which the first instruction ends.
-    /// Otherwise its handler does the instruction, which goes on at `after` unless it is a branch.
-    pub(super) fn verify_second_page(&mut self, step: &Step, second: u64, after: Label) {
+    /// Otherwise the handler takes over: what begins here may be another instruction, and of another length.
+    pub(super) fn verify_second_page(&mut self, step: &Step, second: u64) {
         let keep = step.needs_flags() || self.exact_flags;
         let (ids, tags) = (self.bank(jit!(page_ids), 4), self.bank(jit!(page_tags), 8));
         self.e.gs_load(S1, jit!(page));
@@ -130,7 +130,7 @@ impl Translator {
             self.restore_flags();
         }
         let site = Site::new(step.offset, self.mapping, 1, false, false);
-        self.cold.push(Cold::Callout { label, after, site, flags_saved: keep });
+        self.cold.push(Cold::Hand { label, site, flags_saved: keep });
     }
 
     /// The start of this privilege's bank of a table with `width` bytes an entry.

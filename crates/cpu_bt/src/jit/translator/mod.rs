@@ -243,7 +243,7 @@ impl Translator {
             self.at = index;
             let after = self.e.label();
             if let Some(second) = self.second.filter(|_| index == 0) {
-                self.verify_second_page(step, second, after);
+                self.verify_second_page(step, second);
             }
             self.checks(step);
             // What needs neither flags nor RAX leaves them where they are.
@@ -312,7 +312,7 @@ impl Translator {
                 false
             }
             Way::Hand => {
-                self.hand(step);
+                self.hand(Site::new(step.offset, self.mapping, 1, false, false));
                 true
             }
             Way::Native => {
@@ -353,8 +353,7 @@ impl Translator {
     }
 
     /// Leaves for good: the instruction's handler says where the guest goes on.
-    fn hand(&mut self, step: &Step) {
-        let site = Site::new(step.offset, self.mapping, 1, false, false);
+    fn hand(&mut self, site: Site) {
         self.e.gs_store_imm32(jit!(site), site.0);
         self.e.jmp_to(self.stubs.hand);
     }
