@@ -49,6 +49,8 @@ impl Run for Console {
     }
 }
 
+/// The daemon closes a console with this when the user may not any more (RFC 6455, 7.4.1).
+const POLICY: u16 = 1008;
 /// Ctrl-].
 const ESCAPE: u8 = 0x1d;
 
@@ -104,6 +106,11 @@ pub(super) async fn attach(client: &Client, name: &str, until: Until) -> Result<
                     stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(|e| {
                         Error::new(ErrorKind::Failed, "the console cannot be shown").with_source(e)
                     })?;
+                }
+                Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == POLICY => {
+                    drop(raw);
+                    return Err(Error::new(ErrorKind::Denied, format!("the console has ended: {}", frame.reason))
+                        .with_remedy("ask an admin for a token or the role; the machine goes on"));
                 }
                 Some(Ok(Message::Close(_)) | Err(_)) | None => break false,
                 Some(Ok(_)) => {}

@@ -9,6 +9,7 @@ use api::v1::error::ErrorCode;
 use api::v1::guest::Guest;
 use api::v1::vm::VmState;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use store::VmRecord;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,6 +28,9 @@ const QUIET_PATIENCE: Duration = Duration::from_secs(2);
 /// An agent that is there takes a request to shut down at once.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a request waits for a guest that is held for a snapshot.
+const THAW_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What a machine's guest has told, and how many ask it.
 #[derive(Debug)]
 pub(super) struct Known {
@@ -34,6 +38,8 @@ pub(super) struct Known {
     view: std::sync::Mutex<Cached>,
     /// Whoever freezes or thaws the guest holds this, so that nobody thaws what another has just frozen.
     freezing: tokio::sync::Mutex<()>,
+    /// Its file systems may be frozen, and its agent then refuses nearly all: it has to be thawed first.
+    may_be_frozen: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +55,7 @@ impl Default for Known {
             places: Arc::new(Semaphore::new(REQUESTS_MAX)),
             view: std::sync::Mutex::default(),
             freezing: tokio::sync::Mutex::default(),
+            may_be_frozen: AtomicBool::new(false),
         }
     }
 }
@@ -67,6 +74,11 @@ impl Known {
         let _ = tokio::time::timeout(QUIET_PATIENCE, quiet).await;
     }
 
+    /// Whether the guest may be frozen: one that goes on from a snapshot, or that another daemon may have frozen.
+    pub(super) fn set_may_be_frozen(&self, may_be: bool) {
+        self.may_be_frozen.store(may_be, Ordering::Release);
+    }
+
     /// Another guest may come: this one has ended.
     pub(super) fn forget(&self) {
         *app::lock(&self.view) = Cached::default();
@@ -80,8 +92,19 @@ impl App {
         Ways { arnia: folder.file("vsock"), qemu: folder.file("qemu-agent") }
     }
 
-    /// A place among those who ask a guest, and the ways that lead there.
-    pub(crate) fn guest_place(&self, vm: &VmRecord) -> Result<(OwnedSemaphorePermit, Ways), Error> {
+    /// A place among those who ask a guest, and the ways that lead there. A guest that was frozen for the snapshot that it
+    /// goes on from, or is frozen for one just now, is waited for.
+    pub(crate) async fn guest_place(&self, vm: &VmRecord) -> Result<(OwnedSemaphorePermit, Ways), Error> {
+        let (machine, place) = self.place(vm)?;
+        let ways = self.ways(&vm.id);
+        if machine.guest.may_be_frozen.load(Ordering::Acquire) {
+            // Where nobody answers, the request finds that out by itself, and says so.
+            let _ = tokio::time::timeout(THAW_PATIENCE, thaw(&machine, ways.clone())).await;
+        }
+        Ok((place, ways))
+    }
+
+    fn place(&self, vm: &VmRecord) -> Result<(Arc<Machine>, OwnedSemaphorePermit), Error> {
         let machine = self.running(vm)?;
         if machine.state() == VmState::Paused {
             let message = format!("the guest of {:?} stands still and cannot answer", vm.name);
@@ -92,21 +115,17 @@ impl App {
             let message = format!("more than {REQUESTS_MAX} requests to the guest of {:?}", vm.name);
             Error::new(ErrorCode::TooManyRequests, message).with_remedy("wait until some of them have ended")
         })?;
-        Ok((place, self.ways(&vm.id)))
+        Ok((machine, place))
     }
 
     /// Does something with the agents of a guest, on a thread that may wait.
-    pub(crate) fn guest_thread<T: Send + 'static>(
+    pub(crate) async fn guest_thread<T: Send + 'static>(
         &self,
         vm: &VmRecord,
         work: impl FnOnce(Ways) -> T + Send + 'static,
     ) -> Result<JoinHandle<T>, Error> {
-        let (place, ways) = self.guest_place(vm)?;
-        Ok(tokio::task::spawn_blocking(move || {
-            let result = work(ways);
-            drop(place);
-            result
-        }))
+        let (place, ways) = self.guest_place(vm).await?;
+        Ok(on_thread(place, ways, work))
     }
 
     /// The same, and waits for what comes of it.
@@ -115,8 +134,7 @@ impl App {
         vm: &VmRecord,
         work: impl FnOnce(Ways) -> Result<T, agent_client::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let asked = self.guest_thread(vm, work)?.await;
-        Ok(asked.map_err(|e| Error::internal("the guest cannot be asked", e))??)
+        answer(self.guest_thread(vm, work).await?).await
     }
 
     /// Asks our agent in a guest.
@@ -182,8 +200,11 @@ impl App {
         vm: &VmRecord,
     ) -> Result<Frozen<'a>, Error> {
         let freezing = machine.guest.freezing.lock().await;
-        self.guest_answer(vm, |ways| ways.freeze()).await?;
-        Ok(Frozen { _freezing: freezing, ways: self.ways(&vm.id) })
+        let (_, place) = self.place(vm)?;
+        let ways = self.ways(&vm.id);
+        machine.guest.set_may_be_frozen(true);
+        answer(on_thread(place, ways.clone(), |ways| ways.freeze())).await?;
+        Ok(Frozen { _freezing: freezing, known: &machine.guest, ways })
     }
 
     /// Asks the agent of a guest to shut it down; whether it will.
@@ -197,6 +218,7 @@ impl App {
 /// A guest whose file systems are frozen.
 pub(super) struct Frozen<'a> {
     _freezing: tokio::sync::MutexGuard<'a, ()>,
+    known: &'a Known,
     ways: Ways,
 }
 
@@ -206,6 +228,7 @@ impl Frozen<'_> {
         let ways = self.ways.clone();
         let asked = tokio::task::spawn_blocking(move || ways.thaw()).await;
         let thawed = asked.map_err(|e| Error::internal("the guest cannot be asked", e))?;
+        self.known.set_may_be_frozen(thawed.is_err());
         thawed.map_err(|error| {
             Error::new(
                 ErrorCode::GuestFailed,
@@ -217,10 +240,34 @@ impl Frozen<'_> {
     }
 }
 
-/// Thaws a guest that nobody freezes now; whether an agent has answered.
+/// Does something with the agents of a guest, on a thread that may wait.
+fn on_thread<T: Send + 'static>(
+    place: OwnedSemaphorePermit,
+    ways: Ways,
+    work: impl FnOnce(Ways) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::task::spawn_blocking(move || {
+        let result = work(ways);
+        drop(place);
+        result
+    })
+}
+
+async fn answer<T>(asked: JoinHandle<Result<T, agent_client::Error>>) -> Result<T, Error> {
+    Ok(asked.await.map_err(|e| Error::internal("the guest cannot be asked", e))??)
+}
+
+/// Thaws a guest that nobody freezes now, if it may be frozen; whether an agent has answered, if it had to.
 async fn thaw(machine: &Machine, ways: Ways) -> bool {
     let _freezing = machine.guest.freezing.lock().await;
-    matches!(tokio::task::spawn_blocking(move || ways.thaw()).await, Ok(Ok(())))
+    if !machine.guest.may_be_frozen.load(Ordering::Acquire) {
+        return true;
+    }
+    let thawed = matches!(tokio::task::spawn_blocking(move || ways.thaw()).await, Ok(Ok(())));
+    if thawed {
+        machine.guest.set_may_be_frozen(false);
+    }
+    thawed
 }
 
 /// Asks a guest for what it tells of itself; whether it did.

@@ -144,7 +144,10 @@ impl App {
             let (agent, personality, name) = (agent.clone(), personality.clone(), name.clone());
             tokio::task::spawn_blocking(move || tell("who it is", &name, take_first(&agent, personality)))
         };
-        let _ = first.await;
+        if first.await.is_ok_and(|told| told) {
+            // An agent thaws what it has frozen when it is told that.
+            machine.guest.set_may_be_frozen(false);
+        }
         let (app, machine) = (self.clone(), machine.clone());
         let wait = !provision.is_empty();
         let rest = tokio::spawn(async move {
@@ -156,7 +159,7 @@ impl App {
                 // One that has ended meanwhile needs to be told nothing.
                 let tell = |what: &str, result: Result<(), agent_client::Error>| {
                     if watched.state() == VmState::Running {
-                        tell(what, &name, result);
+                        let _ = tell(what, &name, result);
                     }
                 };
                 // Before its keys, which take their time: until then its network may not hear it.
@@ -192,10 +195,12 @@ fn pin(id: &str) -> String {
     Instance::pin_of(id)
 }
 
-fn tell(what: &str, name: &str, result: Result<(), agent_client::Error>) {
-    if let Err(error) = result {
+/// Whether a machine was told something; the log has why not.
+fn tell(what: &str, name: &str, result: Result<(), agent_client::Error>) -> bool {
+    if let Err(error) = &result {
         log::warn!("machine {name} was not told {what}: {error}");
     }
+    result.is_ok()
 }
 
 /// Name, machine-id, randomness, time.

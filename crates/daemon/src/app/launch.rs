@@ -120,8 +120,9 @@ impl App {
                 return Err(error);
             }
         };
-        self.take_over(machine, process.clone(), &status, false);
         let goes_on = resume.is_some();
+        machine.guest.set_may_be_frozen(goes_on);
+        self.take_over(machine, process.clone(), &status, false);
         match (resume, instance) {
             (Some(Resume { other: true, snapshot }), Some(instance)) => {
                 // It then looks for what the guest tells of itself, too: not before, because a guest that has just

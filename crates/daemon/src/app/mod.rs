@@ -61,6 +61,8 @@ pub(crate) struct App {
     logins: Mutex<HashMap<String, RegistryLogin>>,
     events: broadcast::Sender<Event>,
     past_events: Mutex<VecDeque<Event>>,
+    /// Told when somebody may do less than before.
+    rights: watch::Sender<()>,
     /// The processes of networks, by the networks' identities.
     switches: Mutex<HashMap<String, Arc<switches::Switch>>>,
     /// File servers, by the folders that they have in the runtime folder.
@@ -161,6 +163,7 @@ impl App {
             events: broadcast::channel(1024).0,
             logins: Mutex::default(),
             past_events: Mutex::default(),
+            rights: watch::Sender::new(()),
             switches: Mutex::default(),
             file_servers: Mutex::default(),
             config,

@@ -4,14 +4,17 @@ use super::App;
 use crate::{Error, util};
 use api::v1::access::{Grant, NewToken, Role, Token, TokenParams, User, UserParams, UserUpdate};
 use api::v1::error::ErrorCode;
-use api::v1::{DEFAULT_PROJECT, name};
+use api::v1::{DEFAULT_PROJECT, Time, name};
 use store::TokenRecord;
+use tokio::sync::watch;
 
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) name: String,
     pub(crate) grants: Vec<Grant>,
+    /// When the token ends by which they call.
+    pub(crate) until: Option<Time>,
 }
 
 /// The name of the daemon's owner on its socket. No user can have it.
@@ -26,7 +29,7 @@ const GRANTS_MAX: usize = 100;
 impl Caller {
     /// The daemon's owner, who may do everything.
     pub(crate) fn owner() -> Caller {
-        Caller { name: LOCAL.into(), grants: vec![Grant { project: None, role: Role::Admin }] }
+        Caller { name: LOCAL.into(), grants: vec![Grant { project: None, role: Role::Admin }], until: None }
     }
 
     /// The highest role in a project.
@@ -66,7 +69,8 @@ impl App {
         // Digests are compared: how long that takes tells nothing of the secret.
         let valid = record.hash == util::digest(secret.as_bytes());
         let alive = record.token.expires.is_none_or(|end| util::now() < end);
-        (valid && alive).then_some(Caller { name: user.name, grants: user.grants })
+        let until = record.token.expires;
+        (valid && alive).then_some(Caller { name: user.name, grants: user.grants, until })
     }
 
     /// The caller with this certificate (DER), whose key the caller has shown to have.
@@ -78,7 +82,7 @@ impl App {
         });
         let (token, user) = found.ok()?;
         let alive = token.expires.is_none_or(|end| util::now() < end);
-        alive.then_some(Caller { name: user.name, grants: user.grants })
+        alive.then_some(Caller { name: user.name, grants: user.grants, until: token.expires })
     }
 
     pub(crate) fn token_create(&self, params: TokenParams) -> Result<NewToken, Error> {
@@ -140,7 +144,7 @@ impl App {
         update: UserUpdate,
         expected: Option<i64>,
     ) -> Result<User, Error> {
-        self.write(|records| {
+        self.write_rights(|records| {
             let mut user = records.user(name)?;
             user.revision = expected.unwrap_or(user.revision);
             if let Some(description) = update.description {
@@ -153,6 +157,29 @@ impl App {
             }
             Ok(records.user_update(&user)?)
         })
+    }
+
+    pub(crate) fn user_delete(&self, name: &str) -> Result<(), Error> {
+        self.write_rights(|records| Ok(records.user_delete(name)?))
+    }
+
+    pub(crate) fn token_delete(&self, id: &str) -> Result<(), Error> {
+        self.write_rights(|records| Ok(records.token_delete(id)?))
+    }
+
+    /// Changes records after which somebody may do less than before, and tells those who watch their rights.
+    pub(super) fn write_rights<T>(
+        &self,
+        work: impl FnOnce(&store::Records<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let result = self.write(work);
+        self.rights.send_replace(());
+        result
+    }
+
+    /// Notices each change of who may do what.
+    pub(crate) fn rights_changed(&self) -> watch::Receiver<()> {
+        self.rights.subscribe()
     }
 }
 

@@ -80,7 +80,7 @@ impl App {
         if name == DEFAULT_PROJECT {
             return Err(Error::new(ErrorCode::InUse, "the default project cannot be removed"));
         }
-        self.write(|records| {
+        self.write_rights(|records| {
             records.project(name)?;
             let usage = records.usage(name)?;
             let is_empty = usage.vms == 0

@@ -82,6 +82,8 @@ impl App {
                     }
                     (None, _) => {}
                 }
+                // An earlier daemon may have been killed while it held the guest.
+                machine.guest.set_may_be_frozen(true);
                 self.take_over(&machine, process.clone(), &status, paused);
                 self.guest_appears(&machine, process, false);
                 return;

@@ -12,6 +12,7 @@
 use super::frames::{self, Frames};
 use super::{Ways, qemu};
 use crate::Error;
+use crate::http::right::Right;
 use api::agent::frame::{CHUNK_LEN, FrameKind};
 use api::agent::{Control, Event, ExecParams, Reply, Request, STDIN_WINDOW};
 use api::v1::error::ErrorCode;
@@ -72,9 +73,9 @@ async fn connect(
     }
 }
 
-/// Serves a client to its end.
-pub(crate) async fn serve(mut client: WebSocket, ways: &Ways, wait: Duration) {
-    let opened = open(&mut client, ways, wait).await;
+/// Serves a client to its end, or to that of its right.
+pub(crate) async fn serve(mut client: WebSocket, ways: &Ways, wait: Duration, right: &Right) {
+    let opened = open(&mut client, ways, wait, right).await;
     let (mut sink, mut stream) = client.split();
     let outcome = match opened {
         Err(error) => Err(error),
@@ -84,12 +85,20 @@ pub(crate) async fn serve(mut client: WebSocket, ways: &Ways, wait: Duration) {
             tokio::select! {
                 outcome = from_guest(&mut sink, frames, &window) => outcome,
                 () = to_guest(&mut stream, writer, &window) => return,
+                // The agent hangs up on the program, because its connection ends.
+                error = right.lost() => Err(error),
             }
         }
     };
     let last = outcome.unwrap_or_else(|error| ExecMessage::Failed { error: error.0 });
-    let _ = tell(&mut sink, &last).await;
-    let _ = sink.send(Message::Close(None)).await;
+    let told = async {
+        let _ = tell(&mut sink, &last).await;
+        let _ = sink.send(Message::Close(None)).await;
+    };
+    if tokio::time::timeout(PATIENCE, told).await.is_err() {
+        // It takes nothing.
+        return;
+    }
     // What the client has sent meanwhile is read: a connection that is closed over unread input may take with it
     // what the client has not read yet.
     let rest = async { while let Some(Ok(_)) = stream.next().await {} };
@@ -104,16 +113,20 @@ enum Opened {
 }
 
 /// Takes the first message and starts the program.
-async fn open(client: &mut WebSocket, ways: &Ways, wait: Duration) -> Result<Opened, Error> {
+async fn open(client: &mut WebSocket, ways: &Ways, wait: Duration, right: &Right) -> Result<Opened, Error> {
     let bad = |message: &str| Error::new(ErrorCode::BadRequest, message);
     let first = tokio::time::timeout(PATIENCE, client.recv()).await;
     let Ok(Some(Ok(Message::Text(text)))) = first else {
         return Err(bad("the first message is not text that says what to run"));
     };
     let params: ExecParams = crate::http::extract::parse(text.as_bytes())?;
-    let Some(stream) = connect(&ways.arnia, &ways.qemu, wait).await? else {
+    let connected = tokio::select! {
+        connected = connect(&ways.arnia, &ways.qemu, wait) => connected?,
+        error = right.lost() => return Err(error),
+    };
+    let Some(stream) = connected else {
         tell_client(client, &ExecMessage::Started).await?;
-        let (stdout, stderr, exit) = qemu::run(client, &ways.qemu, &params).await?;
+        let (stdout, stderr, exit) = qemu::run(client, &ways.qemu, &params, right).await?;
         for (channel, bytes) in [(EXEC_STDOUT, stdout), (EXEC_STDERR, stderr)] {
             for piece in bytes.chunks(CHUNK_LEN) {
                 client.send(output(channel, piece)).await.map_err(|_| bad("the client has gone"))?;

@@ -4,6 +4,7 @@
 //! connection, a few pieces at a time, so that the slower side sets the pace.
 
 use crate::Error;
+use crate::http::right::Right;
 use agent_client::{FileAttributes, GuestFiles};
 use api::agent::{AgentErrorKind, FileKind};
 use api::v1::error::ErrorCode;
@@ -53,15 +54,26 @@ pub(crate) fn outlet() -> (Outlet, Outgoing) {
 }
 
 impl Outgoing {
-    /// Waits until it is known what comes; then gives it as a body.
-    pub(crate) async fn body(self) -> Result<(Kind, Body), Error> {
+    /// Waits until it is known what comes; then gives it as a body, which breaks off when the client loses its right.
+    pub(crate) async fn body(self, right: Right) -> Result<(Kind, Body), Error> {
         let lost = |_| Error::new(ErrorCode::Internal, "the guest's file got lost");
         let kind = self.head.await.map_err(lost)??;
-        let pieces = futures_util::stream::unfold(self.pieces, async |mut pieces| {
-            pieces.recv().await.map(|piece| (piece, pieces))
+        let lost = Box::pin(async move { right.lost().await });
+        let pieces = futures_util::stream::unfold(Some((self.pieces, lost)), async |state| {
+            let (mut pieces, mut lost) = state?;
+            tokio::select! {
+                biased;
+                error = &mut lost => Some((Err(no_more(&error)), None)),
+                piece = pieces.recv() => piece.map(|piece| (piece, Some((pieces, lost)))),
+            }
         });
         Ok((kind, Body::from_stream(pieces)))
     }
+}
+
+/// What a client reads or sends ends in the middle, because it has lost its right.
+fn no_more(error: &Error) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, error.to_string())
 }
 
 impl Write for Outlet {
@@ -201,16 +213,22 @@ pub(crate) struct Inlet {
 }
 
 /// Makes a body readable on another thread. Its end comes only after all of it: a client that goes away in the
-/// middle is an error.
-pub(crate) fn inlet(body: Body) -> Inlet {
+/// middle, or loses its right, is an error.
+pub(crate) fn inlet(body: Body, right: Right) -> Inlet {
     let (sender, pieces) = mpsc::channel(PIECES);
     tokio::spawn(async move {
         let mut body = body.into_data_stream();
+        let lost = right.lost();
+        tokio::pin!(lost);
         loop {
-            let piece = match tokio::time::timeout(STALL_MAX, body.next()).await {
-                Ok(None) => return,
-                Ok(Some(piece)) => piece.map_err(io::Error::other),
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            let piece = tokio::select! {
+                biased;
+                error = &mut lost => Err(no_more(&error)),
+                piece = tokio::time::timeout(STALL_MAX, body.next()) => match piece {
+                    Ok(None) => return,
+                    Ok(Some(piece)) => piece.map_err(io::Error::other),
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                },
             };
             let last = piece.is_err();
             if sender.send(piece).await.is_err() || last {

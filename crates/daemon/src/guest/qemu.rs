@@ -5,6 +5,7 @@
 
 use super::printable;
 use crate::Error;
+use crate::http::right::Right;
 use agent_client::qga::{EXEC_POLL, Qga};
 use api::agent::{Control, ExecParams, Exit, Info};
 use api::v1::error::ErrorCode;
@@ -114,6 +115,7 @@ pub(super) async fn run(
     client: &mut WebSocket,
     socket: &Path,
     params: &ExecParams,
+    right: &Right,
 ) -> Result<(Vec<u8>, Vec<u8>, Exit), Error> {
     let words = program(params)?;
     let input = input(client).await?;
@@ -124,6 +126,8 @@ pub(super) async fn run(
     .await?;
     let deadline = tokio::time::Instant::now() + RUN_LIMIT;
     let (mut pause, mut failures) = (EXEC_POLL.0, 0);
+    let lost = right.lost();
+    tokio::pin!(lost);
     loop {
         match ask(socket, move |agent| agent.exec_status(pid)).await {
             Ok(Some(finished)) => return Ok((finished.stdout, finished.stderr, finished.exit)),
@@ -141,6 +145,10 @@ pub(super) async fn run(
             let message = tokio::select! {
                 () = &mut pausing => break,
                 message = client.recv() => message,
+                error = &mut lost => {
+                    let _ = send_signal(socket, pid, HANG_UP).await;
+                    return Err(error);
+                }
             };
             match message {
                 Some(Ok(Message::Text(text))) => {

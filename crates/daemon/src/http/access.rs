@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::app::{App, Caller};
+use crate::http::right::Right;
 use crate::util;
 use api::v1::DEFAULT_PROJECT;
 use api::v1::access::{AuditEntry, Role};
@@ -12,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What it takes to use an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +123,17 @@ pub(crate) enum Peer {
     Stranger,
 }
 
+/// By what a caller is known.
+#[derive(Clone, Debug)]
+pub(super) enum Credential {
+    /// The owner's socket.
+    Owner,
+    /// A token's secret.
+    Token(String),
+    /// A certificate (DER), whose key the client has.
+    Certificate(Vec<u8>),
+}
+
 /// The project of a request that may be carried out.
 #[derive(Clone, Debug)]
 pub(crate) struct InProject(pub(crate) String);
@@ -167,29 +180,49 @@ impl Gate {
         self.operations.get(&(method, path.to_owned())).map(String::as_str)
     }
 
-    fn caller(&self, request: &Request) -> Result<Caller, Error> {
-        let unknown = || {
-            Error::new(ErrorCode::Unauthenticated, "nobody is logged in")
-                .with_remedy("send a token: `Authorization: Bearer arnia_…`")
-        };
+    /// By what the caller of a request is known.
+    fn credential(request: &Request) -> Result<Credential, Error> {
         // A token counts on the owner's socket, too: so it can be tried out there.
         match (request.headers().get(header::AUTHORIZATION), request.extensions().get::<Peer>()) {
             (Some(value), _) => {
                 let secret = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-                secret.and_then(|secret| self.app.caller_by_token(secret.trim())).ok_or_else(|| {
-                    Error::new(ErrorCode::Unauthenticated, "the token is not valid")
-                        .with_remedy("it may have ended or been removed: have a new one made")
-                })
+                secret.map(|secret| Credential::Token(secret.trim().to_owned())).ok_or_else(no_such_token)
             }
-            (None, Some(Peer::Owner)) => Ok(Caller::owner()),
-            (None, Some(Peer::Certificate(certificate))) => {
+            (None, Some(Peer::Owner)) => Ok(Credential::Owner),
+            (None, Some(Peer::Certificate(certificate))) => Ok(Credential::Certificate(certificate.clone())),
+            (None, _) => Err(Error::new(ErrorCode::Unauthenticated, "nobody is logged in")
+                .with_remedy("send a token: `Authorization: Bearer arnia_…`")),
+        }
+    }
+
+    fn caller(&self, credential: &Credential) -> Result<Caller, Error> {
+        match credential {
+            Credential::Owner => Ok(Caller::owner()),
+            Credential::Token(secret) => self.app.caller_by_token(secret).ok_or_else(no_such_token),
+            Credential::Certificate(certificate) => {
                 self.app.caller_by_certificate(certificate).ok_or_else(|| {
                     Error::new(ErrorCode::Unauthenticated, "nobody is known by this certificate")
                         .with_remedy("have it added: `arnia token create USER --certificate FILE`")
                 })
             }
-            (None, _) => Err(unknown()),
         }
+    }
+
+    /// The caller, who may do this now.
+    pub(super) fn admitted(
+        &self,
+        credential: &Credential,
+        operation: &str,
+        project: &str,
+    ) -> Result<Caller, Error> {
+        let caller = self.caller(credential)?;
+        self.admit(operation, &caller, project)?;
+        Ok(caller)
+    }
+
+    /// Tells when it is worth while to ask again who may do what.
+    pub(super) fn rights_changed(&self) -> watch::Receiver<()> {
+        self.app.rights_changed()
     }
 
     /// Whether the caller may; the project is then one that exists for the caller.
@@ -217,6 +250,11 @@ impl Gate {
             }
         }
     }
+}
+
+fn no_such_token() -> Error {
+    Error::new(ErrorCode::Unauthenticated, "the token is not valid")
+        .with_remedy("it may have ended or been removed: have a new one made")
 }
 
 pub(crate) fn no_project(project: &str) -> Error {
@@ -253,16 +291,24 @@ pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, n
     let path = request.uri().path().to_owned();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let changes = !reads || AUDITED_GETS.contains(&operation.as_str());
-    let caller = gate.caller(&request);
+    let credential = Gate::credential(&request);
+    let caller = credential.clone().and_then(|credential| gate.caller(&credential));
     let admitted = caller.clone().and_then(|caller| gate.admit(&operation, &caller, &project));
     let user = caller.as_ref().ok().map(|caller| caller.name.clone());
-    let response = match (caller, admitted) {
-        (Ok(caller), Ok(())) => {
+    let response = match (credential, caller, admitted) {
+        (Ok(credential), Ok(caller), Ok(())) => {
+            let right = Right {
+                gate: gate.clone(),
+                credential,
+                operation: operation.clone(),
+                project: project.clone(),
+            };
             request.extensions_mut().insert(caller);
             request.extensions_mut().insert(InProject(project.clone()));
+            request.extensions_mut().insert(right);
             next.run(request).await
         }
-        (_, Err(error)) | (Err(error), Ok(())) => error.into_response(),
+        (_, _, Err(error)) | (_, Err(error), _) | (Err(error), ..) => error.into_response(),
     };
     let status = response.status().as_u16();
     if changes || matches!(status, 401 | 403) {

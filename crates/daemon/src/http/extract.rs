@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::app::{App, Caller};
 use crate::http::access::InProject;
+use crate::http::right::Right;
 use api::v1::error::ErrorCode;
 use api::v1::page::{LIMIT_DEFAULT, LIMIT_MAX, PageParams};
 use axum::body::Bytes;
@@ -113,6 +114,8 @@ fn merge(target: &mut serde_json::Value, patch: serde_json::Value) {
 pub(crate) struct Scope {
     pub(crate) caller: Caller,
     pub(crate) project: String,
+    /// For what goes on after the request was answered.
+    pub(crate) right: Right,
 }
 
 impl FromRequestParts<Arc<App>> for Scope {
@@ -121,8 +124,9 @@ impl FromRequestParts<Arc<App>> for Scope {
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Scope, Error> {
         let caller = parts.extensions.get::<Caller>().cloned();
         let project = parts.extensions.get::<InProject>().cloned();
-        match (caller, project) {
-            (Some(caller), Some(InProject(project))) => Ok(Scope { caller, project }),
+        let right = parts.extensions.get::<Right>().cloned();
+        match (caller, project, right) {
+            (Some(caller), Some(InProject(project)), Some(right)) => Ok(Scope { caller, project, right }),
             _ => Err(Error::new(ErrorCode::Internal, "a request came past the gate")),
         }
     }

@@ -9,6 +9,7 @@ mod endpoints;
 pub(crate) mod extract;
 pub(crate) mod listen;
 mod respond;
+pub(crate) mod right;
 
 use crate::Error;
 use crate::app::App;

@@ -6,6 +6,8 @@
 // Each program that has these uses some of them.
 #![allow(dead_code)]
 
+use api::agent;
+use api::agent::frame::{FrameKind, write_frame};
 use api::switch::SwitchConfig;
 use api::v1::access::TokenParams;
 use api::v1::error::ErrorCode;
@@ -76,7 +78,25 @@ fn play_switch(path: &Path) {
     }
 }
 
-/// A worker without a guest. Its power button works, unless its command line says `deaf`.
+/// The agent of a guest that there is not: whatever it is asked, a program has started, which says nothing and reads all.
+fn play_agent(socket: &Path) {
+    let listener = UnixListener::bind(socket).expect("a socket for the agent");
+    std::thread::spawn(move || {
+        for mut host in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                let greeted = BufReader::with_capacity(1, &host).read_line(&mut line);
+                let started = serde_json::to_vec(&agent::ReplyResult::Ok(agent::Reply::Started));
+                let _ = greeted.and_then(|_| host.write_all(b"OK 1\n"));
+                let _ = write_frame(&mut host, FrameKind::Reply, &started.expect("JSON"));
+                let _ = std::io::copy(&mut host, &mut std::io::sink());
+            });
+        }
+    });
+}
+
+/// A worker without a guest. Its power button works, unless its command line says `deaf`; there is an agent if it says
+/// `agent`.
 fn play_worker(path: &Path) {
     let config: worker::VmConfig =
         serde_json::from_slice(&std::fs::read(path).expect("a configuration")).expect("a configuration");
@@ -91,6 +111,9 @@ fn play_worker(path: &Path) {
     }
     let worker::CharDevice::Socket(line) = &config.serial else { panic!("the console is a socket") };
     let _console = UnixListener::bind(&line.path).expect("a console");
+    if config.append == "agent" {
+        play_agent(&config.vsock.as_ref().expect("a virtio socket").socket);
+    }
     let listener = UnixListener::bind(config.control.as_ref().expect("a control socket")).expect("a socket");
     let mut state = api::worker::control::VmState::Running;
     for client in listener.incoming().flatten() {

@@ -68,11 +68,14 @@ pub(crate) async fn file_read(
     let vm = app.vm(&scope, &name)?;
     files::check_path(&query.path)?;
     let (outlet, outgoing) = files::outlet();
-    drop(app.guest_thread(&vm, move |ways| match ways.files() {
-        Ok(agent) => files::send_out(&*agent, &query.path, outlet),
-        Err(error) => outlet.fail(error.into()),
-    })?);
-    let (kind, body) = outgoing.body().await?;
+    drop(
+        app.guest_thread(&vm, move |ways| match ways.files() {
+            Ok(agent) => files::send_out(&*agent, &query.path, outlet),
+            Err(error) => outlet.fail(error.into()),
+        })
+        .await?,
+    );
+    let (kind, body) = outgoing.body(scope.right).await?;
     let content_type = match kind {
         Kind::File => "application/octet-stream",
         Kind::Folder => TAR,
@@ -100,7 +103,7 @@ pub(crate) async fn file_write(
     if query.mode.is_some_and(|mode| mode > 0o7777) {
         return Err(Error::new(ErrorCode::BadRequest, "permission bits are 0 to 4095 (07777)"));
     }
-    let mut inlet = files::inlet(body);
+    let mut inlet = files::inlet(body, scope.right);
     let written = app.guest_thread(&vm, move |ways| {
         let agent = ways.files()?;
         match archive {
@@ -110,8 +113,8 @@ pub(crate) async fn file_write(
                 Ok(agent.write_file(&query.path, &attributes, &mut inlet)?)
             }
         }
-    })?;
-    written.await.map_err(|e| Error::internal("the file cannot be written", e))??;
+    });
+    written.await?.await.map_err(|e| Error::internal("the file cannot be written", e))??;
     Ok(StatusCode::NO_CONTENT)
 }
 

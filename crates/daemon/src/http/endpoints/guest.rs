@@ -63,11 +63,11 @@ pub(crate) async fn vm_exec(
         ));
     }
     // Before the WebSocket is looked at: whoever asks without one hears the same reasons.
-    let (place, ways) = app.guest_place(&vm)?;
+    let (place, ways) = app.guest_place(&vm).await?;
     let upgrade = upgrade
         .map_err(|e| Error::new(ErrorCode::BadRequest, "this is a WebSocket").with_cause(e.body_text()))?;
     Ok(upgrade.max_message_size(exec::MESSAGE_LEN_MAX).on_upgrade(async move |client| {
-        exec::serve(client, &ways, Duration::from_secs(query.wait.into())).await;
+        exec::serve(client, &ways, Duration::from_secs(query.wait.into()), &scope.right).await;
         drop(place);
     }))
 }

@@ -114,7 +114,7 @@ pub(crate) struct EventParams {
 /// Most seconds that a stream can be told to last.
 const EVENT_SECONDS_MAX: u32 = 86400;
 
-/// Streams what happens in a project, as server-sent events of JSON.
+/// Streams what happens in a project, as server-sent events of JSON. The stream ends when its token does, or the role.
 #[utoipa::path(get, path = "/v1/events", operation_id = "event_list", tag = "arnia",
     params(ProjectParam, EventParams),
     responses((status = 200, body = String, content_type = "text/event-stream"), (status = "4XX", body = ErrorBody)))]
@@ -142,13 +142,20 @@ pub(crate) async fn event_list(
             }
         }
     });
+    let Scope { project, right, .. } = scope;
     let over = async move {
-        match params.seconds {
-            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
-            None => std::future::pending().await,
+        let told = async {
+            match params.seconds {
+                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = told => {}
+            // Who comes again hears why.
+            _ = right.lost() => {}
         }
     };
-    let project = scope.project;
     // What has been missed comes whole, however short the time.
     let events = stream::iter(missed).chain(live.take_until(over)).filter_map(move |event: Event| {
         let here = event.project == project;

@@ -67,7 +67,7 @@ pub(crate) async fn user_delete(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Error> {
-    app.write(|records| Ok(records.user_delete(&name)?))?;
+    app.user_delete(&name)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -88,7 +88,7 @@ pub(crate) async fn token_list(State(app): State<Arc<App>>) -> Result<Json<Page<
     Ok(Json(Page { items: app.read(|records| Ok(records.tokens()?))?, next: None }))
 }
 
-/// Removes a token; from then on nobody can use it.
+/// Removes a token; from then on nobody can use it, and streams and consoles that were opened by it end.
 #[utoipa::path(delete, path = "/v1/tokens/{token}", operation_id = "token_delete", tag = "arnia",
     params(("token" = String, Path, description = "Its identity")),
     responses((status = 204), (status = "4XX", body = ErrorBody)))]
@@ -96,7 +96,7 @@ pub(crate) async fn token_delete(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Error> {
-    app.write(|records| Ok(records.token_delete(&id)?))?;
+    app.token_delete(&id)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
