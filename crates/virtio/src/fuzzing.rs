@@ -8,6 +8,7 @@ use crate::blk::{Blk, BlkConfig};
 use crate::console::Console;
 use crate::device::VirtioDevice;
 use crate::fs::Fs;
+use crate::limit::{Limiter, Limits, Rate};
 use crate::net::Net;
 use crate::queue::{CHAIN_LEN_MAX, Chain, Position, Queue};
 use crate::rng::Rng;
@@ -353,8 +354,13 @@ pub fn scsi(data: &[u8]) {
     let mut input = Input(data);
     let disk = MemDisk::new(vec![0x5a; 64 << 10], input.u8().is_multiple_of(8));
     let disc = MemDisk::new(vec![1; 9 << 10], true);
-    let targets =
-        vec![TargetConfig::Disk { disk, serial: "fuzz".into() }, TargetConfig::Cd(Some(disc.clone()))];
+    // With a limit that is reached now and then.
+    let operations = input.u8().is_multiple_of(2).then_some(Rate { per_second: 1, burst: 4 });
+    let limiter = Arc::new(Limiter::new(Limits { operations, bytes: None }));
+    let targets = vec![
+        TargetConfig::Disk { disk, serial: "fuzz".into(), limiter },
+        TargetConfig::Cd(Some(disc.clone())),
+    ];
     let mut device = Scsi::new(targets, 1);
     let control = device.control();
     let craft: Craft = |input, at| {

@@ -516,12 +516,12 @@ fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
     let limits = limits(&config.limits).map_err(|why| {
         Error::bad_input(format!("the limits of disk {:?} are unsuitable", config.path)).with_advice(why)
     })?;
-    if config.bus != DiskBus::Virtio && !config.limits.is_none() {
+    if config.bus == DiskBus::Ahci && !config.limits.is_none() {
         return Err(Error::bad_input(format!(
-            "disk {:?} is at an AHCI or SCSI controller and cannot be limited",
+            "disk {:?} is at an AHCI controller and cannot be limited",
             config.path
         ))
-        .with_advice("leave out the limits, or the bus"));
+        .with_advice("leave out the limits, or name another bus: virtio or scsi"));
     }
     Ok(DiskSpec { path: config.path, options, serial, bus: config.bus, limits })
 }

@@ -124,6 +124,11 @@ impl Queue {
         &self.kick
     }
 
+    /// The same event, to be given by others, too.
+    pub(crate) fn kick_handle(&self) -> Arc<Kick> {
+        self.kick.clone()
+    }
+
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
         self.ring.size()

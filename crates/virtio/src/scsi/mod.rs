@@ -1,10 +1,12 @@
 //! The SCSI host (virtio 1.2, §5.6): disks and CD-ROM drives, each a target with one logical unit.
 //!
 //! What a command asks for is found out by the crate `scsi`; here it is carried out, one at a time for each
-//! request queue, between guest memory and the disk. Nothing is in flight when a worker looks at the control
-//! queue, so that task management has nothing to abort.
+//! request queue, between guest memory and the disk. What waits for the limit of its disk holds up no other disk;
+//! task management can end it.
 
+mod control;
 pub mod spec;
+mod tasks;
 mod unit;
 mod work;
 
@@ -15,13 +17,15 @@ use crate::queue::Queue;
 use crate::worker::Work;
 use ::device::state::RestoreError;
 use ::scsi::DiscError;
+use control::ControlWork;
 use disk::Disk;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tasks::Tasks;
 use unit::Unit;
-use work::{ControlWork, RequestWork};
+use work::RequestWork;
 
 /// Targets of one host.
 pub const TARGETS_MAX: usize = 255;
@@ -42,6 +46,7 @@ type Changes = Arc<Mutex<BTreeSet<u8>>>;
 pub struct Scsi {
     targets: Targets,
     changes: Changes,
+    tasks: Arc<Tasks>,
     queues: u16,
     sizes: Sizes,
 }
@@ -106,7 +111,7 @@ impl Scsi {
     pub fn new(targets: Vec<TargetConfig>, queues: u16) -> Scsi {
         assert!(targets.len() <= TARGETS_MAX && (1..=64).contains(&queues), "numbers within limits");
         let targets = targets.into_iter().map(|target| Mutex::new(Unit::new(target))).collect();
-        Scsi { targets, changes: Changes::default(), queues, sizes: Sizes::DEFAULT }
+        Scsi { targets, changes: Changes::default(), tasks: Arc::default(), queues, sizes: Sizes::DEFAULT }
     }
 
     /// Changes what is at its targets, from any thread.
@@ -168,15 +173,18 @@ impl VirtioDevice for Scsi {
 
     fn activate(&mut self, mut activation: Activation) -> Vec<Box<dyn Work>> {
         let mut works: Vec<Box<dyn Work>> = Vec::new();
+        self.tasks.clear();
         let control = activation.take_queue(spec::CONTROL_QUEUE);
         let events = activation.take_queue(spec::EVENT_QUEUE);
         if control.is_some() || events.is_some() {
             let changes = (activation.features & spec::F_CHANGE != 0).then(|| self.changes.clone());
-            works.push(Box::new(ControlWork::new(control, events, self.targets.clone(), changes)));
+            let (targets, tasks) = (self.targets.clone(), self.tasks.clone());
+            works.push(Box::new(ControlWork::new(control, events, targets, tasks, changes)));
         }
         for index in spec::REQUEST_QUEUE..spec::REQUEST_QUEUE + usize::from(self.queues) {
             if let Some(queue) = activation.take_queue(index) {
-                works.push(Box::new(RequestWork::new(queue, self.targets.clone(), self.sizes)));
+                let (targets, tasks) = (self.targets.clone(), self.tasks.clone());
+                works.push(Box::new(RequestWork::new(queue, targets, tasks, self.sizes)));
             }
         }
         works
@@ -218,7 +226,7 @@ impl VirtioDevice for Scsi {
         }
         for (unit, saved) in self.targets.iter().zip(&saved.targets) {
             match (&*lock(unit), saved) {
-                (Unit::Disk(_, disk), TargetSaved::Disk(size)) if disk.info().size == *size => {}
+                (Unit::Disk(_, disk, _), TargetSaved::Disk(size)) if disk.info().size == *size => {}
                 (Unit::Cd(..), TargetSaved::Cd(saved)) if saved.event <= 3 => {}
                 _ => return Err(refused("a target is something else, or of another size")),
             }

@@ -36,18 +36,29 @@ pub const ANSWER_HEAD: u32 = 12;
 
 /// Responses (§5.6.6.1, §5.6.6.2).
 pub const S_OK: u8 = 0;
+pub const S_ABORTED: u8 = 2;
 pub const S_BAD_TARGET: u8 = 3;
+pub const S_RESET: u8 = 4;
 pub const S_FAILURE: u8 = 9;
+pub const S_FUNCTION_SUCCEEDED: u8 = 10;
 pub const S_FUNCTION_REJECTED: u8 = 11;
+pub const S_INCORRECT_LUN: u8 = 12;
 
 /// Requests to the control queue (§5.6.6.2).
 pub const T_TMF: u32 = 0;
 pub const T_AN_QUERY: u32 = 1;
 pub const T_AN_SUBSCRIBE: u32 = 2;
-/// Task management functions: what is in flight was done when they are read.
-pub const TMF_LOGICAL_UNIT_RESET: u32 = 5;
+/// Task management functions.
+pub const TMF_ABORT_TASK: u32 = 0;
+pub const TMF_ABORT_TASK_SET: u32 = 1;
+pub const TMF_CLEAR_ACA: u32 = 2;
+pub const TMF_CLEAR_TASK_SET: u32 = 3;
 pub const TMF_I_T_NEXUS_RESET: u32 = 4;
-pub const TMF_LAST: u32 = 7;
+pub const TMF_LOGICAL_UNIT_RESET: u32 = 5;
+pub const TMF_QUERY_TASK: u32 = 6;
+pub const TMF_QUERY_TASK_SET: u32 = 7;
+/// Length of such a request: type, function, LUN, tag.
+pub const TMF_LEN: usize = 24;
 
 /// SCSI status (SAM-5, §5.3.1).
 pub const GOOD: u8 = 0;

@@ -1,5 +1,6 @@
 use super::spec::*;
 use super::*;
+use crate::limit::{Limiter, Limits, Rate};
 use crate::queue::RingError;
 use crate::test::{Bench, Buffer, MemDisk};
 use disk::Operation;
@@ -25,7 +26,11 @@ fn device(disk: &Arc<MemDisk>) -> Scsi {
     let disc = MemDisk::new(pattern(5 * 1024), true);
     Scsi::new(
         vec![
-            TargetConfig::Disk { disk: disk.clone(), serial: "serial-1".into() },
+            TargetConfig::Disk {
+                disk: disk.clone(),
+                serial: "serial-1".into(),
+                limiter: Arc::new(Limiter::new(Limits::default())),
+            },
             TargetConfig::Cd(Some(disc)),
         ],
         1,
@@ -178,6 +183,152 @@ fn tasks_are_managed_and_the_state_goes_on() {
     assert_eq!(other.save(), saved);
     let mut smaller = device(&MemDisk::new(vec![0; 4096], false));
     assert!(smaller.restore(saved).is_err(), "a disk of another size");
+}
+
+/// A guest with two disks; the rate of the first is kept.
+struct Slow {
+    guest: Guest,
+    other: Arc<MemDisk>,
+    limiter: Arc<Limiter>,
+}
+
+impl Slow {
+    /// The first request goes through, and pays for an hour.
+    fn new() -> Slow {
+        let disk = MemDisk::new(vec![0; 64 << 10], false);
+        let other = MemDisk::new(vec![0; 64 << 10], false);
+        let limiter = Arc::new(Limiter::new(Limits {
+            bytes: Some(Rate { per_second: 1, burst: 0 }),
+            operations: None,
+        }));
+        let target = |disk: &Arc<MemDisk>, limiter: Arc<Limiter>| TargetConfig::Disk {
+            disk: disk.clone(),
+            serial: String::new(),
+            limiter,
+        };
+        let free = Arc::new(Limiter::new(Limits::default()));
+        let mut device = Scsi::new(vec![target(&disk, limiter.clone()), target(&other, free)], 1);
+        let bench = Bench::new(&mut device, 64, 0);
+        Slow { guest: Guest { bench, device, disk }, other, limiter }
+    }
+
+    /// Gives the device a write of one block of `tag`, which is also where it goes.
+    fn write(&mut self, target: u8, tag: u8) -> u16 {
+        let at = u64::from(tag) * 0x1000;
+        let mut request = vec![0; (REQUEST_HEAD + CDB_SIZE) as usize];
+        request[..4].copy_from_slice(&[1, target, 0x40, 0]);
+        request[8] = tag;
+        request[REQUEST_HEAD as usize..][..9].copy_from_slice(&[0x2a, 0, 0, 0, 0, tag, 0, 0, 1]);
+        let ram = self.guest.bench.ram.clone();
+        ram.guest().write_slice(&request, GuestAddress(REQUEST + at)).unwrap();
+        ram.guest().write_slice(&[tag; 512], GuestAddress(REQUEST + at + 0x400)).unwrap();
+        let head = self.guest.bench.rings[REQUEST_QUEUE].add(&[
+            Buffer::Out(REQUEST + at, request.len() as u32),
+            Buffer::Out(REQUEST + at + 0x400, 512),
+            Buffer::In(REQUEST + at + 0x800, ANSWER_HEAD + SENSE_SIZE),
+        ]);
+        self.guest.bench.settle();
+        head
+    }
+
+    /// The next write that was answered.
+    fn answered(&mut self) -> Option<u16> {
+        Some(self.guest.bench.rings[REQUEST_QUEUE].take_used()?.0)
+    }
+
+    fn response(&self, tag: u8) -> u8 {
+        let mut bytes = [0; ANSWER_HEAD as usize];
+        let at = REQUEST + u64::from(tag) * 0x1000 + 0x800;
+        self.guest.bench.ram.guest().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes[11]
+    }
+
+    /// Asks for a function of task management; its answer, if it has come.
+    fn manage(&mut self, function: u32, target: u8, tag: u8) -> Option<u8> {
+        let mut request = [0; TMF_LEN];
+        request[4] = function as u8;
+        request[8..12].copy_from_slice(&[1, target, 0x40, 0]);
+        request[16] = tag;
+        let ram = self.guest.bench.ram.clone();
+        ram.guest().write_slice(&request, GuestAddress(OUT)).unwrap();
+        ram.guest().write_slice(&[0xff], GuestAddress(IN)).unwrap();
+        self.guest.bench.rings[0].add(&[Buffer::Out(OUT, TMF_LEN as u32), Buffer::In(IN, 1)]);
+        // The control queue's worker; then that of the requests, which it has woken; and again.
+        self.guest.bench.works[0].work();
+        let at_once = self.guest.bench.rings[0].take_used().is_some();
+        self.guest.bench.settle();
+        self.guest.bench.settle();
+        if !at_once && self.guest.bench.rings[0].take_used().is_none() {
+            return None;
+        }
+        let mut answer = [0; 1];
+        ram.guest().read_slice(&mut answer, GuestAddress(IN)).unwrap();
+        Some(answer[0])
+    }
+
+    fn block(disk: &MemDisk, tag: u8) -> u8 {
+        disk.bytes()[usize::from(tag) * 512]
+    }
+}
+
+#[test]
+fn a_disk_at_its_limit_holds_up_no_other_and_keeps_its_order() {
+    let mut slow = Slow::new();
+    let first = slow.write(0, 1);
+    assert_eq!(slow.answered(), Some(first), "the first goes through");
+    let (second, third) = (slow.write(0, 2), slow.write(0, 3));
+    assert_eq!(slow.answered(), None, "they wait");
+    let other = slow.write(1, 4);
+    assert_eq!(slow.answered(), Some(other), "another disk does not");
+    // Nor does what only asks about the disk.
+    assert_eq!(slow.guest.command(0, 0, &[0x12, 0, 0, 0, 36], &[], 36).data.len(), 36);
+    assert_eq!((Slow::block(&slow.guest.disk, 1), Slow::block(&slow.guest.disk, 2)), (1, 0));
+    assert_eq!(Slow::block(&slow.other, 4), 4);
+    assert_eq!(slow.manage(TMF_QUERY_TASK, 0, 2), Some(S_FUNCTION_SUCCEEDED));
+    assert_eq!(slow.manage(TMF_QUERY_TASK, 0, 1), Some(S_OK), "it has been answered");
+    assert_eq!(slow.manage(TMF_QUERY_TASK_SET, 1, 0), Some(S_OK));
+    // Another limit counts for what waits, too.
+    slow.limiter.set(Limits::default());
+    slow.guest.bench.settle();
+    assert_eq!(slow.answered(), Some(second));
+    assert_eq!(slow.answered(), Some(third));
+    assert_eq!((Slow::block(&slow.guest.disk, 2), slow.response(3)), (2, S_OK));
+    assert_eq!(slow.limiter.counted(), (3, 3 * 512));
+    assert_eq!(slow.guest.bench.recorder.fault(), None);
+}
+
+#[test]
+fn what_waits_for_a_limit_is_ended_when_the_driver_asks_for_that() {
+    let mut slow = Slow::new();
+    let heads: Vec<u16> = (1..=4).map(|tag| slow.write(0, tag)).collect();
+    assert_eq!(slow.answered(), Some(heads[0]));
+    assert_eq!(slow.manage(TMF_ABORT_TASK, 1, 2), Some(S_OK), "of another target");
+    assert_eq!(slow.answered(), None);
+    assert_eq!(slow.manage(TMF_ABORT_TASK, 0, 2), Some(S_OK));
+    // Answered before the function is: one that the function has ended is not there any more.
+    assert_eq!((slow.answered(), slow.response(2)), (Some(heads[1]), S_ABORTED));
+    assert_eq!(slow.answered(), None, "the others wait on");
+    assert_eq!(slow.manage(TMF_LOGICAL_UNIT_RESET, 0, 0), Some(S_OK));
+    for tag in [3, 4] {
+        assert_eq!(slow.answered(), Some(heads[usize::from(tag) - 1]));
+        assert_eq!(slow.response(tag), S_RESET);
+    }
+    let written: Vec<u8> = (1..=4).map(|tag| Slow::block(&slow.guest.disk, tag)).collect();
+    assert_eq!(written, [1, 0, 0, 0], "what was ended was not written");
+    assert_eq!(slow.manage(TMF_ABORT_TASK_SET, 0, 0), Some(S_OK), "there is nothing to end");
+    assert_eq!(slow.guest.bench.recorder.fault(), None);
+}
+
+#[test]
+fn what_waits_is_done_before_the_workers_are_handed_back() {
+    let mut slow = Slow::new();
+    slow.write(0, 1);
+    let head = slow.write(0, 2);
+    slow.answered();
+    assert_eq!(slow.answered(), None);
+    slow.guest.bench.works.iter_mut().for_each(|work| work.drain());
+    assert_eq!(slow.answered(), Some(head));
+    assert_eq!((Slow::block(&slow.guest.disk, 2), slow.response(2)), (2, S_OK));
 }
 
 #[test]

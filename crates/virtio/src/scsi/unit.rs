@@ -1,6 +1,7 @@
 //! What is at a target: a disk, or a CD-ROM drive.
 
 use super::spec::{CHECK_CONDITION, GOOD};
+use crate::limit::Limiter;
 use disk::{Buffers, Disk, Durability, Unmap};
 use scsi::{Action, Cdrom, CdromSaved, DiscError, DiskAction, ScsiDisk, Sense};
 use serde::{Deserialize, Serialize};
@@ -14,13 +15,15 @@ pub enum TargetConfig {
         disk: Arc<dyn Disk>,
         /// Its serial number.
         serial: String,
+        /// What keeps its rate: reads and writes together.
+        limiter: Arc<Limiter>,
     },
     /// A CD-ROM drive with a disc, or without.
     Cd(Option<Arc<dyn Disk>>),
 }
 
 pub(super) enum Unit {
-    Disk(ScsiDisk, Arc<dyn Disk>),
+    Disk(ScsiDisk, Arc<dyn Disk>, Arc<Limiter>),
     Cd(Cdrom, Option<Arc<dyn Disk>>),
 }
 
@@ -60,6 +63,11 @@ impl Outcome {
         Outcome { status: GOOD, sense: None, moved }
     }
 
+    /// Nothing was done.
+    pub(super) fn nothing() -> Outcome {
+        Outcome { status: GOOD, sense: None, moved: 0 }
+    }
+
     pub(super) fn failed(sense: Sense) -> Outcome {
         Outcome { status: CHECK_CONDITION, sense: Some(sense), moved: 0 }
     }
@@ -75,7 +83,7 @@ const BLOCK: usize = 512;
 impl Unit {
     pub(super) fn new(config: TargetConfig) -> Unit {
         match config {
-            TargetConfig::Disk { disk, serial } => Unit::Disk(ScsiDisk::new(&serial), disk),
+            TargetConfig::Disk { disk, serial, limiter } => Unit::Disk(ScsiDisk::new(&serial), disk, limiter),
             TargetConfig::Cd(disc) => Unit::Cd(Cdrom::new(disc.as_ref().map(|disc| disc.info().size)), disc),
         }
     }
@@ -88,7 +96,7 @@ impl Unit {
 
     pub(super) fn save(&self) -> TargetSaved {
         match self {
-            Unit::Disk(_, disk) => TargetSaved::Disk(disk.info().size),
+            Unit::Disk(_, disk, _) => TargetSaved::Disk(disk.info().size),
             Unit::Cd(drive, _) => TargetSaved::Cd(drive.save()),
         }
     }
@@ -105,10 +113,20 @@ impl Unit {
         Ok(())
     }
 
+    /// What keeps the rate of a command, if its kind is limited: what a disk stores, frees or makes safe, and not what
+    /// tells of the disk.
+    pub(super) fn limiter(&self, cdb: &[u8; 16]) -> Option<&Arc<Limiter>> {
+        let Unit::Disk(unit, disk, limiter) = self else { return None };
+        match unit.command(cdb, &disk.info()) {
+            DiskAction::Done | DiskAction::Answer(_) | DiskAction::Check(_) => None,
+            _ => Some(limiter),
+        }
+    }
+
     /// Carries out a command. It may take as long as the disk does.
     pub(super) fn run(&mut self, cdb: &[u8; 16], data: &mut dyn Data) -> Outcome {
         let result = match self {
-            Unit::Disk(unit, disk) => run_disk(unit, &**disk, cdb, data),
+            Unit::Disk(unit, disk, _) => run_disk(unit, &**disk, cdb, data),
             Unit::Cd(drive, disc) => {
                 let result = run_cd(drive, disc, cdb, data);
                 if let Err(sense) = result {

@@ -1,53 +1,186 @@
-//! Serving the queues of a SCSI host.
+//! Serving the request queues of a SCSI host.
 
 use super::spec::*;
+use super::tasks::{TaskId, Tasks, Verdict};
 use super::unit::{Data, Outcome};
-use super::{Changes, Sizes, Targets, lock};
+use super::{Sizes, Targets, lock};
+use crate::limit::Limiter;
 use crate::queue::{Chain, Queue, RingError};
-use crate::worker::{Progress, Wait, Work, serve};
+use crate::worker::{Progress, Wait, Work};
 use ::scsi::Sense;
 use disk::Buffers;
 use memory::Ram;
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The worker of a request queue.
 pub(super) struct RequestWork {
     queue: Queue,
     targets: Targets,
+    tasks: Arc<Tasks>,
     sizes: Sizes,
     chain: Chain,
+    /// What waits for the limit of its disk, in the order in which it came. No more than the queue has descriptors.
+    held: VecDeque<Held>,
+    /// Chains to be used again.
+    spare: Vec<Chain>,
+}
+
+/// A request that waits.
+struct Held {
+    chain: Chain,
+    asked: Asked,
+    target: usize,
+    limiter: Arc<Limiter>,
+    task: TaskId,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// Target and unit, if there is such a target.
+    place: Option<(usize, u16)>,
+    /// By what the driver names the request.
+    tag: u64,
+    cdb: [u8; 16],
+}
+
+impl Asked {
+    fn read(chain: &Chain, ram: &Ram, targets: &Targets, sizes: Sizes) -> Result<Asked, RingError> {
+        let (head, answer) = (REQUEST_HEAD + sizes.cdb, ANSWER_HEAD + sizes.sense);
+        if chain.readable_len() < head || chain.writable_len() < answer {
+            return Err(RingError::BadRequest);
+        }
+        let mut request = vec![0; head as usize];
+        chain.read_at(ram, 0, &mut request)?;
+        let (mut cdb, mut tag) = ([0; 16], [0; 8]);
+        let given = &request[REQUEST_HEAD as usize..];
+        let len = given.len().min(cdb.len());
+        cdb[..len].copy_from_slice(&given[..len]);
+        tag.copy_from_slice(&request[LUN_LEN..LUN_LEN + 8]);
+        let place = place(&request[..LUN_LEN]).filter(|(target, _)| *target < targets.len());
+        Ok(Asked { place, tag: u64::from_le_bytes(tag), cdb })
+    }
 }
 
 impl RequestWork {
-    pub(super) fn new(queue: Queue, targets: Targets, sizes: Sizes) -> RequestWork {
-        RequestWork { queue, targets, sizes, chain: Chain::new() }
+    pub(super) fn new(queue: Queue, targets: Targets, tasks: Arc<Tasks>, sizes: Sizes) -> RequestWork {
+        tasks.add_worker(queue.kick_handle());
+        let (chain, held, spare) = (Chain::new(), VecDeque::new(), Vec::new());
+        RequestWork { queue, targets, tasks, sizes, chain, held, spare }
     }
 
     pub(super) fn into_queue(self) -> Queue {
         self.queue
     }
+
+    fn has_room(&self) -> bool {
+        self.held.len() < usize::from(self.queue.size())
+    }
+
+    /// Begins the request in `self.chain`: carries it out, or lets it wait for the limit of its disk.
+    fn begin(&mut self) {
+        let asked = match Asked::read(&self.chain, self.queue.ram(), &self.targets, self.sizes) {
+            Ok(asked) => asked,
+            Err(error) => return self.queue.fail(error),
+        };
+        let Some((target, lun)) = asked.place else { return self.carry_out(&asked, None) };
+        let of_disk = lun == 0 && asked.cdb[0] != REPORT_LUNS;
+        let limiter = if of_disk { lock(&self.targets[target]).limiter(&asked.cdb).cloned() } else { None };
+        // Behind what waits already: nothing overtakes what is for the same disk.
+        let must_wait = |limiter: &Arc<Limiter>| {
+            self.held.iter().any(|held| held.target == target) || limiter.delay().is_some()
+        };
+        let waits = limiter.as_ref().is_some_and(must_wait);
+        let task = self.tasks.add(target, asked.tag, !waits);
+        match limiter {
+            Some(limiter) if waits => {
+                let chain = std::mem::replace(&mut self.chain, self.spare.pop().unwrap_or_default());
+                self.held.push_back(Held { chain, asked, target, limiter, task });
+            }
+            limiter => {
+                self.carry_out(&asked, limiter.as_deref());
+                self.tasks.remove(task);
+            }
+        }
+    }
+
+    /// Carries out what is asked for in `self.chain`, and answers it.
+    fn carry_out(&mut self, asked: &Asked, limiter: Option<&Limiter>) {
+        let ram = self.queue.ram().clone();
+        let mut data = ChainData::new(&self.chain, &ram, self.sizes);
+        if let Some(limiter) = limiter {
+            limiter.charge(1, data.out_len() + data.in_len());
+        }
+        let (response, outcome) = match asked.place {
+            None => (S_BAD_TARGET, Outcome::nothing()),
+            Some((target, 0)) if asked.cdb[0] != REPORT_LUNS => {
+                (S_OK, lock(&self.targets[target]).run(&asked.cdb, &mut data))
+            }
+            Some((_, lun)) => (S_OK, elsewhere(&asked.cdb, lun, &mut data)),
+        };
+        self.answer(response, &outcome);
+    }
+
+    /// Answers the request in `self.chain`.
+    fn answer(&mut self, response: u8, outcome: &Outcome) {
+        match answer(&self.chain, self.queue.ram(), self.sizes, response, outcome) {
+            Ok(written) => self.queue.push(self.chain.head(), written),
+            Err(error) => self.queue.fail(error),
+        }
+    }
+
+    /// The next request that waits no longer: its disk's limit lets it through, it was ended, or `regardless`.
+    fn next_to_go(&self, regardless: bool) -> Option<usize> {
+        let mut waiting: Vec<usize> = Vec::new();
+        self.held.iter().position(|held| {
+            let may = regardless || !waiting.contains(&held.target) && held.limiter.delay().is_none();
+            waiting.push(held.target);
+            may || self.tasks.is_ended(held.task)
+        })
+    }
+
+    /// Answers what waits no longer; whether there was anything.
+    fn release(&mut self, regardless: bool) -> bool {
+        let mut any = false;
+        while let Some(held) = self.next_to_go(regardless).and_then(|index| self.held.remove(index)) {
+            any = true;
+            let Held { chain, asked, limiter, task, .. } = held;
+            let last = std::mem::replace(&mut self.chain, chain);
+            self.spare.push(last);
+            match self.tasks.begin(task) {
+                Ok(()) => self.carry_out(&asked, Some(&limiter)),
+                Err(Verdict::Aborted) => self.answer(S_ABORTED, &Outcome::nothing()),
+                Err(Verdict::Reset) => self.answer(S_RESET, &Outcome::nothing()),
+            }
+            self.tasks.remove(task);
+        }
+        any
+    }
+
+    /// How long nothing of what waits may go on.
+    fn delay(&self) -> Option<Duration> {
+        let mut waiting: Vec<usize> = Vec::new();
+        let firsts = self.held.iter().filter(|held| {
+            let is_first = !waiting.contains(&held.target);
+            waiting.push(held.target);
+            is_first
+        });
+        firsts.map(|held| held.limiter.delay().unwrap_or_default()).min()
+    }
 }
 
-/// Carries out a request; returns how much it has written.
-fn request(chain: &Chain, ram: &Arc<Ram>, targets: &Targets, sizes: Sizes) -> Result<u32, RingError> {
-    let (head, answer) = (REQUEST_HEAD + sizes.cdb, ANSWER_HEAD + sizes.sense);
-    if chain.readable_len() < head || chain.writable_len() < answer {
-        return Err(RingError::BadRequest);
-    }
-    let mut request = vec![0; head as usize];
-    chain.read_at(ram, 0, &mut request)?;
-    let mut cdb = [0; 16];
-    let given = &request[REQUEST_HEAD as usize..];
-    let len = given.len().min(cdb.len());
-    cdb[..len].copy_from_slice(&given[..len]);
-    let mut data = ChainData { chain, ram, out_at: head, in_at: answer };
+/// Writes the answer to a request; returns how much was written in all.
+fn answer(
+    chain: &Chain,
+    ram: &Arc<Ram>,
+    sizes: Sizes,
+    response: u8,
+    outcome: &Outcome,
+) -> Result<u32, RingError> {
+    let data = ChainData::new(chain, ram, sizes);
     let expected = data.out_len().max(data.in_len());
-    let unit = place(&request[..LUN_LEN]).and_then(|(target, lun)| Some((targets.get(target)?, lun)));
-    let (response, outcome) = match unit {
-        None => (S_BAD_TARGET, Outcome { status: GOOD, sense: None, moved: 0 }),
-        Some((unit, 0)) if cdb[0] != REPORT_LUNS => (S_OK, lock(unit).run(&cdb, &mut data)),
-        Some((_, lun)) => (S_OK, elsewhere(&cdb, lun, &mut data)),
-    };
     let sense = outcome.sense.map(Sense::fixed);
     let sense_len = sense.map_or(0, |sense| sense.len().min(sizes.sense as usize));
     let mut bytes = [0; ANSWER_HEAD as usize];
@@ -60,7 +193,7 @@ fn request(chain: &Chain, ram: &Arc<Ram>, targets: &Targets, sizes: Sizes) -> Re
         chain.write_at(ram, ANSWER_HEAD, &sense[..sense_len])?;
     }
     // Only what was moved to the driver counts as written, behind the answer.
-    Ok(answer + outcome.moved.min(u64::from(chain.writable_len() - answer)) as u32)
+    Ok(data.in_at + outcome.moved.min(data.in_len()) as u32)
 }
 
 /// REPORT LUNS, which asks a target and not a unit (SPC-4, §6.33).
@@ -92,7 +225,7 @@ fn elsewhere(cdb: &[u8; 16], lun: u16, data: &mut dyn Data) -> Outcome {
 
 /// Target and unit that a LUN names (§5.6.6.1): byte 0 is 1, then the target, then the unit with flat addressing;
 /// or the well-known unit of a target, which stands for all of it.
-fn place(lun: &[u8]) -> Option<(usize, u16)> {
+pub(super) fn place(lun: &[u8]) -> Option<(usize, u16)> {
     match lun[0] {
         1 => Some((usize::from(lun[1]), u16::from_be_bytes([lun[2] & 0x3f, lun[3]]))),
         _ => None,
@@ -104,6 +237,12 @@ struct ChainData<'a> {
     ram: &'a Arc<Ram>,
     out_at: u32,
     in_at: u32,
+}
+
+impl<'a> ChainData<'a> {
+    fn new(chain: &'a Chain, ram: &'a Arc<Ram>, sizes: Sizes) -> ChainData<'a> {
+        ChainData { chain, ram, out_at: REQUEST_HEAD + sizes.cdb, in_at: ANSWER_HEAD + sizes.sense }
+    }
 }
 
 impl Data for ChainData<'_> {
@@ -130,129 +269,37 @@ impl Data for ChainData<'_> {
 
 impl Work for RequestWork {
     fn work(&mut self) -> Progress {
-        let (targets, sizes) = (&self.targets, self.sizes);
-        serve(&mut self.queue, &mut self.chain, |chain, ram| request(chain, ram, targets, sizes))
+        let mut did = self.release(false);
+        let mut batch = self.queue.size();
+        self.queue.disarm();
+        while batch > 0 && self.has_room() && self.queue.pop(&mut self.chain) {
+            batch -= 1;
+            did = true;
+            self.begin();
+        }
+        self.queue.signal();
+        if self.is_pending() { Progress::More } else { Progress::done(did) }
     }
 
     fn is_pending(&self) -> bool {
-        self.queue.has_available()
+        self.has_room() && self.queue.has_available() || self.next_to_go(false).is_some()
     }
 
     fn arm(&mut self) -> bool {
-        self.queue.arm()
+        // Without room it is the time that is waited for.
+        self.has_room() && self.queue.arm()
     }
 
     fn wait<'a>(&'a self, wait: &mut Wait<'a>) {
         wait.kick(self.queue.kick());
-    }
-}
-
-/// The worker of the control queue, and of that of events.
-pub(super) struct ControlWork {
-    control: Option<Queue>,
-    events: Option<Queue>,
-    targets: Targets,
-    /// What events are to tell of, if the driver wants to be told.
-    changes: Option<Changes>,
-    chain: Chain,
-}
-
-impl ControlWork {
-    pub(super) fn new(
-        control: Option<Queue>,
-        events: Option<Queue>,
-        targets: Targets,
-        changes: Option<Changes>,
-    ) -> ControlWork {
-        ControlWork { control, events, targets, changes, chain: Chain::new() }
-    }
-
-    fn has_changes(&self) -> bool {
-        self.changes.as_ref().is_some_and(|changes| !lock(changes).is_empty())
-    }
-
-    /// Tells of changes, as far as the driver has given buffers for that; whether there were any.
-    fn tell(&mut self) -> bool {
-        let (Some(changes), Some(queue)) = (&self.changes, &mut self.events) else { return false };
-        let ram = queue.ram().clone();
-        let mut told = false;
-        while !lock(changes).is_empty() && queue.pop(&mut self.chain) {
-            let Some(target) = lock(changes).pop_first() else { break };
-            let mut event = [0; EVENT_LEN as usize];
-            event[..4].copy_from_slice(&T_PARAM_CHANGE.to_le_bytes());
-            // LUN 0 as REPORT LUNS tells it, which is how Linux looks for it: without the method of requests.
-            event[4..8].copy_from_slice(&[1, target, 0, 0]);
-            event[12..].copy_from_slice(&CAPACITY_CHANGED.to_le_bytes());
-            match self.chain.write_at(&ram, 0, &event) {
-                Ok(written) => queue.push(self.chain.head(), written as u32),
-                Err(error) => queue.fail(error),
-            }
-            told = true;
-        }
-        if told {
-            queue.signal();
-        }
-        told
-    }
-
-    pub(super) fn into_queues(self) -> impl Iterator<Item = Queue> {
-        self.control.into_iter().chain(self.events)
-    }
-}
-
-/// Answers a request to the control queue.
-fn control(chain: &Chain, ram: &Ram, targets: &Targets) -> Result<u32, RingError> {
-    let mut request = [0; 24];
-    let len = chain.read_at(ram, 0, &mut request)?;
-    let word =
-        |at: usize| u32::from_le_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]]);
-    let answer: Vec<u8> = match word(0) {
-        T_TMF if len >= 16 => {
-            let target = place(&request[8..16]).and_then(|(target, _)| targets.get(target));
-            vec![match (target, word(4)) {
-                (None, _) => S_BAD_TARGET,
-                (Some(unit), TMF_LOGICAL_UNIT_RESET | TMF_I_T_NEXUS_RESET) => {
-                    lock(unit).reset();
-                    S_OK
-                }
-                // What they would end or look for has ended.
-                (Some(_), 0..=TMF_LAST) => S_OK,
-                _ => S_FUNCTION_REJECTED,
-            }]
-        }
-        // No asynchronous events.
-        T_AN_QUERY | T_AN_SUBSCRIBE if len >= 12 => vec![0, 0, 0, 0, S_OK],
-        _ => return Err(RingError::BadRequest),
-    };
-    chain.write_at(ram, 0, &answer).map(|written| written as u32)
-}
-
-impl Work for ControlWork {
-    fn work(&mut self) -> Progress {
-        let told = self.tell();
-        let Some(queue) = &mut self.control else { return Progress::done(told) };
-        let targets = &self.targets;
-        match serve(queue, &mut self.chain, |chain, ram| control(chain, ram, targets)) {
-            Progress::Idle => Progress::done(told),
-            progress => progress,
+        if let Some(delay) = self.delay() {
+            wait.at_most(delay);
         }
     }
 
-    fn is_pending(&self) -> bool {
-        self.control.as_ref().is_some_and(Queue::has_available)
-            || self.has_changes() && self.events.as_ref().is_some_and(Queue::has_available)
-    }
-
-    fn arm(&mut self) -> bool {
-        let control = self.control.as_mut().is_some_and(Queue::arm);
-        // Buffers for events are of interest only to whoever has events.
-        let events = self.has_changes() && self.events.as_mut().is_some_and(Queue::arm);
-        control || events
-    }
-
-    fn wait<'a>(&'a self, wait: &mut Wait<'a>) {
-        for queue in self.control.iter().chain(&self.events) {
-            wait.kick(queue.kick());
-        }
+    fn drain(&mut self) {
+        // What has been taken from the ring is answered. It pays afterwards, as ever.
+        self.release(true);
+        self.queue.signal();
     }
 }

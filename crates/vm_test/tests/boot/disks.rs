@@ -18,6 +18,7 @@ const SIZE: u64 = 64 * MIB;
 pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("disks::jobs", jobs);
     suite.worker_test("disks::limits", limits);
+    suite.worker_test("disks::limits_of_scsi_disks", scsi_limits);
     suite.worker_test("disks::memory", memory);
     suite.worker_test("disks::full_host", full_host);
 }
@@ -116,40 +117,72 @@ fn jobs(case: &Case) -> Result<()> {
 }
 
 /// How long the guest needs to write so many bytes in requests of 64 KiB.
-fn time_to_write(vm: &mut Vm, bytes: u64) -> Result<Duration> {
-    let text = run(
-        vm,
-        &format!("workloads --disk /dev/vda write block=65536 requests={} span={SIZE}", bytes >> 16),
-    )?;
+fn time_to_write(vm: &mut Vm, disk: &str, bytes: u64) -> Result<Duration> {
+    let text =
+        run(vm, &format!("workloads --disk {disk} write block=65536 requests={} span={SIZE}", bytes >> 16))?;
     let ns = text.split_whitespace().nth(3).and_then(|word| word.parse().ok());
     Ok(Duration::from_nanos(ns.with_context(|| format!("no time in {text:?}"))?))
 }
 
-/// A limit is kept, by bytes and by operations, and is gone when it is lifted.
-fn limits(case: &Case) -> Result<()> {
-    let path = case.empty_disk("disk.img", SIZE)?;
-    let mut vm = start(case, |guest| guest.disk(&path))?;
-    let free = time_to_write(&mut vm, 16 * MIB)?;
+/// A limit is kept, by bytes and by operations, and is gone when it is lifted. `name` is what the guest calls the first disk, on
+/// which somebody waits for a limit in the end.
+fn keeps_limits(vm: &mut Vm, name: &str) -> Result<()> {
+    let free = time_to_write(vm, name, 16 * MIB)?;
     for limits in [
         // Two seconds for 16 MiB, but for the burst; and the same by requests.
         RateLimits { bytes: Some(ByteSize(8 * MIB)), burst_bytes: Some(ByteSize(MIB)), ..Default::default() },
         RateLimits { operations: Some(128), burst_operations: Some(16), ..Default::default() },
     ] {
-        order(&vm, Request::DiskLimits { disk: 0, limits: limits.clone() })?;
-        ensure!(disk(&vm)?.limits == limits, "the limits are not told as they were set");
-        let limited = time_to_write(&mut vm, 16 * MIB)?;
+        order(vm, Request::DiskLimits { disk: 0, limits: limits.clone() })?;
+        ensure!(disk(vm)?.limits == limits, "the limits are not told as they were set");
+        let limited = time_to_write(vm, name, 16 * MIB)?;
         // It can take longer, never less: (16 - 1) / 8 seconds.
         ensure!(limited >= Duration::from_millis(1800), "{limits:?}: 16 MiB took {limited:?}, free {free:?}");
     }
     // Not for ever: so slow that the test would not end.
-    let slow = RateLimits { operations: Some(1), burst_operations: Some(1), ..Default::default() };
-    order(&vm, Request::DiskLimits { disk: 0, limits: slow })?;
+    order(vm, Request::DiskLimits { disk: 0, limits: very_slow() })?;
+    run(
+        vm,
+        &format!("(dd if=/dev/zero of={name} bs=64k count=4096 oflag=direct 2>/dev/null; touch /tmp/done) &"),
+    )?;
+    Ok(())
+}
+
+fn very_slow() -> RateLimits {
+    RateLimits { operations: Some(1), burst_operations: Some(1), ..Default::default() }
+}
+
+/// The limit is lifted, and what has waited for it goes on.
+fn lifted(vm: &mut Vm) -> Result<()> {
+    order(vm, Request::DiskLimits { disk: 0, limits: RateLimits::default() })?;
+    run(vm, "while [ ! -e /tmp/done ]; do sleep 0.1; done").map(drop)
+}
+
+/// Disks of one SCSI host have limits of their own. What waits for one holds up no other, and outlives a pause.
+fn scsi_limits(case: &Case) -> Result<()> {
+    let (path, other) = (case.empty_disk("disk.img", SIZE)?, case.empty_disk("other.img", SIZE)?);
+    let mut vm = start(case, |guest| guest.disk(&path).disk(&other).scsi())?;
     run(
         &mut vm,
-        "(dd if=/dev/zero of=/dev/vda bs=64k count=4096 oflag=direct 2>/dev/null; touch /tmp/done) &",
+        "modprobe -a virtio_scsi sd_mod; while [ ! -b /dev/sda ] || [ ! -b /dev/sdb ]; do sleep 0.1; done",
     )?;
-    order(&vm, Request::DiskLimits { disk: 0, limits: RateLimits::default() })?;
-    run(&mut vm, "while [ ! -e /tmp/done ]; do sleep 0.1; done")?;
+    keeps_limits(&mut vm, "/dev/sda")?;
+    // Thousands of seconds, if it had to wait behind the other one.
+    time_to_write(&mut vm, "/dev/sdb", 16 * MIB)?;
+    order(&vm, Request::Pause {})?;
+    order(&vm, Request::Resume {})?;
+    ensure!(run(&mut vm, "[ -e /tmp/done ] || echo waits")?.trim() == "waits", "the limit is not kept");
+    lifted(&mut vm)?;
+    let errors = run(&mut vm, "dmesg -l err,crit,alert,emerg | grep -E '(scsi|sd|virtio) ?[0-9]' || true")?;
+    ensure!(errors.trim().is_empty(), "the guest complains:\n{errors}");
+    Ok(())
+}
+
+fn limits(case: &Case) -> Result<()> {
+    let path = case.empty_disk("disk.img", SIZE)?;
+    let mut vm = start(case, |guest| guest.disk(&path))?;
+    keeps_limits(&mut vm, "/dev/vda")?;
+    lifted(&mut vm)?;
     for bad in [
         RateLimits { operations: Some(0), ..Default::default() },
         RateLimits { burst_bytes: Some(ByteSize(1)), ..Default::default() },

@@ -123,8 +123,8 @@ pub struct Cli {
     /// A disk: [path=]FILE[,format=FORMAT][,bus=virtio|ahci|scsi][,ro][,snapshot=NAME][,allow=PATH]...[,serial=TEXT]
     /// [,limit-bytes=SIZE][,limit-ops=N][,burst-bytes=SIZE][,burst-ops=N]. FORMAT is auto (found out from the
     /// file), raw, qcow2, vmdk, vdi, vhd or vhdx. An image may stand on files of its own folder, and on those in
-    /// a PATH. Limits are per second, for reads and writes together, of a virtio disk; a burst may go through at
-    /// once after a rest. A comma in a path is written twice. May be repeated
+    /// a PATH. Limits are per second, for reads and writes together, but not at an AHCI controller; a burst may go
+    /// through at once after a rest. A comma in a path is written twice. May be repeated
     #[arg(long, value_name = "DISK", value_parser = options::disk)]
     disk: Vec<DiskConfig>,
     /// A network card: none, or user[,forward=[ADDRESS:]PORT:[GUEST:]PORT[/udp]]...[,mac=MAC][,restrict]

@@ -97,9 +97,7 @@ impl Controller {
                 let done = self.machine.limit_disk(disk as usize, limits);
                 done.then_some(Reply::Done).ok_or_else(|| match self.machine.disk(disk as usize) {
                     None => self.no_disk(disk),
-                    Some(_) => {
-                        bad(format!("disk {disk} is at an AHCI or SCSI controller and cannot be limited"))
-                    }
+                    Some(_) => bad(format!("disk {disk} is at an AHCI controller and cannot be limited")),
                 })
             }),
             Request::NetLimits { net, limits } => checked(&limits).and_then(|limits| {

@@ -71,8 +71,8 @@ pub(super) struct DiskHandle {
 pub(super) enum DiskPlace {
     /// It has the device for itself, whose rate is kept.
     Own(Arc<Limiter>),
-    /// At a target of the SCSI host.
-    Target(u8),
+    /// At a target of the SCSI host, which keeps the rate of each by itself.
+    Target(u8, Arc<Limiter>),
 }
 
 /// A device and what keeps its rate.
@@ -121,8 +121,9 @@ impl PciBus<'_> {
             }
             if disk.bus == DiskBus::Scsi {
                 from_disk.push(BootDevice::Scsi(SCSI_DEVICE, targets.len() as u8));
-                at_targets.push((index, targets.len() as u8));
-                targets.push(TargetConfig::Disk { disk: disk.disk, serial: disk.serial });
+                let limiter = Arc::new(Limiter::new(disk.limits));
+                at_targets.push((index, targets.len() as u8, limiter.clone()));
+                targets.push(TargetConfig::Disk { disk: disk.disk, serial: disk.serial, limiter });
                 handles.disks.push(None);
                 continue;
             }
@@ -162,8 +163,8 @@ impl PciBus<'_> {
             handles.scsi = Some(scsi.control());
             let function = self.add_at(SCSI_DEVICE, "scsi".into(), Box::new(scsi))?;
             functions.push(function.clone());
-            for (index, target) in at_targets {
-                let place = DiskPlace::Target(target);
+            for (index, target, limiter) in at_targets {
+                let place = DiskPlace::Target(target, limiter);
                 handles.disks[index] = Some(DiskHandle { function: function.clone(), place });
             }
         }

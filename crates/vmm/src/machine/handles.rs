@@ -13,11 +13,10 @@ impl Machine {
         self.handles.disks.get(index)?.as_ref()
     }
 
-    /// What keeps the rate of a disk; `None` for one that shares its controller with others.
+    /// What keeps the rate of a disk; `None` for one at the AHCI controller.
     fn disk_limiter(&self, index: usize) -> Option<&Arc<Limiter>> {
         match &self.disk_handle(index)?.place {
-            DiskPlace::Own(limiter) => Some(limiter),
-            DiskPlace::Target(_) => None,
+            DiskPlace::Own(limiter) | DiskPlace::Target(_, limiter) => Some(limiter),
         }
     }
 
@@ -71,11 +70,11 @@ impl Machine {
         let Some(DiskHandle { function, place }) = self.disk_handle(index) else { return };
         match (place, &self.handles.scsi) {
             (DiskPlace::Own(_), _) => function.config_changed(),
-            (DiskPlace::Target(target), Some(scsi)) => {
+            (DiskPlace::Target(target, _), Some(scsi)) => {
                 scsi.resized(*target);
                 function.wake();
             }
-            (DiskPlace::Target(_), None) => {}
+            (DiskPlace::Target(..), None) => {}
         }
     }
 
