@@ -50,6 +50,23 @@ impl Mapped {
         Error::new(ErrorKind::ReadOnly, operation).with_path(self.files[0].path())
     }
 
+    /// What of the disk's data at `at` of a file are holes of it, which the host knows to be zero. What lies beyond the
+    /// file's end counts as data, so that reading it tells that the file was cut off.
+    fn stored(&self, index: usize, at: u64, len: u64) -> Result<Extent, Error> {
+        let Some(file) = self.files.get(index) else { return Err(self.refused(Operation::Map)) };
+        let data = Extent { file_offset: Some(at), ..Extent::data(len) };
+        if file.is_block_device() {
+            return Ok(data);
+        }
+        Ok(match file.len()?.saturating_sub(at) {
+            0 => data,
+            left => match file.stored(at, len.min(left)) {
+                (true, len) => Extent { len, ..data },
+                (false, len) => Extent { len, content: Content::Zeroes, ..data },
+            },
+        })
+    }
+
     fn read_file(&self, index: usize, at: u64, into: &mut Buffers<'_>) -> Result<(), Error> {
         let Some(file) = self.files.get(index) else { return Err(self.refused(Operation::Read)) };
         file.read_list(at, into).map_err(|error| match error.kind() {
@@ -114,7 +131,7 @@ impl Disk for Mapped {
         }
         let (place, len) = self.layout.place(&self.files, offset, len)?;
         Ok(match (place, &self.below) {
-            (Place::File(_, at), _) => Extent { file_offset: Some(at), ..Extent::data(len) },
+            (Place::File(index, at), _) => self.stored(index, at, len)?,
             (Place::Packed, _) => Extent::data(len),
             (Place::Below, Some(below)) => {
                 let below = extent_clamped(&**below, offset, len)?;

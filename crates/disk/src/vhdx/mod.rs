@@ -280,11 +280,40 @@ mod tests {
     use crate::bytes::{put_le32, put_le64};
     use crate::convert::Builder;
     use crate::mapped::Mapped;
-    use crate::{Access, Buffers, Disk};
+    use crate::{Access, Buffers, Content, Disk};
 
     #[test]
     fn checksums_are_the_well_known_ones() {
         assert_eq!(crc32c(&[b"1234", b"56789"]), 0xe306_9283, "RFC 3720, B.4 and its kin");
+    }
+
+    /// Of a block that has storage only in part, the rest is known to be zero without being read. A file that was cut off
+    /// is not taken for one that ends with a hole.
+    #[test]
+    fn holes_of_the_file_are_zero_and_what_is_cut_off_is_not() {
+        let path = std::env::temp_dir().join(format!("disk-vhdx-holes-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let builder = Box::new(VhdxBuilder::new(&path, 8 << 20).unwrap());
+        let block = [vec![0x77; 1 << 20], vec![0; 1 << 20]].concat();
+        builder.put(2 << 20, &block).unwrap();
+        builder.finish().unwrap();
+        let open = || {
+            let file = HostFile::open(&path, Access::ReadOnly).unwrap();
+            Mapped { layout: Box::new(parse(&file).unwrap()), files: vec![file], below: None }
+        };
+        let disk = open();
+        let first = disk.extent(2 << 20, 2 << 20).unwrap();
+        assert_eq!((first.content, first.len), (Content::Data, 1 << 20));
+        let rest = disk.extent(3 << 20, 1 << 20).unwrap();
+        assert_eq!((rest.content, rest.len), (Content::Zeroes, 1 << 20));
+        let end = first.file_offset.unwrap() + (1 << 20);
+        drop(disk);
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(end).unwrap();
+        let disk = open();
+        assert_eq!(disk.extent(2 << 20, 2 << 20).unwrap().len, 1 << 20);
+        assert_eq!(disk.extent(3 << 20, 1 << 20).unwrap().content, Content::Data);
+        assert!(disk.read(3 << 20, &mut Buffers::from_mut(&mut [0; 512])).is_err());
+        std::fs::remove_file(&path).unwrap();
     }
 
     /// An image whose block table is zero in the file, and right in the log: as when the writer ended between.
