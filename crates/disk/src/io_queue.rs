@@ -55,6 +55,15 @@ pub trait IoQueue: Send {
     /// When [`IoQueue::room`] is 0: the caller's mistake.
     fn submit(&mut self, request: Request);
 
+    /// Takes a request and does it before it returns, however long that takes: for a caller that has nothing else to do
+    /// meanwhile, and for whom it costs more to be told of its end by another thread.
+    ///
+    /// # Panics
+    /// As [`IoQueue::submit`].
+    fn submit_and_wait(&mut self, request: Request) {
+        self.submit(request);
+    }
+
     /// Begins what was submitted, for queues that collect requests. Called after the last `submit` of a
     /// batch.
     fn kick(&mut self) {}

@@ -164,6 +164,11 @@ impl<D: Disk + ?Sized> IoQueue for PoolQueue<D> {
         }
     }
 
+    fn submit_and_wait(&mut self, request: Request) {
+        assert!(self.room() > 0, "the queue is full");
+        self.done.push_back(perform(&*self.disk, request));
+    }
+
     fn complete(&mut self) -> Option<Completion> {
         if self.away > 0 {
             self.collect();
