@@ -1,6 +1,8 @@
 //! Control groups, version 2 (the kernel's Documentation/admin-guide/cgroup-v2.rst): one for each machine, where
 //! this daemon may make them. As the system's daemon that is below a group of its own at the top; as a user's, below
-//! what the service manager has delegated to the user.
+//! what the service manager has delegated to the user, or else in the daemon's own group if that was given to it: by
+//! `Delegate=` of a unit, or by a container. There the daemon moves into a group beside those of machines, because one
+//! with processes in it can divide nothing among groups below.
 
 use std::fs;
 use std::io;
@@ -11,6 +13,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 const BASE: &str = "arnia";
 /// Of the quota of processor time, in microseconds.
 const PERIOD_US: u64 = 100_000;
+/// The daemon's, where it makes room in its own for those of machines.
+const DAEMON: &str = "arnia-daemon";
 const CONTROLLERS: [&str; 3] = ["cpu", "cpuset", "memory"];
 
 /// Where the groups of machines are made.
@@ -42,17 +46,44 @@ impl Cgroups {
         if !root.join("cgroup.controllers").exists() {
             return Err(format!("control groups of version 2 are not mounted at {ROOT}"));
         }
-        let parent = match system {
-            true => root.to_owned(),
-            false => {
-                let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
-                let delegated = delegated(&own).ok_or(
-                    "this session has no control group of its own: `systemd-run --user arnia daemon` has",
-                )?;
-                root.join(delegated)
-            }
+        if system {
+            return Cgroups::below(root);
+        }
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+        if let Some(delegated) = delegated(&own)
+            && let Ok(groups) = Cgroups::below(&root.join(delegated))
+        {
+            return Ok(groups);
+        }
+        let own = own_group(&own).ok_or("this process has no control group of version 2")?;
+        Cgroups::within(&root.join(own), std::process::id())
+    }
+
+    /// Below the group that a daemon is in, which has to be its own.
+    fn within(own: &Path, pid: u32) -> Result<Cgroups, String> {
+        // An earlier daemon has made room, and started this one.
+        if let Some(parent) = own.parent().filter(|_| own.file_name().is_some_and(|name| name == DAEMON)) {
+            return Cgroups::below(parent);
+        }
+        let refused = |why: String| {
+            format!(
+                "this session has no control group of its own ({}: {why}): `systemd-run --user arnia daemon` has",
+                own.display()
+            )
         };
-        Cgroups::below(&parent)
+        let cannot = |e: io::Error| refused(e.to_string());
+        let processes = own.join("cgroup.procs");
+        let others = |text: String| text.lines().filter(|line| *line != pid.to_string()).count();
+        match fs::read_to_string(&processes).map(others).map_err(cannot)? {
+            0 => {}
+            number => return Err(refused(format!("{number} other processes are in it"))),
+        }
+        let leaf = own.join(DAEMON);
+        make(&leaf).and_then(|()| write(&leaf.join("cgroup.procs"), &pid.to_string())).map_err(cannot)?;
+        Cgroups::below(own).inspect_err(|_| {
+            // Nothing is gained by it.
+            let _ = write(&processes, &pid.to_string()).and_then(|()| fs::remove_dir(&leaf));
+        })
     }
 
     fn below(parent: &Path) -> Result<Cgroups, String> {
@@ -134,9 +165,14 @@ impl Cgroups {
     }
 }
 
+/// This process' group, from `/proc/self/cgroup`.
+fn own_group(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::/"))
+}
+
 /// The part of this process' group that belongs to the user's service manager, from `/proc/self/cgroup`.
 fn delegated(text: &str) -> Option<&str> {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let path = own_group(text)?;
     let name = path.split('/').find(|part| part.starts_with("user@") && part.ends_with(".service"))?;
     let end = path.find(name)? + name.len();
     Some(&path[..end])
@@ -164,6 +200,28 @@ mod tests {
         assert_eq!(delegated(text), Some("user.slice/user-1000.slice/user@1000.service"));
         assert_eq!(delegated("0::/user.slice/user-1000.slice/session-2.scope\n"), None);
         assert_eq!(delegated("0::/\n"), None);
+        assert_eq!(own_group("1:cpu:/\n0::/machine/one\n"), Some("machine/one"));
+    }
+
+    /// With ordinary files, which a process does not leave when it is written to another.
+    #[test]
+    fn a_daemon_that_is_alone_in_its_group_makes_room_in_it() {
+        let own = std::env::temp_dir().join(format!("arnia-own-cgroup-{}", std::process::id()));
+        let base = own.join(BASE);
+        fs::create_dir_all(&base).unwrap();
+        for folder in [&own, &base] {
+            fs::write(folder.join("cgroup.subtree_control"), "cpu\n").unwrap();
+        }
+        fs::write(own.join("cgroup.procs"), "17\n18\n").unwrap();
+        let reason = Cgroups::within(&own, 17).unwrap_err();
+        assert!(reason.contains("1 other processes") && reason.contains("systemd-run --user"), "{reason}");
+        assert!(!own.join(DAEMON).exists(), "something was left");
+        fs::write(own.join("cgroup.procs"), "17\n").unwrap();
+        assert!(Cgroups::within(&own, 17).unwrap().has("cpu"));
+        assert_eq!(fs::read_to_string(own.join(DAEMON).join("cgroup.procs")).unwrap(), "17");
+        // Started by the one before, it is in that one's place.
+        assert_eq!(Cgroups::within(&own.join(DAEMON), 19).unwrap().base, base);
+        fs::remove_dir_all(own).unwrap();
     }
 
     /// With ordinary files in the place of the kernel's: what is written where.
