@@ -32,6 +32,7 @@ enum Kind {
     Image,
     Network,
     Volume,
+    Pool,
     Project,
     User,
     Token,
@@ -56,6 +57,8 @@ const POSITIONAL: &[(&str, usize, Kind)] = &[
     ("snapshot rm", 2, Kind::Snapshot),
     ("snapshot restore", 1, Kind::Vm),
     ("snapshot restore", 2, Kind::Snapshot),
+    ("snapshots", 1, Kind::Vm),
+    ("restore", 1, Kind::VmOrSnapshot),
     ("clone", 1, Kind::VmOrSnapshot),
     ("rm", 1, Kind::Vm),
     ("rename", 1, Kind::Vm),
@@ -89,7 +92,10 @@ const POSITIONAL: &[(&str, usize, Kind)] = &[
     ("export", 1, Kind::Vm),
     ("operation wait", 1, Kind::Operation),
     ("operation cancel", 1, Kind::Operation),
+    ("pool rm", 1, Kind::Pool),
+    ("project set", 1, Kind::Project),
     ("project rm", 1, Kind::Project),
+    ("user set", 1, Kind::User),
     ("user rm", 1, Kind::User),
     ("token create", 1, Kind::User),
     ("token rm", 1, Kind::Token),
@@ -103,6 +109,7 @@ const OPTIONS: &[(&str, Kind)] = &[
     ("context", Kind::Context),
     ("network", Kind::Network),
     ("volume", Kind::Volume),
+    ("pool", Kind::Pool),
 ];
 
 /// The command line with everything that names something told what there is.
@@ -194,6 +201,7 @@ impl Kind {
             }
             Kind::Network => client.networks().await?.into_iter().map(|network| network.name).collect(),
             Kind::Volume => client.volumes().await?.into_iter().map(|volume| volume.name).collect(),
+            Kind::Pool => client.pools().await?.into_iter().map(|pool| pool.name).collect(),
             Kind::Project => client.projects().await?.into_iter().map(|project| project.name).collect(),
             Kind::User => client.users().await?.into_iter().map(|user| user.name).collect(),
             Kind::Token => client.tokens().await?.into_iter().map(|token| token.id).collect(),

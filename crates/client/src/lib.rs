@@ -22,7 +22,7 @@ pub use websocket::{Console, Exec, ExecEvent, ExecInput, ExecOutput};
 use connection::Target;
 
 use api::image::ImageView;
-use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, UserParams};
+use api::v1::access::{AuditEntry, Identity, NewToken, Token, TokenParams, User, UserParams, UserUpdate};
 use api::v1::error::ErrorBody;
 use api::v1::host::Host;
 use api::v1::image::ImageParams;
@@ -30,9 +30,9 @@ use api::v1::limits::ResizeParams;
 use api::v1::network::{Network, NetworkParams};
 use api::v1::operation::{Operation, OperationState};
 use api::v1::page::Page;
-use api::v1::project::{Project, ProjectParams};
+use api::v1::project::{Project, ProjectParams, ProjectUpdate};
 use api::v1::snapshot::{CloneParams, Snapshot, SnapshotParams};
-use api::v1::storage::{Pool, Volume, VolumeParams};
+use api::v1::storage::{Pool, PoolParams, Volume, VolumeParams};
 use api::v1::vm::{RenameParams, StopParams, Vm, VmMetrics, VmParams};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -81,6 +81,11 @@ impl Client {
     pub fn with_token(mut self, token: impl Into<String>) -> Client {
         self.token = Some(token.into());
         self
+    }
+
+    /// The same about another project.
+    pub fn in_project(&self, project: &str) -> Client {
+        Client { project: project.to_owned(), ..self.clone() }
     }
 
     /// The project that it talks about.
@@ -427,6 +432,16 @@ impl Client {
         Ok(self.get::<Page<Pool>>("/v1/pools").await?.items)
     }
 
+    /// Makes a pool.
+    pub async fn pool_create(&self, params: &PoolParams) -> Result<Pool, Error> {
+        self.post("/v1/pools", params).await
+    }
+
+    /// Removes a pool without volumes.
+    pub async fn pool_delete(&self, name: &str) -> Result<(), Error> {
+        self.delete(&format!("/v1/pools/{}", escaped(name))).await
+    }
+
     /// Projects that the caller sees.
     pub async fn projects(&self) -> Result<Vec<Project>, Error> {
         Ok(self.get::<Page<Project>>("/v1/projects").await?.items)
@@ -435,6 +450,12 @@ impl Client {
     /// Creates a project.
     pub async fn project_create(&self, params: &ProjectParams) -> Result<Project, Error> {
         self.post("/v1/projects", params).await
+    }
+
+    /// Changes what is given of a project.
+    pub async fn project_update(&self, name: &str, update: &ProjectUpdate) -> Result<Project, Error> {
+        let patch = serde_json::to_value(update).map_err(|e| Error::malformed(e.to_string()))?;
+        self.patch(&format!("/v1/projects/{}", escaped(name)), &patch, None).await
     }
 
     /// Removes an empty project.
@@ -450,6 +471,12 @@ impl Client {
     /// Creates a user.
     pub async fn user_create(&self, params: &UserParams) -> Result<User, Error> {
         self.post("/v1/users", params).await
+    }
+
+    /// Changes what is given of a user.
+    pub async fn user_update(&self, name: &str, update: &UserUpdate) -> Result<User, Error> {
+        let patch = serde_json::to_value(update).map_err(|e| Error::malformed(e.to_string()))?;
+        self.patch(&format!("/v1/users/{}", escaped(name)), &patch, None).await
     }
 
     /// Removes a user.

@@ -68,12 +68,21 @@ impl Run for Start {
 
 /// Stops virtual machines: presses their power button and waits until they are off.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  arnia stop web\n  arnia stop --timeout 300 database\n  arnia stop --force web"
-)]
+#[command(after_help = "Examples:
+  arnia stop web
+  arnia stop --timeout 300 database
+  arnia stop --force web
+  arnia stop --all")]
 pub struct Stop {
-    #[command(flatten)]
-    names: Names,
+    /// The virtual machines
+    #[arg(required_unless_present_any = ["all", "all_projects"], value_name = "NAME")]
+    names: Vec<String>,
+    /// All of the project that run, at the same time
+    #[arg(long, conflicts_with_all = ["names", "all_projects"])]
+    all: bool,
+    /// All that run, of all projects: for the shutdown of the host
+    #[arg(long, conflicts_with = "names")]
+    all_projects: bool,
     #[command(flatten)]
     how: How,
     #[command(flatten)]
@@ -82,12 +91,58 @@ pub struct Stop {
 
 impl Run for Stop {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        each(context, &self.names, async |client, name| {
-            let operation = client.vm_stop(name, self.how.params()).await?;
-            let done = format!("{name} is off");
-            self.wait.finish(context, client, operation, &format!("stopping {name}"), &done).await
+        context.with_daemon(async |client| {
+            let projects = match self.all_projects {
+                true => client.projects().await?.into_iter().map(|project| project.name).collect(),
+                false => vec![client.project().to_owned()],
+            };
+            let mut stopping = Vec::new();
+            for project in projects {
+                let client = client.in_project(&project);
+                let names = match self.all || self.all_projects {
+                    true => running(&client).await?,
+                    false => self.names.clone(),
+                };
+                for name in names {
+                    let operation = client.vm_stop(&name, self.how.params()).await?;
+                    if !self.names.is_empty() {
+                        self.finish(context, &client, operation, &name).await?;
+                    } else {
+                        stopping.push((client.clone(), operation, name));
+                    }
+                }
+            }
+            // One that does not end keeps no other from being waited for.
+            let mut failed = None;
+            for (client, operation, name) in stopping {
+                if let Err(error) = self.finish(context, &client, operation, &name).await {
+                    eprintln!("arnia: {name}: {error}");
+                    failed = Some(error);
+                }
+            }
+            failed.map_or(Ok(ExitCode::SUCCESS), Err)
         })
     }
+}
+
+impl Stop {
+    async fn finish(
+        &self,
+        context: &Context,
+        client: &client::Client,
+        operation: api::v1::operation::Operation,
+        name: &str,
+    ) -> Result<(), Error> {
+        self.wait
+            .finish(context, client, operation, &format!("stopping {name}"), &format!("{name} is off"))
+            .await
+    }
+}
+
+/// The machines of a project that have a process.
+async fn running(client: &client::Client) -> Result<Vec<String>, Error> {
+    let vms = client.vms().await?.into_iter();
+    Ok(vms.filter(|vm| vm.state.is_active()).map(|vm| vm.name).collect())
 }
 
 /// Stops virtual machines and starts them again, with their newest configuration.

@@ -24,6 +24,7 @@ mod man;
 mod mount;
 mod network;
 mod operation;
+mod pool;
 mod port;
 mod project;
 mod rename;
@@ -80,6 +81,10 @@ pub enum Command {
     /// Snapshots: virtual machines at one moment
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// List the snapshots of a virtual machine
+    Snapshots(snapshot::Snapshots),
+    /// Let a virtual machine go on from a snapshot
+    Restore(snapshot::Restore),
     /// Make copies of a virtual machine
     Clone(snapshot::Clone),
     /// Remove virtual machines
@@ -119,6 +124,9 @@ pub enum Command {
     /// Volumes: disks for virtual machines
     #[command(subcommand)]
     Volume(volume::Volume),
+    /// Pools: where volumes lie
+    #[command(subcommand)]
+    Pool(pool::Pool),
     /// Work with disk images
     Disk(disk::Disk),
     /// Build, import, move and keep images: what virtual machines come from
@@ -182,6 +190,8 @@ impl Command {
             Command::Resume(command) => command,
             Command::Suspend(command) => command,
             Command::Snapshot(command) => command,
+            Command::Snapshots(command) => command,
+            Command::Restore(command) => command,
             Command::Clone(command) => command,
             Command::Rm(command) => command,
             Command::Rename(command) => command,
@@ -200,6 +210,7 @@ impl Command {
             Command::Logs(command) => command,
             Command::Top(command) => command,
             Command::Volume(command) => command,
+            Command::Pool(command) => command,
             Command::Disk(command) => command,
             Command::Image(command) => command,
             Command::Apply(command) => command,

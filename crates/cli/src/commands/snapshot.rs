@@ -94,6 +94,42 @@ impl Row for View {
     }
 }
 
+/// Lets a virtual machine go on from a snapshot; what it is now is lost.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  arnia restore web@before-upgrade")]
+pub struct Restore {
+    /// The virtual machine and the snapshot
+    #[arg(value_name = "VM@SNAPSHOT")]
+    source: String,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Run for Restore {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        let Some((vm, name)) = self.source.split_once('@') else {
+            return Err(Error::bad_input(format!("{:?} names no snapshot", self.source))
+                .with_remedy(format!("write VM@SNAPSHOT; `arnia snapshots {}` lists them", self.source)));
+        };
+        let (vm, name, wait) = (vm.to_owned(), name.to_owned(), self.wait);
+        Snapshot::Restore { vm, name, wait }.run(context)
+    }
+}
+
+/// Lists the snapshots of a virtual machine, the oldest first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  arnia snapshots web")]
+pub struct Snapshots {
+    /// The virtual machine
+    vm: String,
+}
+
+impl Run for Snapshots {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        Snapshot::Ls { vm: self.vm.clone() }.run(context)
+    }
+}
+
 /// Makes copies of a virtual machine, each another one: with its own name, addresses and keys. Copies of one that
 /// runs, or of a snapshot, run at once; they share memory and disks until they change them.
 #[derive(Debug, clap::Args)]

@@ -3,7 +3,7 @@
 use super::Run;
 use crate::output::Row;
 use crate::{Context, Error};
-use api::v1::access::{Grant, Role, User as View, UserParams};
+use api::v1::access::{Grant, Role, User as View, UserParams, UserUpdate};
 use std::process::ExitCode;
 
 /// Commands for users.
@@ -26,6 +26,22 @@ pub enum User {
     /// List users
     #[command(alias = "list", after_help = "Example:\n  arnia user ls")]
     Ls {},
+    /// Change what a user may do, at once: whatever is open beyond it ends
+    #[command(after_help = "Examples:\n  arnia user set anna --role viewer:lab --role operator:shop\n  \
+                      arnia user set anna --no-role")]
+    Set {
+        /// The user
+        name: String,
+        /// What the user may do instead of all before; may be repeated
+        #[arg(long, value_name = "ROLE[:PROJECT]", value_parser = grant)]
+        role: Vec<Grant>,
+        /// Nothing any more
+        #[arg(long, conflicts_with = "role")]
+        no_role: bool,
+        /// For people
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+    },
     /// Remove users with their tokens
     #[command(after_help = "Example:\n  arnia user rm anna")]
     Rm {
@@ -42,6 +58,16 @@ impl Run for User {
                 User::Create { name, role, description } => {
                     let (name, description, grants) = (name.clone(), description.clone(), role.clone());
                     let user = client.user_create(&UserParams { name, description, grants }).await?;
+                    context.output.item(&user, &[("User", user.name.clone())])?;
+                }
+                User::Set { name, role, no_role, description } => {
+                    let grants = (*no_role || !role.is_empty()).then(|| role.clone());
+                    if grants.is_none() && description.is_none() {
+                        return Err(Error::bad_input("there is nothing to change")
+                            .with_remedy("name roles with --role, or --no-role, or a --description"));
+                    }
+                    let update = UserUpdate { description: description.clone(), grants };
+                    let user = client.user_update(name, &update).await?;
                     context.output.item(&user, &[("User", user.name.clone())])?;
                 }
                 User::Ls {} => context.output.list(&client.users().await?)?,
