@@ -119,6 +119,21 @@ impl Workloads {
         Ok(session)
     }
 
+    /// Refuses parts of names that no row has.
+    ///
+    /// # Errors
+    /// Which part that is, and what rows there are.
+    pub fn check_rows(&self, parts: &[String]) -> Result<()> {
+        let output = Command::new(&self.program).arg("--list").output();
+        let output = output.with_context(|| format!("cannot start {}", self.program.display()))?;
+        let names = String::from_utf8_lossy(&output.stdout);
+        for part in parts {
+            let known = names.lines().any(|name| name.contains(part.as_str()));
+            ensure!(known, "no row has {part:?} in its name; there are:\n{names}");
+        }
+        Ok(())
+    }
+
     /// Runs it in a guest, which then turns itself off. Rows that fail are for the caller to judge.
     ///
     /// # Errors

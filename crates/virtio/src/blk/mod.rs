@@ -43,7 +43,8 @@ pub struct BlkConfig {
 impl Default for BlkConfig {
     fn default() -> BlkConfig {
         let limiter = Arc::new(Limiter::new(Default::default()));
-        BlkConfig { serial: String::new(), queues: 1, queue_size: 256, limiter }
+        // A mebibyte in pages of 4 KiB, which is what sequential requests have, and its header and status fit into one chain.
+        BlkConfig { serial: String::new(), queues: 1, queue_size: 512, limiter }
     }
 }
 

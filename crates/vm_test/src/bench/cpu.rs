@@ -18,6 +18,7 @@ const CLOCK_TOLERANCE: f64 = 0.02;
 
 pub(super) fn measure(bed: &Bed<'_>, report: &mut Report) -> Result<()> {
     let workloads = Workloads::from_env()?;
+    workloads.check_rows(&bed.options.rows)?;
     let Options { quick, runs, .. } = *bed.options;
     let budget = Duration::from_millis(if quick { 60 } else { 300 });
     let selection = Selection { rows: bed.options.rows.join(","), budget, pin: true };
