@@ -129,13 +129,13 @@ impl<'a> Buffers<'a> {
         &self.iovecs
     }
 
-    /// The stretches from byte `at` on.
+    /// The stretches of `len` bytes from `at` on.
     ///
     /// # Panics
-    /// When the list ends before `at`.
-    pub fn iovecs_from(&self, at: usize) -> Vec<libc::iovec> {
+    /// When it is not a range of the list.
+    pub fn iovecs_of(&self, at: usize, len: usize) -> Vec<libc::iovec> {
         let mut iovecs = Vec::new();
-        self.each(at, self.len - at, |ptr, len, _| {
+        self.each(at, len, |ptr, len, _| {
             iovecs.push(libc::iovec { iov_base: ptr.cast(), iov_len: len });
         });
         iovecs
