@@ -93,7 +93,8 @@ fn what_is_open_ends_with_the_right_to_it() {
     let runtime = runtime.expect("a runtime");
     let (bystander, _) = user(&owner, "bystander", "lab", None);
     let mut unharmed = runtime.block_on(open(&daemon, "lab", &bystander));
-    let cases: [(&str, Option<i64>, ErrorCode, &dyn Fn(&str)); 5] = [
+    type Loss<'a> = &'a dyn Fn(&str);
+    let cases: [(&str, Option<i64>, ErrorCode, Loss<'_>); 5] = [
         ("token", None, ErrorCode::Unauthenticated, &|token| {
             block_on(owner.token_delete(token)).expect("it goes");
         }),
