@@ -5,6 +5,7 @@ mod guests;
 mod host;
 mod kvm_rig;
 mod layers;
+mod pypi;
 mod schemathesis;
 mod steps;
 mod task_bench;
@@ -16,6 +17,7 @@ mod task_docs;
 mod task_fuzz;
 mod task_guests;
 mod task_openapi;
+mod task_record;
 mod task_test;
 mod workspace;
 
@@ -52,6 +54,8 @@ enum Task {
     Docs(task_docs::Args),
     /// Write the description of the REST API, openapi/v1.json
     Openapi(task_openapi::Args),
+    /// Record the terminal sessions that README shows (docs/recordings)
+    Record(task_record::Args),
     /// Build the guest kernel, initramfs and Debian disk that tests and demo boot
     Guests(task_guests::Args),
 }
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => task_bench::run(&args),
         Task::Docs(args) => task_docs::run(&args),
         Task::Openapi(args) => task_openapi::run(&args),
+        Task::Record(args) => task_record::run(&args),
         Task::Guests(args) => task_guests::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::workspace::Workspace;
-use crate::{apt, host};
+use crate::{host, pypi};
 
 /// The version that the options below are those of.
 const PACKAGE: &str = "schemathesis==4.32.5";
@@ -29,9 +29,8 @@ const OF_THE_MACHINE: &[&str] = &["vm_delete", "vm_rename"];
 /// # Errors
 /// If an answer is a server error, with the request.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
-    apt::ensure(&[apt::VENV])?;
     let folder = workspace.target().join("schemathesis");
-    let program = install(&folder)?;
+    let program = pypi::install(&folder, PACKAGE, "schemathesis")?;
     let home = std::env::temp_dir().join(format!("arnia-schemathesis-{}", std::process::id()));
     let mut daemon = Daemon::start(workspace, home)?;
     let document = workspace.root().join("openapi/v1.json");
@@ -82,19 +81,6 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 enum Operations {
     AllBut(Vec<&'static str>),
     Only(Vec<&'static str>),
-}
-
-/// Installs it in a folder of its own, unless it is there.
-fn install(folder: &Path) -> Result<PathBuf> {
-    let program = folder.join("bin/schemathesis");
-    let marker = folder.join("installed");
-    if fs::read_to_string(&marker).is_ok_and(|installed| installed == PACKAGE) {
-        return Ok(program);
-    }
-    host::run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-    host::run(Command::new(folder.join("bin/pip")).args(["install", "--quiet", PACKAGE]))?;
-    fs::write(&marker, PACKAGE)?;
-    Ok(program)
 }
 
 struct Daemon {
