@@ -12,6 +12,7 @@
 //! [`commands::Run`], and a variant in `commands::Command`.
 
 mod args;
+mod bar;
 pub mod commands;
 mod completion;
 pub mod connect;

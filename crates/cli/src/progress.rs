@@ -1,9 +1,9 @@
 //! Waiting for operations, visibly.
 
-use crate::{Context, Error};
+use crate::{Context, Error, bar};
 use api::v1::operation::{Operation, OperationState};
 use client::Client;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -36,7 +36,10 @@ pub(crate) async fn watched(client: &Client, operation: Operation, doing: &str) 
         if step != message {
             step = message.to_owned();
             match &bar {
-                Some(bar) => begin(bar, doing, &step, progress.as_ref().and_then(|progress| progress.total)),
+                Some(bar) => {
+                    let what = if step == doing { step.clone() } else { format!("{doing}: {step}") };
+                    bar::begin(bar, what, progress.as_ref().and_then(|progress| progress.total));
+                }
                 None => eprintln!("{step}"),
             }
         }
@@ -50,18 +53,6 @@ pub(crate) async fn watched(client: &Client, operation: Operation, doing: &str) 
         bar.finish_and_clear();
     }
     Ok(client::ended(operation)?)
-}
-
-fn begin(bar: &ProgressBar, doing: &str, step: &str, total: Option<u64>) {
-    let (template, len) = match total {
-        Some(total) => ("{msg:<44} {bar:24} {bytes:>11} of {total_bytes}  {eta}", total),
-        None => ("{spinner} {msg} {elapsed:.dim}", 0),
-    };
-    bar.reset();
-    bar.set_length(len);
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(if step == doing { step.to_owned() } else { format!("{doing}: {step}") });
-    bar.enable_steady_tick(Duration::from_millis(120));
 }
 
 impl Wait {

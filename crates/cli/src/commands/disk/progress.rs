@@ -1,9 +1,9 @@
 //! A bar for work that takes more than a moment.
 
 use super::refused;
-use crate::Error;
+use crate::{Error, bar};
 use disk::Progress;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub(super) fn with_bar(
             work(progress)
         });
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        bar.set_style(style());
+        bar.set_style(bar::style(Some(0)));
         bar.set_message(what.to_owned());
         let started = Instant::now();
         while end.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
@@ -43,9 +43,4 @@ pub(super) fn with_bar(
         Ok(result) => result.map_err(refused),
         Err(panic) => std::panic::resume_unwind(panic),
     }
-}
-
-fn style() -> ProgressStyle {
-    let template = "{msg} [{bar:40}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    ProgressStyle::with_template(template).expect("the template is right").progress_chars("=> ")
 }

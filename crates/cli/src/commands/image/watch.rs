@@ -1,10 +1,11 @@
 //! Progress on the terminal: a bar where there is a terminal, a line for each step elsewhere.
 
 use std::io::{IsTerminal, stderr};
-use std::time::Duration;
 
 use image::Progress;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
+
+use crate::bar;
 
 /// Shows progress on standard error.
 pub(crate) struct Watch {
@@ -25,17 +26,7 @@ impl Progress for Watch {
             eprintln!("{what}");
             return;
         };
-        let (template, len) = match total {
-            Some(total) => ("{msg:<44} {bar:24} {bytes:>11} of {total_bytes}  {eta}", total),
-            None => ("{spinner} {msg} {elapsed:.dim}", 0),
-        };
-        bar.reset();
-        bar.set_length(len);
-        bar.set_style(
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
-        bar.set_message(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(120));
+        bar::begin(bar, what.to_owned(), total);
     }
 
     fn advance(&mut self, bytes: u64) {
