@@ -7,8 +7,8 @@ use std::time::Duration;
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
 
-/// How long the thread sleeps at most after something has fired. Most timers are armed again soon, for later, and to
-/// wake the thread for that would take their owner longer than everything else.
+/// How long the thread sleeps at most after something has fired and was not armed again at once. Most timers are armed
+/// again soon, for later, and to wake the thread for that would take their owner longer than everything else.
 const SOON: Nanos = 1_000_000;
 
 /// The timer service of one machine. Cheap to clone.
@@ -148,14 +148,14 @@ impl State {
         }
     }
 
-    /// Takes the callback of the earliest timer whose time has come.
-    fn take_due(&mut self, now: Nanos) -> Option<Callback> {
+    /// Takes the callback, and the number, of the earliest timer whose time has come.
+    fn take_due(&mut self, now: Nanos) -> Option<(Callback, usize)> {
         let &(deadline, id) = self.queue.first()?;
         if deadline > now {
             return None;
         }
         self.set(id, None);
-        self.slots[id].as_ref().map(|slot| slot.callback.clone())
+        self.slots[id].as_ref().map(|slot| (slot.callback.clone(), id))
     }
 }
 
@@ -171,11 +171,11 @@ impl Shared {
         while !state.quit {
             let running = self.clock.is_running();
             let now = self.clock.now();
-            if running && let Some(callback) = state.take_due(now) {
+            if running && let Some((callback, id)) = state.take_due(now) {
                 drop(state);
                 callback();
                 state = self.lock();
-                fired = true;
+                fired |= state.slots[id].as_ref().is_some_and(|slot| slot.deadline.is_none());
                 continue;
             }
             let next = state.queue.first().map(|entry| entry.0).filter(|_| running);

@@ -201,7 +201,7 @@ impl Cpu {
     #[inline(always)]
     fn run_block(&mut self, block: &Block) -> Result<()> {
         let start = self.regs.r[RIP];
-        for op in &block.ops {
+        for op in block.ops() {
             self.regs.r[RIP] = start.wrapping_add(op.offset as u64 + op.len as u64);
             match (op.run)(self, op) {
                 Ok(Flow::Next) => {}
@@ -228,7 +228,7 @@ impl Cpu {
         let start = self.regs.r[RIP];
         let trap = self.regs.flag(rflags::TF);
         let shadow = std::mem::take(&mut self.shadow);
-        let op = &block.ops[0];
+        let op = &block.ops()[0];
         self.regs.r[RIP] = start.wrapping_add(op.len as u64);
         if let Err(fault) = (op.run)(self, op) {
             if !fault.is_leave() {

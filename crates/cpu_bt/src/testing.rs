@@ -431,7 +431,7 @@ fn execute(cpu: &mut Cpu, natively: bool) -> Result<()> {
         false => cpu.regs.seg[seg::CS].base.wrapping_add(start) & 0xffff_ffff,
     };
     let block = cpu.find_block(linear)?;
-    let op = &block.ops[0];
+    let op = &block.ops()[0];
     let native = if natively { native_twin(cpu, linear, op) } else { None };
     let op = native.as_ref().unwrap_or(op);
     cpu.regs.r[RIP] = start.wrapping_add(op.len as u64);

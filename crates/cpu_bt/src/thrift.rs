@@ -175,8 +175,8 @@ impl Cpu {
 pub(crate) fn grow_heap() {
     #[cfg(target_env = "gnu")]
     {
-        /// What a start decodes takes about as much.
-        const TOTAL: usize = 24 << 20;
+        /// What a start finds out beside blocks takes about as much.
+        const TOTAL: usize = 4 << 20;
         /// Smaller than what the allocator maps by itself.
         const PIECE: usize = 96 << 10;
         let mut pieces = [std::ptr::null_mut(); TOTAL / PIECE];

@@ -1,6 +1,7 @@
 //! The blocks of one vCPU, found by physical address, and a front that finds them by linear address.
 //! Beside them, what the vCPU remembers of translated code.
 
+use super::arena::{Arena, BlockRef, Head};
 use super::{Block, Op};
 use crate::cpu::{BlockKey, Cpu};
 use crate::fault::Result;
@@ -9,17 +10,21 @@ use crate::thrift::discard;
 use memory::Zeroable;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::rc::Rc;
+use std::ptr::NonNull;
 
 const FRONT_ENTRIES: usize = 4096;
 const CODE_ENTRIES: usize = 8192;
 const PHYSICAL_ENTRIES: usize = 16384;
 /// Most blocks kept; beyond, all are dropped and decoded anew as they are needed.
 const BLOCKS_MAX: usize = 64 * 1024;
+/// And most memory for them, those that were replaced included.
+const ARENA_MAX: usize = 64 << 20;
 
 /// The block cache.
 pub(crate) struct BlockCache {
-    blocks: HashMap<(u64, BlockKey), Rc<Block>, BuildHasherDefault<AddressHasher>>,
+    /// All that `blocks` and `front` lead to, and what they have led to.
+    arena: Arena,
+    blocks: HashMap<(u64, BlockKey), NonNull<Block>, BuildHasherDefault<AddressHasher>>,
     front: Box<[FrontEntry]>,
     code: Box<[CodeEntry]>,
     physical: Box<[PhysicalEntry]>,
@@ -38,12 +43,12 @@ pub(crate) struct BlockCache {
     pub(crate) scratch: Vec<Op>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Copy, Default)]
 struct FrontEntry {
     linear: u64,
     generation: u32,
     key: BlockKey,
-    block: Option<Rc<Block>>,
+    block: Option<NonNull<Block>>,
 }
 
 /// Translated code by linear address.
@@ -127,6 +132,7 @@ impl Hasher for AddressHasher {
 impl BlockCache {
     pub(crate) fn new() -> BlockCache {
         BlockCache {
+            arena: Arena::default(),
             blocks: HashMap::default(),
             front: memory::zeroed(FRONT_ENTRIES),
             code: memory::zeroed(CODE_ENTRIES),
@@ -211,10 +217,11 @@ impl BlockCache {
     /// The block at a linear address that was executed lately and is not worth to be translated yet. Counts. Now
     /// and then there is none, for another vCPU may have translated it. The block may be out of date.
     #[inline]
-    fn cold_block(&self, linear: u64, key: BlockKey, hot: u32) -> Option<&Rc<Block>> {
+    fn cold_block(&self, linear: u64, key: BlockKey, hot: u32) -> Option<&Block> {
         const LOOK_EVERY: u32 = 8;
         let entry = &self.front[BlockCache::slot(linear)];
-        let block = entry.block.as_ref()?;
+        // SAFETY: the arena has not been cleared since, for what leads to its blocks is cleared with it.
+        let block = unsafe { entry.block?.as_ref() };
         let hits = block.hits.get();
         let cold = entry.linear == linear
             && entry.generation == self.generations[half(linear)]
@@ -250,10 +257,16 @@ impl BlockCache {
         }
     }
 
+    /// Makes a block: see [`Arena::place`].
+    pub(super) fn place(&mut self, head: Head, ops: &mut Vec<Op>, bytes: &[u8]) -> NonNull<Block> {
+        self.arena.place(head, ops, bytes)
+    }
+
     /// Drops all blocks.
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
         self.front.fill(FrontEntry::default());
+        self.arena.clear();
         self.code.fill(CodeEntry::default());
     }
 
@@ -265,6 +278,11 @@ impl BlockCache {
         discard(&mut self.front);
         discard(&mut self.code);
         discard(&mut self.physical);
+    }
+
+    /// Whether it is time to drop all blocks.
+    fn is_full(&self) -> bool {
+        self.blocks.len() >= BLOCKS_MAX || self.arena.len() >= ARENA_MAX
     }
 
     /// How many blocks there are.
@@ -292,61 +310,68 @@ fn physical_slot(gpa: u64) -> usize {
 impl Cpu {
     /// The block at a linear address if it is known, up to date and not to be translated yet.
     #[inline]
-    pub(crate) fn find_cold_block(&self, linear: u64) -> Option<Rc<Block>> {
+    pub(crate) fn find_cold_block(&self, linear: u64) -> Option<BlockRef> {
         let block = self.blocks.cold_block(linear, self.mode.key, self.hot())?;
         let [first, second] = block.versions.get();
         let is_valid = self.vm.page_version(block.gpa) == first
             && block.second_page.is_none_or(|page| self.vm.page_version(page) == second);
-        is_valid.then(|| block.clone())
+        // SAFETY: it was found in the tables.
+        is_valid.then(|| unsafe { BlockRef::new(NonNull::from(block)) })
     }
 
     /// The block at linear address `linear`, decoded now if need be.
     #[inline(always)]
-    pub(crate) fn find_block(&mut self, linear: u64) -> Result<Rc<Block>> {
+    pub(crate) fn find_block(&mut self, linear: u64) -> Result<BlockRef> {
         let entry = &self.blocks.front[BlockCache::slot(linear)];
         if entry.linear == linear
             && entry.generation == self.blocks.generations[half(linear)]
             && entry.key == self.mode.key
-            && let Some(block) = &entry.block
+            && let Some(found) = entry.block
+            // SAFETY: what the tables lead to is in the arena, see `BlockCache::clear`.
+            && let block = unsafe { BlockRef::new(found) }
             && self.vm.page_version(block.gpa) == block.versions.get()[0]
             // Where the second page is, is true as long as where the first is.
             && block.second_page.is_none_or(|second| self.vm.page_version(second) == block.versions.get()[1])
         {
-            return Ok(block.clone());
+            return Ok(block);
         }
         self.find_block_slow(linear)
     }
 
     #[inline(never)]
-    fn find_block_slow(&mut self, linear: u64) -> Result<Rc<Block>> {
+    fn find_block_slow(&mut self, linear: u64) -> Result<BlockRef> {
         let gpa = self.fetch_address(linear)?;
         let key = self.mode.key;
-        if let Some(block) = self.blocks.blocks.get(&(gpa, key)).cloned()
+        // SAFETY: as above.
+        let use_block = |found| unsafe { BlockRef::new(found) };
+        if let Some(&found) = self.blocks.blocks.get(&(gpa, key))
+            && let block = use_block(found)
             && (self.is_valid(&block, linear)? || self.renew_block(&block)?)
         {
-            self.remember(linear, &block);
+            self.remember(linear, found);
             return Ok(block);
         }
-        if self.blocks.blocks.len() >= BLOCKS_MAX || self.stubs.is_full() {
+        if self.blocks.is_full() || self.stubs.is_full() {
             // No block is executing now, so no host code of the arena is either.
             self.blocks.clear();
             self.stubs.clear();
         }
-        let block = Rc::new(self.decode_block(linear, gpa)?);
+        let made = self.decode_block(linear, gpa)?;
+        let block = use_block(made);
         if let Some(trace) = &self.vm.options.trace {
-            self.trace_block(trace, linear, gpa, block.ops.len());
+            self.trace_block(trace, linear, gpa, block.ops().len());
         }
-        self.blocks.blocks.insert((gpa, key), block.clone());
-        self.remember(linear, &block);
+        self.blocks.blocks.insert((gpa, key), made);
+        self.remember(linear, made);
         Ok(block)
     }
 
-    fn remember(&mut self, linear: u64, block: &Rc<Block>) {
+    fn remember(&mut self, linear: u64, block: NonNull<Block>) {
         self.blocks.front[BlockCache::slot(linear)] = FrontEntry {
             linear,
             generation: self.blocks.generations[half(linear)],
             key: self.mode.key,
-            block: Some(block.clone()),
+            block: Some(block),
         };
     }
 

@@ -1,5 +1,6 @@
 //! From guest bytes to blocks.
 
+use super::arena::Head;
 use super::{Block, Op};
 use crate::cpu::{BlockKey, Cpu};
 use crate::fault::{Fault, Result};
@@ -8,7 +9,7 @@ use crate::regs::{FLAT, HIGH, RIP, ZERO};
 use crate::{interp, native, system};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use memory::PAGE_SIZE;
-use std::cell::Cell;
+use std::ptr::NonNull;
 use x86::state::seg;
 
 /// Longest instruction in bytes (SDM vol. 2A, §2.3.11).
@@ -36,7 +37,7 @@ impl Cpu {
     }
 
     /// Decodes the block at physical address `gpa`, which is where `linear` leads.
-    pub(crate) fn decode_block(&mut self, linear: u64, gpa: u64) -> Result<Block> {
+    pub(crate) fn decode_block(&mut self, linear: u64, gpa: u64) -> Result<NonNull<Block>> {
         self.vm.counters.blocks.add();
         // Watch first, then read: a write in between changes the version and unmakes the block.
         let version = self.watch_code_page(gpa);
@@ -46,7 +47,6 @@ impl Cpu {
         self.read_code(gpa, bytes)?;
 
         let mut decoder = Decoder::with_ip(self.mode.code_bits as u32, bytes, 0, DecoderOptions::NONE);
-        // Grown elsewhere, so that what stays has its exact size: shrinking it would leave holes too small for the next.
         let mut ops = std::mem::take(&mut self.blocks.scratch);
         ops.clear();
         let mut insn = Instruction::default();
@@ -78,10 +78,9 @@ impl Cpu {
         // The block is void from the start then, and decoded anew the next time: no retry here, which
         // another vCPU could prolong for ever.
         let version = if *again == bytes[..again.len()] { version } else { version.wrapping_sub(1) };
-        let (versions, bytes) = (Cell::new([version, 0]), (*again).into());
-        let exact = ops.drain(..).collect();
+        let block = self.blocks.place(Head { gpa, second_page: None, versions: [version, 0] }, &mut ops, again);
         self.blocks.scratch = ops;
-        Ok(Block { gpa, second_page: None, versions, bytes, ops: exact, hits: Cell::new(0) })
+        Ok(block)
     }
 
     /// Makes a block valid again whose page was written since, if its own bytes are as they were.
@@ -91,11 +90,11 @@ impl Cpu {
         }
         let version = self.watch_code_page(block.gpa);
         // Writes from here on are noticed, and give the page another version.
-        self.vm.note_code_lines(block.gpa, block.bytes.len() as u64);
+        self.vm.note_code_lines(block.gpa, block.bytes().len() as u64);
         let mut bytes = [0u8; BYTES_MAX];
-        let bytes = &mut bytes[..block.bytes.len()];
+        let bytes = &mut bytes[..block.bytes().len()];
         self.read_code(block.gpa, bytes)?;
-        let same = *bytes == *block.bytes;
+        let same = *bytes == *block.bytes();
         if same {
             block.versions.set([version, 0]);
         }
@@ -103,7 +102,7 @@ impl Cpu {
     }
 
     /// Decodes the single instruction at `linear` that continues on the next page.
-    fn decode_across_pages(&mut self, linear: u64, gpa: u64, version: u32) -> Result<Block> {
+    fn decode_across_pages(&mut self, linear: u64, gpa: u64, version: u32) -> Result<NonNull<Block>> {
         let mut bytes = [0u8; INSTRUCTION_LEN_MAX];
         let here = (PAGE_SIZE - gpa % PAGE_SIZE) as usize;
         let next = (linear & !0xfff).wrapping_add(PAGE_SIZE);
@@ -117,8 +116,8 @@ impl Cpu {
         op.ends_block = true;
         self.vm.note_code_lines(gpa, here as u64);
         self.vm.note_code_lines(second, INSTRUCTION_LEN_MAX as u64);
-        let (versions, bytes) = (Cell::new([version, second_version]), Box::default());
-        Ok(Block { gpa, second_page: Some(second), versions, bytes, ops: [op].into(), hits: Cell::new(0) })
+        let head = Head { gpa, second_page: Some(second), versions: [version, second_version] };
+        Ok(self.blocks.place(head, &mut vec![op], &[]))
     }
 
     /// Reads code bytes of one page. Code outside RAM does not execute.
@@ -176,15 +175,15 @@ pub(crate) enum Class {
 }
 
 impl Op {
-    /// An op with its operands filled in and no handler yet.
-    fn shell(insn: &Instruction, offset: u16, key: BlockKey) -> Op {
-        let mut op = Op {
+    /// An op without operands and handler.
+    pub(super) fn nothing() -> Op {
+        Op {
             run: |_, _| Err(Fault::UNDEFINED),
             imm: 0,
             disp: 0,
             detail: None,
-            offset,
-            len: insn.len() as u8,
+            offset: 0,
+            len: 0,
             dst: 0,
             src: 0,
             base: ZERO as u8,
@@ -193,7 +192,12 @@ impl Op {
             segment: FLAT as u8,
             address_cut: 0,
             ends_block: false,
-        };
+        }
+    }
+
+    /// An op with its operands filled in and no handler yet.
+    fn shell(insn: &Instruction, offset: u16, key: BlockKey) -> Op {
+        let mut op = Op { offset, len: insn.len() as u8, ..Op::nothing() };
         let mut registers = 0;
         for operand in 0..insn.op_count() {
             match insn.op_kind(operand) {

@@ -5,6 +5,7 @@
 //! its bytes and its [`BlockKey`](crate::cpu::BlockKey) only, never on the linear address it runs at, so
 //! it survives process switches.
 
+pub(crate) mod arena;
 pub(crate) mod cache;
 pub(crate) mod decode;
 
@@ -13,6 +14,7 @@ use crate::fault::Result;
 use crate::native::Stub;
 use iced_x86::Instruction;
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::rc::Rc;
 
 /// Executes one instruction. Before it is called [`RIP`](crate::regs::RIP) is the address of the next
@@ -95,21 +97,26 @@ impl Op {
     }
 }
 
-/// Instructions that execute one after the other.
+/// Instructions that execute one after the other. Lies in an [arena], with its instructions and bytes behind it; what is
+/// asked for at each look-up lies in one line of the processor's caches.
+#[repr(C, align(64))]
 pub(crate) struct Block {
     /// Guest-physical address of the first byte.
     pub(crate) gpa: u64,
-    /// For an instruction that crosses a page: the physical address of the second page.
-    pub(crate) second_page: Option<u64>,
-    /// Versions of the page (and second page) when it was decoded: it is valid while they stay.
-    pub(crate) versions: Cell<[u32; 2]>,
-    /// What it was decoded from, in the first page.
-    pub(crate) bytes: Box<[u8]>,
-    pub(crate) ops: Box<[Op]>,
     /// How often it was looked up for translation; [`UNTRANSLATABLE`] when that failed, [`TRANSLATED`] when it
     /// succeeded.
     pub(crate) hits: Cell<u32>,
+    op_count: u16,
+    byte_count: u16,
+    /// Versions of the page (and second page) when it was decoded: it is valid while they stay.
+    pub(crate) versions: Cell<[u32; 2]>,
+    /// For an instruction that crosses a page: the physical address of the second page.
+    pub(crate) second_page: Option<u64>,
+    ops: NonNull<Op>,
+    chunk: NonNull<arena::Chunk>,
 }
+
+const _: () = assert!(size_of::<Block>() == 64 && align_of::<Op>() <= 64);
 
 /// Value of [`Block::hits`] for blocks whose first instruction is not translated.
 pub(crate) const UNTRANSLATABLE: u32 = u32::MAX;

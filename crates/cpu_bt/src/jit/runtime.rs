@@ -3,6 +3,7 @@
 use super::cache::Key;
 use super::state::{JitState, NO_EXIT, Site};
 use super::{FRAMES, key_of, page_id, page_of};
+use crate::block::arena::BlockRef;
 use crate::block::cache::Known;
 use crate::block::{Block, Flow, TRANSLATED, UNTRANSLATABLE};
 use crate::cpu::Cpu;
@@ -13,7 +14,6 @@ use crate::mmu::walk::Access;
 use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
-use std::rc::Rc;
 use x86::reg::{cr4, rflags};
 
 /// What a helper tells translated code.
@@ -63,7 +63,7 @@ impl Cpu {
 
     /// The block of the present instruction, if that is known to be interpreted a few times more.
     #[inline]
-    pub(crate) fn next_cold_block(&mut self) -> Option<Rc<Block>> {
+    pub(crate) fn next_cold_block(&mut self) -> Option<BlockRef> {
         let linear = self.regs.r[RIP];
         if self.jit.careful != 0 {
             return None;
@@ -351,7 +351,7 @@ impl Cpu {
     /// Executes the first instruction of a block, which is the present one.
     fn run_first(&mut self, block: &Block) -> Result<Flow> {
         let linear = self.regs.r[RIP];
-        let op = &block.ops[0];
+        let op = &block.ops()[0];
         self.regs.r[RIP] = linear.wrapping_add(op.len as u64);
         let result = (op.run)(self, op);
         match result {

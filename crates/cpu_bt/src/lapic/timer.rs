@@ -2,8 +2,8 @@
 //!
 //! While the vCPU executes, an alarm of the timer thread rings at or before the deadline. Moving the
 //! deadline to a later time, which operating systems do all the time, leaves the alarm where it is: it
-//! rings, finds nothing due, and moves itself. While the vCPU sleeps it watches the deadline itself and
-//! the alarm does nothing. When deadlines follow each other at equal distances, the alarm sets itself for
+//! rings, finds nothing due, and moves itself. While the vCPU sleeps it watches the deadline itself, and
+//! the alarm moves to a little after it: by then an idle system sleeps again, until the next one. When deadlines follow each other at equal distances, the alarm sets itself for
 //! the one that is to be expected, so that the vCPU finds it set.
 
 use super::*;
@@ -32,6 +32,8 @@ pub(super) struct TimerState {
 /// Distances between deadlines that are taken for a tick: shorter ones are hardly regular, and for longer
 /// ones setting the alarm costs nothing that matters.
 const TICK: std::ops::RangeInclusive<Nanos> = 200_000..=20_000_000;
+/// How long after the deadline of a vCPU that sleeps the alarm rings: an idle system is done with its tick by then.
+const AFTER_SLEEP: Nanos = 1_000_000;
 /// How much two distances may differ and still be called equal: more than rounding a TSC value does.
 const TICK_JITTER: Nanos = 1_000;
 
@@ -234,6 +236,12 @@ impl Lapic {
         state.alarm = None;
         if !state.sleeping {
             self.look(state);
+        } else if let Some(deadline) = state.deadline
+            && deadline > self.clock.now()
+        {
+            let after = deadline.saturating_add(AFTER_SLEEP);
+            state.alarm = Some(after);
+            self.alarm.arm(after);
         }
     }
 

@@ -29,6 +29,7 @@ pub(crate) use guard::Guard;
 pub(crate) use turns::Turns;
 
 use crate::block::cache::Known;
+use crate::block::arena::BlockRef;
 use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
@@ -41,7 +42,6 @@ use cpu::VmExit;
 use guard::Written;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
 use std::collections::VecDeque;
-use std::rc::Rc;
 use x86::reg::{dr7, rflags};
 
 /// How often a trace is compared before a difference counts.
@@ -246,7 +246,7 @@ impl Cpu {
             Some((block, index, at)) if at == rip => (block, index),
             _ => (self.find_block(rip)?, 0),
         };
-        let op = &block.ops[index];
+        let op = &block.ops()[index];
         follower.count += 1;
         if follower.careful {
             follower.note(rip, &self.instruction_at(&block, index));
@@ -258,7 +258,7 @@ impl Cpu {
         let result = (op.run)(self, op);
         self.code_modified = false;
         match result {
-            Ok(Flow::Next) if index + 1 < block.ops.len() => {
+            Ok(Flow::Next) if index + 1 < block.ops().len() => {
                 follower.next = Some((block.clone(), index + 1, next));
                 Ok(())
             }
@@ -272,7 +272,7 @@ impl Cpu {
 
     /// An instruction of a block, decoded as if the block's page stood at 0.
     fn instruction_at(&self, block: &Block, index: usize) -> Instruction {
-        let op = &block.ops[index];
+        let op = &block.ops()[index];
         let gpa = block.gpa + op.offset as u64;
         let mut bytes = [0u8; 15];
         let here = (0x1000 - (gpa & 0xfff)).min(op.len as u64) as usize;
@@ -369,7 +369,7 @@ struct Follower {
     /// An instruction has read one of them, or something that nobody can know.
     uncertain: bool,
     /// Where the block goes on: block, index, linear address.
-    next: Option<(Rc<Block>, usize, u64)>,
+    next: Option<(BlockRef, usize, u64)>,
     history: VecDeque<(u64, Instruction)>,
 }
 

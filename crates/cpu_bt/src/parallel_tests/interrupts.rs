@@ -66,7 +66,7 @@ fn expected(boundary: usize) -> HashMap<(u64, u64), Seen> {
             return states;
         }
         let block = cpu.find_block(rip).expect("code");
-        let op = &block.ops[0];
+        let op = &block.ops()[0];
         cpu.regs.r[RIP] = rip + op.len as u64;
         assert!((op.run)(cpu, op).is_ok());
     }

@@ -38,7 +38,7 @@ impl Cpu {
             return Ok(());
         }
 
-        let (start, op) = (self.regs.r[RIP], &block.ops[0]);
+        let (start, op) = (self.regs.r[RIP], &block.ops()[0]);
         let stepping = self.regs.flag(rflags::TF);
         self.shadow = false;
         self.regs.r[RIP] = start.wrapping_add(op.len as u64);
@@ -60,7 +60,7 @@ impl Cpu {
 
     /// The first instruction of a block, with its real address.
     fn decode_again(&self, block: &Block) -> Option<Instruction> {
-        let len = block.ops[0].len as usize;
+        let len = block.ops()[0].len as usize;
         let mut bytes = [0; 15];
         let here = ((PAGE_SIZE - block.gpa % PAGE_SIZE) as usize).min(len);
         let ram = self.ram.guest();

@@ -333,7 +333,7 @@ impl Machine {
         let start = self.cpu.regs.r[RIP];
         self.cpu.with_io(&self.bus, |cpu| {
             let block = cpu.find_block(linear)?;
-            let op = &block.ops[0];
+            let op = &block.ops()[0];
             cpu.regs.r[RIP] = start.wrapping_add(op.len as u64);
             match (op.run)(cpu, op) {
                 Ok(_) => Ok(()),
