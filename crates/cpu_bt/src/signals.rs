@@ -78,7 +78,7 @@ impl Signals {
         let _ = self.revoked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |before| {
             Some(if before == 0 || before == host { host } else { MANY })
         });
-        self.raise(signal::FLUSH_WRITES);
+        self.ask(signal::FLUSH_WRITES);
     }
 
     /// Takes that request: which pages. The vCPU's thread.
@@ -114,6 +114,12 @@ impl Signals {
                 libc::syscall(libc::SYS_futex, &self.word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1)
             };
         }
+    }
+
+    /// Makes requests that are to be seen to before the vCPU executes guest code again. One that sleeps goes on
+    /// sleeping. Any thread.
+    pub(crate) fn ask(&self, bits: u32) {
+        self.word.fetch_or(bits, Ordering::SeqCst);
     }
 
     /// Takes requests: clears `bits` and returns which of them were set. The vCPU's thread.
@@ -162,6 +168,30 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sleeper_is_woken_by_requests_but_not_by_what_can_wait() {
+        let signals = std::sync::Arc::new(Signals::new());
+        let sleeper = signals.clone();
+        let thread = std::thread::spawn(move || {
+            let mut rounds = 0;
+            while sleeper.take(signal::KICK) == 0 {
+                sleeper.sleep(signal::CODE_VOIDED | signal::FLUSH_WRITES, None);
+                rounds += 1;
+            }
+            (rounds, sleeper.pending())
+        });
+        while !signals.sleeping.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        signals.ask(signal::CODE_VOIDED);
+        signals.revoke_writes(0x1000);
+        signals.raise(signal::KICK);
+        let (rounds, pending) = thread.join().unwrap();
+        // It may have been about to sleep, and then looks again.
+        assert!((1..=3).contains(&rounds), "{rounds}");
+        assert_eq!(pending, signal::CODE_VOIDED | signal::FLUSH_WRITES);
+    }
 
     #[test]
     fn revoked_pages_are_told_once_and_none_is_lost() {

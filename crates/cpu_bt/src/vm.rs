@@ -229,7 +229,7 @@ impl CodePages {
     fn tell_of_voided(&self) {
         // A trace that loops in itself looks only for requests.
         for signals in &self.signals {
-            signals.raise(signal::CODE_VOIDED);
+            signals.ask(signal::CODE_VOIDED);
         }
     }
 
@@ -332,7 +332,7 @@ impl crate::cpu::Cpu {
         if std::mem::replace(&mut code.cache().emptying, true) {
             return false;
         }
-        self.ask_others(signal::DROP_CODE, |signals| signals.raise(signal::DROP_CODE));
+        self.ask_others(signal::DROP_CODE, |signals| signals.ask(signal::DROP_CODE));
         self.forget_translations();
         code.cache().empty();
         self.vm.counters.code_cache_emptied.add();
