@@ -78,7 +78,8 @@ impl Cpu {
         // The block is void from the start then, and decoded anew the next time: no retry here, which
         // another vCPU could prolong for ever.
         let version = if *again == bytes[..again.len()] { version } else { version.wrapping_sub(1) };
-        let block = self.blocks.place(Head { gpa, second_page: None, versions: [version, 0] }, &mut ops, again);
+        let block =
+            self.blocks.place(Head { gpa, second_page: None, versions: [version, 0] }, &mut ops, again);
         self.blocks.scratch = ops;
         Ok(block)
     }

@@ -5,6 +5,7 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits};
 /// All six status flags, as `RflagsBits`.
 pub(crate) const ALL: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+const _: () = assert!(ALL <= u8::MAX as u32);
 
 /// The flags that `insn` certainly sets.
 pub(crate) fn overwritten(insn: &Instruction) -> u32 {

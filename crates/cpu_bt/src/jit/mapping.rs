@@ -38,6 +38,9 @@ impl Mapping {
     /// each register that has to stay where it is (implicit operands).
     pub(crate) fn choose(uses: &[u32; 16], fixed: u16, gain_min: u32) -> Mapping {
         let mut mapping = Mapping::CANONICAL;
+        if uses[13..].iter().all(|&uses| uses < gain_min) {
+            return mapping;
+        }
         let mut wanted: Vec<u8> = (13..16).collect();
         wanted.sort_by_key(|&guest| std::cmp::Reverse(uses[guest as usize]));
         let mut victims: Vec<u8> =

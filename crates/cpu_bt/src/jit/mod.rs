@@ -38,6 +38,7 @@ mod mapping;
 #[cfg(test)]
 mod mix_up_tests;
 mod passage;
+mod reencode;
 pub(crate) mod runtime;
 pub(crate) mod state;
 mod strings;

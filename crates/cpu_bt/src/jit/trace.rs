@@ -3,6 +3,7 @@
 use super::cache::Key;
 use super::liveness;
 use super::way::{Kind, Way};
+use crate::block::decode::INSTRUCTION_LEN_MAX;
 use crate::cpu::Cpu;
 use crate::native::classify::{Class as PlanClass, Plan};
 use crate::vm::line_mask;
@@ -18,6 +19,8 @@ const PEEK_MAX: usize = 8;
 /// One instruction of a trace.
 pub(super) struct Step {
     pub(super) insn: Instruction,
+    /// Its own bytes, as many as it is long.
+    pub(super) bytes: [u8; INSTRUCTION_LEN_MAX],
     /// Offset in the page.
     pub(super) offset: u16,
     pub(super) way: Way,
@@ -94,15 +97,18 @@ impl Cpu {
             let flow = insn.flow_control();
             let target = target_of(&insn);
             let branches = flow != FlowControl::Next && way == Way::Special;
+            let mut bytes = [0; INSTRUCTION_LEN_MAX];
+            bytes[..insn.len()].copy_from_slice(&page[offset as usize..][..insn.len()]);
             trace.steps.push(Step {
                 insn,
+                bytes,
                 offset,
                 way,
                 plan,
                 fixed,
                 leaves_flags_away,
-                flags_read,
-                flags_set,
+                flags_read: flags_read as u32,
+                flags_set: flags_set as u32,
                 at_target: Some(liveness::ALL),
                 live: liveness::ALL,
                 live_on_return: liveness::ALL,

@@ -42,8 +42,8 @@ pub(super) struct Kind {
     /// For native ones.
     pub(super) plan: Option<Plan>,
     /// Status flags that it reads, and that it certainly sets.
-    pub(super) flags_read: u32,
-    pub(super) flags_set: u32,
+    pub(super) flags_read: u8,
+    pub(super) flags_set: u8,
     /// Guest registers that an operand is by the instruction's encoding.
     pub(super) fixed: u16,
     /// Flags may be in AX meanwhile, and RAX in memory: it needs neither.
@@ -59,6 +59,8 @@ pub(crate) struct Kinds {
     pub(super) steps: Vec<Step>,
 }
 
+/// They are looked up for each instruction that is translated: two of them in three lines of the processor's caches.
+const _: () = assert!(size_of::<(u128, Kind)>() <= 48);
 /// Most kinds kept; beyond, all are found out anew.
 const KINDS_MAX: usize = 8192;
 
@@ -71,7 +73,8 @@ impl Cpu {
         }
         let (way, plan) = self.way(insn, key);
         let fixed = if plan.is_some() { fixed_operands(insn) } else { 0 };
-        let (flags_read, flags_set) = (insn.rflags_read(), liveness::overwritten(insn));
+        let flags = |flags: u32| (flags & liveness::ALL) as u8;
+        let (flags_read, flags_set) = (flags(insn.rflags_read()), flags(liveness::overwritten(insn)));
         let leaves_flags_away = leaves_flags_away(insn, way, plan.as_ref());
         let kind = Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away };
         if let Some(shape) = shape {

@@ -28,8 +28,8 @@ mod turns;
 pub(crate) use guard::Guard;
 pub(crate) use turns::Turns;
 
-use crate::block::cache::Known;
 use crate::block::arena::BlockRef;
+use crate::block::cache::Known;
 use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};

@@ -39,7 +39,7 @@ const RSI: u8 = 6;
 
 /// The instruction cut loose from its address: base, index, displacement and segment removed, so that
 /// what remains is what it does to registers.
-pub(super) fn without_address(insn: &Instruction) -> Instruction {
+pub(crate) fn without_address(insn: &Instruction) -> Instruction {
     let mut bare = *insn;
     bare.set_segment_prefix(Register::None);
     bare.set_has_rep_prefix(false);

@@ -51,9 +51,9 @@ pub(crate) struct Plan {
     /// Uses MXCSR: rounds, or raises SIMD floating-point exceptions.
     pub(crate) mxcsr: bool,
     /// Flags to set up before it executes: what it reads or may leave alone.
-    pub(crate) flags_in: u64,
+    pub(crate) flags_in: u16,
     /// Flags to keep from its execution.
-    pub(crate) flags_out: u64,
+    pub(crate) flags_out: u16,
     /// General registers it uses and writes, by number, the memory operand's address apart.
     pub(crate) gprs: u16,
     pub(crate) gprs_written: u16,
@@ -128,7 +128,7 @@ impl Plan {
         // What the manual leaves undefined a processor may well leave unchanged; what depends on a count
         // of zero it does.
         match is_shift(insn.mnemonic()) {
-            true => (plan.flags_in, plan.flags_out) = (rflags::STATUS, rflags::STATUS),
+            true => (plan.flags_in, plan.flags_out) = (rflags::STATUS as u16, rflags::STATUS as u16),
             false => {
                 plan.flags_in = status(insn.rflags_read() | insn.rflags_undefined());
                 plan.flags_out = status(insn.rflags_modified());
@@ -138,14 +138,14 @@ impl Plan {
     }
 }
 
-/// RFLAGS bits of iced's flags.
-fn status(flags: u32) -> u64 {
+/// RFLAGS bits of iced's flags: status flags lie in the low half.
+fn status(flags: u32) -> u16 {
     use iced_x86::RflagsBits as F;
     use rflags::*;
     [(F::CF, CF), (F::PF, PF), (F::AF, AF), (F::ZF, ZF), (F::SF, SF), (F::OF, OF)]
         .into_iter()
         .filter(|(bit, _)| flags & bit != 0)
-        .map(|(_, flag)| flag)
+        .map(|(_, flag)| flag as u16)
         .sum()
 }
 

@@ -23,6 +23,8 @@ mod x87;
 mod xsave;
 
 pub(crate) use arena::Stubs;
+#[cfg(test)]
+pub(crate) use build::without_address;
 
 use crate::block::{Detail, Flow, Handler, Op};
 use crate::cpu::Cpu;

@@ -12,6 +12,10 @@ mod lookup;
 mod native;
 mod registers;
 mod single_string;
+#[cfg(test)]
+pub(super) use native::set_operand;
+#[cfg(test)]
+pub(super) use registers::host_register;
 mod stack;
 mod system;
 

@@ -7,9 +7,10 @@ use crate::block::decode::gpr_number;
 use crate::jit::emit::{Emit, Operand};
 use crate::jit::groups::Form;
 use crate::jit::mapping::{Loc, S0, S1, slot};
+use crate::jit::reencode::{Registers, reencode};
 use crate::jit::state::Site;
 use crate::jit::trace::Step;
-use crate::native::classify::Memory;
+use crate::native::classify::{Class, Memory, Plan};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 impl Translator {
@@ -38,20 +39,20 @@ impl Translator {
         if absent.len() > scratch.len() {
             return self.callout(step);
         }
-        let mut new = *insn;
+        // Where its registers are for the host.
+        let mut names = [0; 16];
         for n in 0..insn.op_count() {
             if insn.op_kind(n) == OpKind::Register
                 && let Some(number) = gpr_number(insn.op_register(n))
             {
-                let to = match self.mapping.loc(number & 0xf) {
+                let guest = number & 0xf;
+                names[guest as usize] = match self.mapping.loc(guest) {
                     Loc::Host(to) => to,
-                    Loc::Memory => scratch[absent.iter().position(|&a| a == number & 0xf).expect("listed")],
+                    Loc::Memory => scratch[absent.iter().position(|&a| a == guest).expect("listed")],
                 };
-                if number < crate::regs::HIGH {
-                    new.set_op_register(n, host_register(insn.op_register(n).size(), to));
-                }
             }
         }
+        let mut replaced_operand = None;
         let after = self.e.label();
         if memory {
             let aligned = plan.align as usize >= plan.size as usize && plan.align > 1;
@@ -66,9 +67,9 @@ impl Translator {
             let free = if absent.is_empty() { Free::Nothing } else { Free::S1 };
             let displacement = insn.memory_displacement64() as i32;
             let operand = self.operand((Form::of(insn), displacement), 0, free, (site, keep, after));
-            set_operand(&mut new, operand);
+            replaced_operand = Some(operand);
         }
-        if self.encode(&new) {
+        if self.encode_step(step, plan, names, replaced_operand) {
             let replaced = replaced_register(insn);
             for (&guest, &register) in absent.iter().zip(scratch) {
                 if replaced == Some(guest) {
@@ -196,6 +197,46 @@ impl Translator {
         true
     }
 
+    /// Puts a native instruction into `encoded`, with its registers where `names` says and its memory operand replaced;
+    /// false if it cannot be encoded.
+    fn encode_step(&mut self, step: &Step, plan: &Plan, names: [u8; 16], operand: Option<Operand>) -> bool {
+        let insn = &step.insn;
+        let registers = || {
+            let operands = (0..insn.op_count()).filter(|n| insn.op_kind(*n) == OpKind::Register);
+            operands.map(|n| insn.op_register(n))
+        };
+        if !self.key.compat() {
+            let numbers = || registers().filter_map(gpr_number);
+            let kept = numbers().all(|number| names[number as usize & 0xf] == number & 0xf);
+            let high = numbers().any(|number| number >= crate::regs::HIGH);
+            let registers_of = match kept {
+                true => Some(Registers::Kept),
+                false if plan.class == Class::Plain && !high => Some(Registers::Renamed(names)),
+                false => None,
+            };
+            let is_byte = registers().any(Register::is_gpr8);
+            self.encoded.clear();
+            let source = &step.bytes[..insn.len()];
+            if let Some(registers) = registers_of
+                && reencode(&mut self.encoded, source, registers, operand, is_byte)
+            {
+                return true;
+            }
+        }
+        let mut new = *insn;
+        for (n, register) in (0..insn.op_count()).map(|n| (n, insn.op_register(n))) {
+            if insn.op_kind(n) == OpKind::Register
+                && let Some(number) = gpr_number(register).filter(|number| *number < crate::regs::HIGH)
+            {
+                new.set_op_register(n, host_register(register.size(), names[number as usize]));
+            }
+        }
+        if let Some(operand) = operand {
+            set_operand(&mut new, operand);
+        }
+        self.encode(&new)
+    }
+
     /// Puts the bytes of an instruction, which do not depend on its place, into `encoded`; false if it cannot be
     /// encoded.
     fn encode(&mut self, insn: &Instruction) -> bool {
@@ -220,7 +261,7 @@ fn replaced_register(insn: &Instruction) -> Option<u8> {
 }
 
 /// Replaces the memory operand.
-fn set_operand(insn: &mut Instruction, operand: Operand) {
+pub(in crate::jit) fn set_operand(insn: &mut Instruction, operand: Operand) {
     insn.set_memory_base(host_register(8, operand.base));
     insn.set_memory_index(operand.index.map_or(Register::None, |index| host_register(8, index)));
     insn.set_memory_index_scale(1);

@@ -78,7 +78,7 @@ impl Translator {
 }
 
 /// The general register of `size` bytes with this number; for bytes the low one.
-pub(super) fn host_register(size: usize, number: u8) -> Register {
+pub(in crate::jit) fn host_register(size: usize, number: u8) -> Register {
     let first = match size {
         8 => Register::RAX,
         4 => Register::EAX,
