@@ -30,6 +30,8 @@ pub(crate) struct Head {
 pub(super) struct Arena {
     /// The last one is being filled.
     chunks: Vec<Rc<Chunk>>,
+    /// Empty ones: the host need not clear them again.
+    free: Vec<Rc<Chunk>>,
 }
 
 /// A block in use. Its memory stays, whatever the arena forgets meanwhile.
@@ -54,7 +56,17 @@ impl Arena {
 
     /// Drops all blocks that are not in use.
     pub(super) fn clear(&mut self) {
-        self.chunks = Vec::new();
+        for mut chunk in self.chunks.drain(..) {
+            if let Some(unused) = Rc::get_mut(&mut chunk) {
+                unused.empty();
+                self.free.push(chunk);
+            }
+        }
+    }
+
+    /// Gives what is free back to the host.
+    pub(super) fn give_back(&mut self) {
+        self.free = Vec::new();
     }
 
     /// Makes a block; takes all instructions out of `ops`.
@@ -67,7 +79,8 @@ impl Arena {
         let chunk = match self.chunks.last().filter(|chunk| chunk.room() >= len) {
             Some(chunk) => chunk,
             None => {
-                self.chunks.push(Rc::new(Chunk::new()));
+                let chunk = self.free.pop().unwrap_or_else(|| Rc::new(Chunk::new()));
+                self.chunks.push(chunk);
                 self.chunks.last().expect("just pushed")
             }
         };
@@ -112,6 +125,15 @@ impl Chunk {
         Chunk { start, used: Cell::new(0), details: RefCell::default() }
     }
 
+    /// Forgets what lies in it, of which nothing is in use.
+    fn empty(&mut self) {
+        for detail in self.details.get_mut().drain(..) {
+            // SAFETY: by an instruction in this chunk, which owned it and is gone now.
+            unsafe { Rc::decrement_strong_count(detail) };
+        }
+        self.used.set(0);
+    }
+
     fn room(&self) -> usize {
         CHUNK_LEN - self.used.get()
     }
@@ -128,10 +150,7 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        for &detail in self.details.get_mut().iter() {
-            // SAFETY: by an instruction in this chunk, which owned it and is gone now.
-            unsafe { Rc::decrement_strong_count(detail) };
-        }
+        self.empty();
         // SAFETY: allocated so, and nothing in it is used any more.
         unsafe { dealloc(self.start.as_ptr(), Chunk::LAYOUT) };
     }
@@ -222,11 +241,22 @@ mod tests {
             })
             .collect();
         assert!(arena.len() > 2 * CHUNK_LEN && arena.chunks.iter().all(|chunk| chunk.room() < CHUNK_LEN));
-        for (gpa, block) in blocks.into_iter().enumerate() {
+        for (gpa, &block) in blocks.iter().enumerate() {
             // SAFETY: as above.
             let block = unsafe { BlockRef::new(block) };
             assert_eq!((block.gpa, block.ops().len()), (gpa as u64, gpa % 64));
             assert_eq!(block.bytes(), [gpa as u8; 9]);
         }
+        // Emptied, they are used again, but for that of a block in use.
+        let count = arena.chunks.len();
+        // SAFETY: as above.
+        let block = unsafe { BlockRef::new(blocks[0]) };
+        arena.clear();
+        assert_eq!((arena.chunks.len(), arena.free.len()), (0, count - 1));
+        let head = Head { gpa: 1, second_page: None, versions: [0, 0] };
+        arena.place(head, &mut vec![op(9, None)], &[]);
+        assert_eq!((arena.chunks.len(), arena.free.len(), block.bytes()), (1, count - 2, &[0; 9][..]));
+        arena.give_back();
+        assert!(arena.free.is_empty());
     }
 }

@@ -274,6 +274,7 @@ impl BlockCache {
     pub(crate) fn give_back(&mut self) {
         self.clear();
         self.blocks.shrink_to_fit();
+        self.arena.give_back();
         // It holds no blocks any more.
         discard(&mut self.front);
         discard(&mut self.code);
