@@ -194,7 +194,7 @@ fn field(map: usize, opcode: u8) -> Option<Field> {
         (1, 0x40..=0x4f | 0xa3..=0xa5 | 0xab..=0xad | 0xaf..=0xb1 | 0xb3 | 0xb6 | 0xb7) => {
             Some(Field::Register)
         }
-        (1, 0xbb..=0xbf | 0xc0 | 0xc1) => Some(Field::Register),
+        (1, 0xbb..=0xc1) => Some(Field::Register),
         // SETcc, bits by immediates.
         (1, 0x90..=0x9f | 0xba) => Some(Field::Opcode),
         _ => None,
