@@ -175,6 +175,31 @@ fn a_sleeping_vcpu_looks_after_its_timer_itself() {
 }
 
 #[test]
+fn the_alarm_follows_the_deadline_of_a_sleeping_vcpu() {
+    let mut machine = Machine::new(1);
+    let lapic = machine.vm.lapics[0].clone();
+    machine.write(0, reg::LVT_TIMER, TIMER_TSC_DEADLINE | 0x70);
+    let far = machine.now() + FAR;
+    let at = machine.vm.clock.ns_to_tsc(far);
+    machine.wrmsr(0, msr::TSC_DEADLINE, at);
+    let exact = lapic.alarm.deadline().expect("it is armed");
+    lapic.sleep_begins();
+    lapic.alarm_rang();
+    let after = lapic.alarm.deadline().expect("it is armed again");
+    assert!(after > exact, "{after} {exact}");
+    // The next one is set before it rings: it follows by itself.
+    let at = machine.vm.clock.ns_to_tsc(far + FAR);
+    machine.wrmsr(0, msr::TSC_DEADLINE, at);
+    assert_eq!(lapic.alarm.deadline(), Some(after));
+    lapic.alarm_rang();
+    assert!(lapic.alarm.deadline() > Some(after + FAR / 2));
+    // Awake, the vCPU relies on it.
+    lapic.sleep_ends();
+    let awake = lapic.alarm.deadline().expect("it is armed");
+    assert!(awake.abs_diff(exact + FAR) < FAR / 1000, "{awake} {exact}");
+}
+
+#[test]
 fn moving_a_deadline_to_later_leaves_the_alarm_alone() {
     let mut machine = Machine::new(1);
     let lapic = machine.vm.lapics[0].clone();
