@@ -33,7 +33,9 @@ use crate::{host, task_test};
 
 /// Where things lie inside.
 const FOLDER: &str = "rig";
-const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog tsc=reliable no_timer_check";
+/// Ticks come whatever was missed: now and then an interrupt of the timer stays in the emulated APIC until there is
+/// another one, and a kernel that waits for its only timer would wait for ever.
+const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog tsc=reliable no_timer_check nohz=off highres=off";
 /// What is emulated: a processor with SVM and nested paging. QEMU's warnings about what it lacks are left out.
 const CPU: &str = "EPYC,+svm,+npt";
 const MEMORY_MIB: u32 = 2048;
@@ -185,6 +187,7 @@ fn script(depth: Depth, name: Option<&str>) -> String {
     let mut lines = vec![
         "export ARNIA_GUESTS=/rig/manifest.json ARNIA_VMM=/rig/arnia-vmm ARNIA_TEST_OUTPUT=/tmp/out"
             .to_owned(),
+        "export ARNIA_AGENT=/rig/agent".to_owned(),
         format!("export ARNIA_TEST_PROGRAMS=kvm ARNIA_TEST_PATIENCE={PATIENCE} ARNIA_KVM_NEEDED=1"),
         "status=0".to_owned(),
         "did() { [ $1 = 0 ] || [ $status != 0 ] || status=$1; }".to_owned(),
@@ -238,6 +241,9 @@ fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script
     }
     archive.file(&format!("{FOLDER}/vmlinuz"), 0o644, &read(&manifest.kernel.image)?);
     archive.file(&format!("{FOLDER}/initramfs.cpio"), 0o644, &busybox);
+    let agent = guests::agent::build(workspace, guests)?;
+    archive.directory(&format!("{FOLDER}/agent"));
+    archive.file(&format!("{FOLDER}/agent/initramfs.cpio"), 0o644, &read(&agent.join("initramfs.cpio"))?);
     archive.file(&format!("{FOLDER}/manifest.json"), 0o644, description(guests)?.as_bytes());
     archive.file(&format!("{FOLDER}/run"), 0o755, script.as_bytes());
     archive.file(

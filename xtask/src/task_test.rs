@@ -149,7 +149,7 @@ pub(crate) fn api_tests(steps: &mut Steps, workspace: &Workspace) {
 /// The KVM engine's tests, where there is a real `/dev/kvm`.
 pub(crate) fn kvm_tests(steps: &mut Steps, workspace: &Workspace, depth: Depth, name: Option<&str>) {
     steps.tests("KVM engine in an emulated machine", || {
-        apt::ensure(&[apt::QEMU, apt::BINUTILS])?;
+        apt::ensure(&[apt::QEMU, apt::QEMU_AGENT, apt::BINUTILS])?;
         let guests = guests::ensure(workspace, Freshness::Cached)?;
         kvm_rig::run(workspace, &guests, depth, name)
     });
