@@ -9,6 +9,8 @@
 //! There is no I/O here.
 
 pub mod agent;
+#[cfg(test)]
+mod field_guard;
 pub mod image;
 pub mod share;
 mod size;

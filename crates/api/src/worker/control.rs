@@ -559,23 +559,7 @@ mod tests {
     /// A request's fields lie beside these in its line, and one of the same name would never reach it.
     #[test]
     fn no_request_has_a_field_of_the_line() {
-        // What there is, serde tells when it is asked for what there is not.
-        let words = |request: Value| -> Vec<String> {
-            let error = serde_json::from_value::<Request>(request).unwrap_err().to_string();
-            let expected = error.split_once("expected").map_or("", |(_, expected)| expected);
-            expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-        };
-        let operations = words(serde_json::json!({"op": "?"}));
-        assert!(operations.len() > 20 && operations.contains(&"net_limits".to_owned()), "{operations:?}");
-        let mut with_fields = 0;
-        for operation in operations {
-            let fields = words(serde_json::json!({"op": operation, "?": 0}));
-            with_fields += usize::from(!fields.is_empty());
-            for field in ["id", "version", "op"] {
-                assert!(!fields.iter().any(|found| found == field), "{operation} has a field {field}");
-            }
-        }
-        assert!(with_fields > 10, "{with_fields} requests with fields");
+        crate::field_guard::check::<Request>(&["id", "version", "op"], "net_limits", 20, 10);
     }
 
     #[test]
