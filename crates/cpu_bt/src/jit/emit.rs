@@ -653,6 +653,17 @@ impl Emit {
         self.bytes(&[0xf7, 0xd0 | reg & 7]);
     }
 
+    /// `xchg rcx, reg`
+    pub(crate) fn xchg_rcx(&mut self, reg: u8) {
+        self.rex(true, host::RCX, 0, reg);
+        self.bytes(&[0x87, 0xc0 | host::RCX << 3 | reg & 7]);
+    }
+
+    /// `jrcxz`: over so many bytes of code if RCX is zero
+    pub(crate) fn jrcxz_over(&mut self, bytes: i8) {
+        self.bytes(&[0xe3, bytes as u8]);
+    }
+
     /// `sar reg, count`
     pub(crate) fn sar(&mut self, reg: u8, count: u8) {
         self.rex(true, 0, 0, reg);

@@ -133,21 +133,62 @@ fn an_instruction_across_pages_goes_on_behind_itself() {
     let cpuid = x86::cpuid::build("x86-64-v3", 1, 1_000_000_000).unwrap();
     let mut machine = Machine::new(Mode::Long64, cpuid, &pages);
     machine.alias(second, first);
-    // LEA RAX, [RAX + 5] with a displacement of one byte, and of four; MOV ECX, 1 or 2; HLT.
+    // LEA RAX, [RAX + 5] with a displacement of one byte, and of four.
     machine.write(first + 0xffe, &[0x48, 0x8d]);
-    machine.write(first + 0x1000, &[0x40, 5, 0xb9, 1, 0, 0, 0, 0xf4]);
-    machine.write(second + 0x1000, &[0x80, 5, 0, 0, 0, 0xb9, 2, 0, 0, 0, 0xf4]);
-    machine.write(DATA, &[0xff, 0xe3]); // JMP RBX
-    let ends = [first + 0x1000 + 7, second + 0x1000 + 10];
-    for turn in 0..400 {
-        let which = (turn / 50) % 2;
+    // MOV ECX, 1; XOR EDX, EDX; HLT: no flags matter. MOV ECX, 2; SETB DL; HLT: they do.
+    machine.write(first + 0x1000, &[0x40, 5, 0xb9, 1, 0, 0, 0, 0x31, 0xd2, 0xf4]);
+    machine.write(second + 0x1000, &[0x80, 5, 0, 0, 0, 0xb9, 2, 0, 0, 0, 0x0f, 0x92, 0xc2, 0xf4]);
+    // CMP R8D, 7; JMP RBX
+    machine.write(DATA, &[0x41, 0x83, 0xf8, 7, 0xff, 0xe3]);
+    let ends = [first + 0x1000 + 9, second + 0x1000 + 13];
+    for turn in 0..400u64 {
+        let which = (turn / 50) as usize % 2;
         let mut state = start();
-        (state.rip, state.gpr[3]) = (DATA, [first, second][which] + 0xffe);
+        (state.rip, state.gpr[3], state.gpr[8]) = (DATA, [first, second][which] + 0xffe, turn % 13);
         machine.set_state(&state);
         while machine.state().rip != ends[which] {
             assert_eq!(machine.run_translated(ends[which]), Outcome::Completed, "turn {turn}");
         }
         let gpr = machine.state().gpr;
-        assert_eq!((gpr[0], gpr[1]), (5, which as u64 + 1), "turn {turn}");
+        let below = (which == 1 && turn % 13 < 7) as u64;
+        assert_eq!((gpr[0], gpr[1], gpr[2]), (5, which as u64 + 1, below), "turn {turn}");
+    }
+}
+
+/// A function returns to another place than it was called from. There flags matter, and behind the call they do not.
+#[test]
+fn flags_live_through_a_return_that_leads_elsewhere() {
+    let elsewhere = CODE + 0x100;
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut function = a.create_label();
+    a.call(function).unwrap();
+    a.xor(eax, eax).unwrap();
+    a.add(ecx, 1).unwrap();
+    a.hlt().unwrap();
+    a.set_label(&mut function).unwrap();
+    a.mov(qword_ptr(rsp), rbx).unwrap();
+    a.cmp(r8d, 0).unwrap();
+    a.ret().unwrap();
+    let code = a.assemble(CODE).unwrap();
+    let mut machine = machine(Mode::Long64, &code);
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.setg(cl).unwrap();
+    a.seto(dl).unwrap();
+    a.mov(eax, 2).unwrap();
+    a.hlt().unwrap();
+    let code = a.assemble(elsewhere).unwrap();
+    machine.write(elsewhere, &code);
+    let end = elsewhere + code.len() as u64 - 1;
+    for turn in 0..200u64 {
+        let value = [0, 1, u32::MAX as u64, 5][turn as usize % 4];
+        let mut state = start();
+        (state.gpr[1], state.gpr[3], state.gpr[8]) = (0x1234_5600, elsewhere, value);
+        machine.set_state(&state);
+        while machine.state().rip != end {
+            assert_eq!(machine.run_translated(end), Outcome::Completed);
+        }
+        let gpr = machine.state().gpr;
+        let greater = (value as i32 > 0) as u64;
+        assert_eq!((gpr[0], gpr[1], gpr[2]), (2, 0x1234_5600 + greater, 0), "turn {turn}");
     }
 }

@@ -152,7 +152,9 @@ impl Cpu {
             trace.end = last.offset as u64;
             trace.steps.pop();
         }
-        let live_at = |target: u64| (target != start as u64).then(|| live_at(page, target, key));
+        // What stands in the page behind this one is not the same wherever this one is.
+        let own = &page[..4096];
+        let live_at = |target: u64| (target != start as u64).then(|| live_at(own, target, key));
         for step in trace.steps.iter_mut().filter(|step| step.way == Way::Special) {
             let flow = step.insn.flow_control();
             let leads = matches!(flow, FlowControl::UnconditionalBranch | FlowControl::Call);

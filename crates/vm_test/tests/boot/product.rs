@@ -13,6 +13,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("product::ports", ports);
     suite.engineless_test("product::limits", limits);
     suite.engineless_test("product::labs", labs);
+    suite.engineless_test("product::pools_and_all_machines", whole_host);
 }
 
 fn start(case: &Case) -> Result<Arnia> {
@@ -239,5 +240,45 @@ fn labs(case: &Case) -> Result<()> {
     );
     arnia.run(&["apply", "--yes", "-f", &path])?;
     ensure!(arnia.json(&["info", "seed"])?["config"]["memory"] == "256M", "it was not applied");
+    Ok(())
+}
+
+/// What concerns the host as a whole: pools, and all machines of all projects.
+fn whole_host(case: &Case) -> Result<()> {
+    let arnia = start(case)?;
+    let folder = case.path("pool").to_string_lossy().into_owned();
+    arnia.run(&["pool", "create", "fast", &folder])?;
+    arnia.run(&["volume", "create", "data", "8M", "--pool", "fast"])?;
+    let pools = arnia.json(&["pool", "ls"])?.to_string();
+    ensure!(pools.contains("\"fast\"") && pools.contains(&folder), "{pools}");
+    let used = arnia.try_run(&["pool", "rm", "fast"])?;
+    ensure!(!used.status.success(), "a pool with a volume was removed");
+    arnia.run(&["volume", "rm", "data"])?;
+    arnia.run(&["pool", "rm", "fast"])?;
+    ensure!(!arnia.json(&["pool", "ls"])?.to_string().contains("\"fast\""), "it is still there");
+
+    arnia.run(&["project", "create", "other"])?;
+    run(&arnia, "here", &[])?;
+    arnia.run(&[
+        "run",
+        Arnia::TINY,
+        "--project",
+        "other",
+        "--memory",
+        "192M",
+        "--name",
+        "there",
+        "--",
+        "true",
+    ])?;
+    arnia.run(&["stop", "--all-projects"])?;
+    for project in ["default", "other"] {
+        let machines = arnia.json(&["ls", "--project", project])?;
+        let machines = machines.as_array().context("a list")?;
+        ensure!(
+            machines.len() == 1 && machines.iter().all(|machine| machine["state"] == "stopped"),
+            "{project}: {machines:?}"
+        );
+    }
     Ok(())
 }

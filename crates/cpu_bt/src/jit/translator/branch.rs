@@ -128,6 +128,8 @@ impl Translator {
     /// so that the host predicts where the guest returns to. `pushed` has the guest's return address, which lies
     /// at `next` of the page. `live` are the flags that matter on return. Touches none before.
     fn call(&mut self, target: Option<u64>, pushed: u8, next: u64, live: u32) {
+        /// Bytes of an exchange with RCX, and a jump.
+        const ELSEWHERE: i8 = 3 + 5;
         self.mapping.emit_leave(&mut self.e);
         self.e.push(pushed);
         match target {
@@ -151,19 +153,27 @@ impl Translator {
                 self.cold.push(Cold::Exit { label: unlinked, target, number: Some(number), key: self.key });
             }
         }
-        // The guest returned to the address in S0: is it this one?
-        let flags_saved = live != 0;
-        if flags_saved {
-            self.save_flags();
-        }
+        // The guest returned to the address in S0: is it this one? Where it is not, flags may matter.
         let elsewhere = self.e.label();
         self.e.pop(S1);
-        self.e.cmp(S0, S1);
-        self.e.jcc(cc::NE, elsewhere);
-        self.cold.push(Cold::Elsewhere { label: elsewhere, flags_saved, key: self.key });
-        if flags_saved {
+        if live != 0 {
+            self.save_flags();
+            self.e.cmp(S0, S1);
+            self.e.jcc(cc::NE, elsewhere);
             self.restore_flags();
+        } else {
+            // Here they do not: leaving them alone costs less than keeping them, which RAX would wait for.
+            self.e.not(S1);
+            self.e.lea(true, S1, Some(S0), Some((S1, 0)), 1);
+            self.e.xchg_rcx(S1);
+            let begun = self.e.here();
+            self.e.jrcxz_over(ELSEWHERE);
+            self.e.xchg_rcx(S1);
+            self.e.jmp(elsewhere);
+            debug_assert_eq!(self.e.here() - begun, 2 + ELSEWHERE as u64);
+            self.e.xchg_rcx(S1);
         }
+        self.cold.push(Cold::Elsewhere { label: elsewhere, flags_saved: live != 0, key: self.key });
         self.add_to_page(S1, S0, -(next as i32));
         self.e.gs_store(jit!(page), S1);
         self.exit_to(next);

@@ -109,15 +109,10 @@ impl Translator {
     /// Makes sure that the page behind the present one is frame `second`, in which the first instruction ends.
     /// Otherwise the handler takes over: what begins here may be another instruction, and of another length.
     pub(super) fn verify_second_page(&mut self, step: &Step, second: u64) {
-        let keep = step.needs_flags() || self.exact_flags;
         let (ids, tags) = (self.bank(jit!(page_ids), 4), self.bank(jit!(page_tags), 8));
         self.e.gs_load(S1, jit!(page));
         self.e.lea_disp32(S1, S1, 0x1000);
-        if keep {
-            self.save_flags();
-        } else {
-            self.restore_rax();
-        }
+        self.save_flags();
         let label = self.e.label();
         self.e.mov(S0, S1);
         self.e.shr(S0, 12);
@@ -126,11 +121,9 @@ impl Translator {
         self.e.jcc(cc::NE, label);
         self.e.gs_cmp32_scaled_imm(S0, 2, ids, page_id(second << 12, self.key));
         self.e.jcc(cc::NE, label);
-        if keep {
-            self.restore_flags();
-        }
+        self.restore_flags();
         let site = Site::new(step.offset, self.mapping, 1, false, false);
-        self.cold.push(Cold::Hand { label, site, flags_saved: keep });
+        self.cold.push(Cold::Hand { label, site, flags_saved: true });
     }
 
     /// The start of this privilege's bank of a table with `width` bytes an entry.

@@ -238,7 +238,8 @@ impl Translator {
 
     fn trace(&mut self, trace: &Trace) {
         let head = trace.steps[0].offset;
-        self.head_live = trace.live;
+        // Before an instruction that ends in another page than expected, all flags may matter.
+        self.head_live = if self.second.is_some() { liveness::ALL } else { trace.live };
         self.loops = trace.loops;
         self.mapping = self.choose_mapping(trace);
         self.prologue(trace, head);

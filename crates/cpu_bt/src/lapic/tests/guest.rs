@@ -62,8 +62,11 @@ fn first(asm: &mut CodeAssembler) -> Result<(), IcedError> {
     asm.sti()?;
     asm.hlt()?;
     out(asm, 2)?;
+    // Not before it halts, or it would wait for another one.
+    asm.cli()?;
     wrmsr(asm, 0x830, 1 << 32 | 0x4500)?;
     wrmsr(asm, 0x830, 1 << 32 | 0x4603)?;
+    asm.sti()?;
     asm.hlt()?;
     out(asm, 5)?;
     wrmsr(asm, 0x830, 1 << 32 | 0x43)?;
