@@ -210,7 +210,8 @@ mod tests {
         let base = own.join(BASE);
         fs::create_dir_all(&base).unwrap();
         for folder in [&own, &base] {
-            fs::write(folder.join("cgroup.subtree_control"), "cpu\n").unwrap();
+            // All there is: an ordinary file would take a request for more in the place of what it had.
+            fs::write(folder.join("cgroup.subtree_control"), "cpu cpuset io memory\n").unwrap();
         }
         fs::write(own.join("cgroup.procs"), "17\n18\n").unwrap();
         let reason = Cgroups::within(&own, 17).unwrap_err();
