@@ -51,7 +51,7 @@ fn names(case: &Case) -> Result<()> {
         }
     }
     // Commands are, as before.
-    ensure!(candidates(&arnia, "bash", &["snapsh"])? == ["snapshot"], "a command");
+    ensure!(candidates(&arnia, "bash", &["clo"])? == ["clone"], "a command");
     in_bash(&arnia)?;
     if Command::new("fish").arg("--version").output().is_ok() {
         let script = format!("{} completions fish | source; complete -C 'arnia start w'", arnia.program());
