@@ -79,7 +79,8 @@ impl Arena {
         let chunk = match self.chunks.last().filter(|chunk| chunk.room() >= len) {
             Some(chunk) => chunk,
             None => {
-                let chunk = self.free.pop().unwrap_or_else(|| Rc::new(Chunk::new()));
+                let first = self.chunks.is_empty();
+                let chunk = self.free.pop().unwrap_or_else(|| Rc::new(Chunk::new(!first)));
                 self.chunks.push(chunk);
                 self.chunks.last().expect("just pushed")
             }
@@ -116,12 +117,14 @@ impl Chunk {
         Err(_) => unreachable!(),
     };
 
-    fn new() -> Chunk {
+    fn new(huge: bool) -> Chunk {
         // SAFETY: the layout has a size.
         let Some(start) = NonNull::new(unsafe { alloc(Chunk::LAYOUT) }) else {
             handle_alloc_error(Chunk::LAYOUT);
         };
-        prefer_huge_pages(std::ptr::slice_from_raw_parts(start.as_ptr(), CHUNK_LEN));
+        if huge {
+            prefer_huge_pages(std::ptr::slice_from_raw_parts(start.as_ptr(), CHUNK_LEN));
+        }
         Chunk { start, used: Cell::new(0), details: RefCell::default() }
     }
 
