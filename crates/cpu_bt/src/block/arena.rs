@@ -1,8 +1,8 @@
 //! Memory for blocks: a system's start decodes tens of thousands of them, and all go at once.
 //!
 //! A block lies in one piece, its instructions behind its head, so that finding it and executing it touches memory
-//! that follows each other. Pieces are cut from chunks, which the host backs by huge pages if it has some, and a chunk lives
-//! as long as the arena or one of its blocks is in use.
+//! that follows each other. Pieces are cut from chunks, and a chunk lives as long as the arena or one of its blocks is in
+//! use. The host backs chunks by huge pages if it has some, but not the first: a copy of a machine that does little takes little.
 
 use super::{Block, Op};
 use crate::block::Detail;
@@ -104,7 +104,8 @@ impl Arena {
                 versions: Cell::new(head.versions),
                 second_page: head.second_page,
                 ops: to,
-                chunk: NonNull::from(&**chunk),
+                // The pointer that counts are kept behind, too: a reference to the chunk alone would not do.
+                chunk: NonNull::new_unchecked(Rc::as_ptr(chunk).cast_mut()),
             });
             block
         }
