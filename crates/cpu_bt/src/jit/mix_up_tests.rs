@@ -4,6 +4,13 @@ use super::compat_tests::{CODE, DATA, STACK, machine, start};
 use crate::testing::{Machine, Mode, Outcome, Page};
 use iced_x86::code_asm::*;
 
+/// Executes translated code until it comes to `end`.
+fn run_to(machine: &mut Machine, end: u64) {
+    while machine.state().rip != end {
+        assert_eq!(machine.run_translated(end), Outcome::Completed);
+    }
+}
+
 /// What is remembered of an instruction depends on its segment, too.
 #[test]
 fn strings_of_another_segment_are_not_taken_for_usual_ones() {
@@ -24,9 +31,7 @@ fn strings_of_another_segment_are_not_taken_for_usual_ones() {
     let mut machine = machine(Mode::Long64, &code);
     machine.set_state(&start());
     let end = CODE + code.len() as u64;
-    while machine.state().rip != end {
-        assert_eq!(machine.run_translated(end), Outcome::Completed);
-    }
+    run_to(&mut machine, end);
     assert_eq!(machine.state().gpr[6], DATA + 8);
 }
 
@@ -102,9 +107,7 @@ fn flags_live_through_a_jump_that_meets_other_code_first() {
         let mut state = start();
         (state.gpr[3], state.gpr[8]) = (target, value);
         machine.set_state(&state);
-        while machine.state().rip != end {
-            assert_eq!(machine.run_translated(end), Outcome::Completed);
-        }
+        run_to(&mut machine, end);
         machine.state().gpr
     };
     // The one that was found last stands in the table.
@@ -146,9 +149,7 @@ fn an_instruction_across_pages_goes_on_behind_itself() {
         let mut state = start();
         (state.rip, state.gpr[3], state.gpr[8]) = (DATA, [first, second][which] + 0xffe, turn % 13);
         machine.set_state(&state);
-        while machine.state().rip != ends[which] {
-            assert_eq!(machine.run_translated(ends[which]), Outcome::Completed, "turn {turn}");
-        }
+        run_to(&mut machine, ends[which]);
         let gpr = machine.state().gpr;
         let below = (which == 1 && turn % 13 < 7) as u64;
         assert_eq!((gpr[0], gpr[1], gpr[2]), (5, which as u64 + 1, below), "turn {turn}");
@@ -184,9 +185,7 @@ fn flags_live_through_a_return_that_leads_elsewhere() {
         let mut state = start();
         (state.gpr[1], state.gpr[3], state.gpr[8]) = (0x1234_5600, elsewhere, value);
         machine.set_state(&state);
-        while machine.state().rip != end {
-            assert_eq!(machine.run_translated(end), Outcome::Completed);
-        }
+        run_to(&mut machine, end);
         let gpr = machine.state().gpr;
         let greater = (value as i32 > 0) as u64;
         assert_eq!((gpr[0], gpr[1], gpr[2]), (2, 0x1234_5600 + greater, 0), "turn {turn}");
