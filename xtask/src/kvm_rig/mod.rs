@@ -14,22 +14,24 @@
 //! raises that, though the guest has interrupts disabled. A timer interrupt within a timer interrupt waits for ever for a lock that the outer
 //! one holds. With one processor, whatever makes QEMU look around is itself a reason for a #VMEXIT.
 
+mod programs;
+mod watch;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::guests::cpio::Archive;
 use crate::guests::{self, Guests};
-use crate::steps::{Tally, parse_test_result};
+use crate::host;
+use crate::steps::Tally;
 use crate::workspace::Workspace;
-use crate::{host, task_test};
+use programs::Programs;
+use watch::watch;
 
 /// Where things lie inside.
 const FOLDER: &str = "rig";
@@ -117,69 +119,6 @@ pub(crate) fn run(workspace: &Workspace, guests: &Guests, depth: Depth, name: Op
             bail!("the machine ended or was ended before its tests were over; look at {}", folder.display())
         }
     }
-}
-
-/// The programs that run inside: those that other tests use, so that little is built for this.
-struct Programs {
-    worker: PathBuf,
-    boot_tests: PathBuf,
-    engine_tests: PathBuf,
-    switch_tests: PathBuf,
-}
-
-impl Programs {
-    fn build(workspace: &Workspace) -> Result<Self> {
-        task_test::build_worker()?;
-        let test = |arguments: &[&str]| {
-            let mut cargo = host::cargo();
-            cargo.args(["test", "--quiet", "--no-run", "--message-format=json"]).args(arguments);
-            executable(&host::output(&mut cargo)?)
-                .with_context(|| format!("cargo made no test program of {arguments:?}"))
-        };
-        Ok(Self {
-            worker: workspace.worker(),
-            boot_tests: test(&["--package", "vm_test", "--test", "boot"])?,
-            engine_tests: test(&["--package", "cpu_kvm", "--lib"])?,
-            switch_tests: test(&["--package", "difftest", "--test", "switch"])?,
-        })
-    }
-
-    /// With their names inside.
-    fn all(&self) -> [(&'static str, &Path); 4] {
-        [
-            ("arnia-vmm", &self.worker),
-            ("boot", &self.boot_tests),
-            ("engine", &self.engine_tests),
-            ("switch", &self.switch_tests),
-        ]
-    }
-
-    /// The shared libraries that they need.
-    fn libraries(&self) -> Result<BTreeSet<PathBuf>> {
-        let mut libraries = BTreeSet::new();
-        for (_, program) in self.all() {
-            libraries.extend(parse_ldd(&host::output(Command::new("ldd").arg(program))?));
-        }
-        Ok(libraries)
-    }
-}
-
-/// The files in what `ldd` prints: `libc.so.6 => /lib/libc.so.6 (0x…)`, or `/lib64/ld-linux-x86-64.so.2 (0x…)`.
-fn parse_ldd(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        words.find(|word| word.starts_with('/')).map(PathBuf::from)
-    })
-}
-
-/// The test program among cargo's messages; cargo builds a package's own programs with its tests.
-fn executable(messages: &str) -> Option<PathBuf> {
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_test = message.get("profile")?.get("test")?.as_bool()?;
-        message.get("executable")?.as_str().filter(|_| is_test).map(PathBuf::from)
-    });
-    executables.next_back()
 }
 
 /// What is run inside. Every program has its chance; the status is that of the first that failed.
@@ -276,89 +215,9 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
     fs::read(&copy).with_context(|| format!("cannot read {}", copy.display()))
 }
 
-/// How it ended.
-struct Ended {
-    tally: Tally,
-    /// What the script inside ended with, if it did.
-    status: Option<i32>,
-}
-
-/// A process that does not outlive its owner.
-struct KillOnDrop(Child);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Shows what the machine prints, counts its tests, and ends it after `limit`.
-fn watch(child: Child, limit: Duration, log: &Path) -> Result<Ended> {
-    use std::io::Write;
-    let mut child = KillOnDrop(child);
-    let output = child.0.stdout.take().context("the machine's console was asked for")?;
-    let (sender, lines) = channel();
-    let reader = thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n') {
-            let Ok(line) = line else { break };
-            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
-                break;
-            }
-        }
-    });
-    let mut log = File::create(log)?;
-    let deadline = Instant::now() + limit;
-    let mut ended = Ended { tally: Tally::default(), status: None };
-    loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                println!("{line}");
-                writeln!(log, "{line}")?;
-                ended.tally.add(parse_test_result(&line).unwrap_or_default());
-                if let Some(status) = line.strip_prefix("ARNIA-RIG status=") {
-                    ended.status = status.parse().ok();
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => bail!("the machine takes more than {} s", limit.as_secs()),
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    drop(child);
-    let _ = reader.join();
-    Ok(ended)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_test_is_found_among_what_cargo_built() {
-        let artifact = |test: bool, executable: serde_json::Value| {
-            serde_json::json!({ "profile": { "test": test }, "executable": executable }).to_string()
-        };
-        let messages = [
-            artifact(false, serde_json::Value::Null),
-            "not json".to_owned(),
-            artifact(true, "/t/boot-1".into()),
-            artifact(false, "/t/the-program".into()),
-            "{\"reason\":\"build-finished\"}".to_owned(),
-        ];
-        assert_eq!(executable(&messages.join("\n")), Some(PathBuf::from("/t/boot-1")));
-        assert_eq!(executable(""), None);
-    }
-
-    #[test]
-    fn libraries_are_found_in_what_ldd_prints() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffe)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n\tstatically linked\n";
-        let found: Vec<_> = parse_ldd(text).collect();
-        assert_eq!(
-            found,
-            ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from)
-        );
-    }
 
     #[test]
     fn every_program_runs_even_when_one_fails() {
@@ -367,16 +226,5 @@ mod tests {
         assert!(text.contains("./bounded 3600 ./boot --test-threads 1 busybox::; did $?\n"));
         let text = script(Depth::Short, Some("x"));
         assert!(text.contains("./bounded 180 ./boot --test-threads 1 x; did $?\n"));
-    }
-
-    #[test]
-    fn a_machine_that_takes_too_long_is_ended() {
-        let log = std::env::temp_dir().join(format!("arnia-rig-{}", std::process::id()));
-        let sleep =
-            |seconds: &str| Command::new("sleep").arg(seconds).stdout(Stdio::piped()).spawn().unwrap();
-        assert!(watch(sleep("60"), Duration::from_millis(10), &log).is_err());
-        let ended = watch(sleep("0"), Duration::from_secs(60), &log).unwrap();
-        assert_eq!((ended.tally, ended.status), (Tally::default(), None));
-        fs::remove_file(log).unwrap();
     }
 }
