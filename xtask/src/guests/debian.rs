@@ -99,10 +99,10 @@ pub(super) fn bootstrap(
     host::run(command.env("LC_ALL", "C.UTF-8"))
 }
 
-/// Turns the archive into a folder and that into a disk of `size` bytes.
+/// Unpacks the archive into a folder, beside what is there already, and turns that into a disk of `size` bytes.
 pub(super) fn make_disk(archive: &Path, size: u64, root: &Path, disk: &Path) -> Result<()> {
     println!("writing the disk");
-    fs::create_dir(root)?;
+    fs::create_dir_all(root)?;
     File::create(disk)?.set_len(size)?;
     // One shell for both steps, because without root it is fakeroot that remembers the owners
     // between them.

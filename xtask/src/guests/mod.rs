@@ -18,6 +18,7 @@ mod busybox;
 pub(crate) mod cpio;
 mod debian;
 mod kernel;
+pub(crate) mod kvm_rig;
 mod packages;
 mod recipe;
 mod software;
@@ -100,7 +101,7 @@ pub(crate) fn ensure(workspace: &Workspace, freshness: Freshness) -> Result<Gues
     let manifest = Manifest { kernel, busybox, debian, bootable, software };
     let text = serde_json::to_string_pretty(&manifest)?;
     write_whole(&manifest_path, text.as_bytes())?;
-    remove_stale(&cache, &manifest);
+    remove_others(&cache, |folder| manifest.files().iter().any(|file| file.starts_with(folder)));
     Ok(Guests { manifest_path, manifest })
 }
 
@@ -127,11 +128,11 @@ fn read_manifest(path: &Path) -> Option<Manifest> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// Removes artifacts of older recipes and versions. Failing to is no error: they are only in the way.
-fn remove_stale(cache: &Path, manifest: &Manifest) {
+/// Removes artifacts of older recipes and versions, all but those to keep. Failing to is no error: they are only in the way.
+fn remove_others(cache: &Path, keep: impl Fn(&Path) -> bool) {
     let Ok(entries) = fs::read_dir(cache) else { return };
     for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        if !manifest.files().iter().any(|file| file.starts_with(&folder)) {
+        if !keep(&folder) {
             let _ = fs::remove_dir_all(folder);
         }
     }

@@ -8,6 +8,9 @@
 //! Slow, and true. Its limits: there is no VT-x; time in it says nothing; QEMU 7.2 aborts when a guest of the
 //! guest writes CR8 while a virtual interrupt is pending.
 //!
+//! In its short form it lives in an initramfs. In its long form it goes on from a disk (`guests::kvm_rig`) with the programs that the boot
+//! tests call and the guests that they boot.
+//!
 //! It has one processor ([`PROCESSORS`]), whatever its guests have. With several, QEMU 7.2 delivers interrupts to guests twice: VMRUN
 //! with an event to inject (AMD64 APM vol. 2, 15.20) leaves the event's number behind as a pending exception of the processor, and if
 //! QEMU is made to look around before the next #VMEXIT - because it is another processor's turn, or has an interrupt - it
@@ -40,7 +43,6 @@ const FOLDER: &str = "rig";
 const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog tsc=reliable no_timer_check nohz=off highres=off";
 /// What is emulated: a processor with SVM and nested paging. QEMU's warnings about what it lacks are left out.
 const CPU: &str = "EPYC,+svm,+npt";
-const MEMORY_MIB: u32 = 2048;
 /// See above for why there is one.
 const PROCESSORS: &str = "1";
 /// How much slower than the host it is, for time limits of tests.
@@ -51,7 +53,7 @@ const PATIENCE: u32 = 10;
 pub(crate) enum Depth {
     /// The engine's own tests, and those of processors that change engines.
     Short,
-    /// These, the boot tests with the busybox guest, and a machine that changes engines.
+    /// These, and the boot tests.
     Full,
 }
 
@@ -60,7 +62,7 @@ impl Depth {
     fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Depth::Short => 900,
-            Depth::Full => 9000,
+            Depth::Full => 4 * 3600,
         })
     }
 
@@ -68,18 +70,26 @@ impl Depth {
     fn limit_inside(self) -> u32 {
         match self {
             Depth::Short => 180,
-            Depth::Full => 3600,
+            Depth::Full => 3 * 3600,
         }
     }
 
-    /// Which boot tests: parts of names.
-    fn boot_tests(self) -> &'static [&'static str] {
+    fn memory_mib(self) -> u32 {
         match self {
-            Depth::Short => &[],
-            Depth::Full => &["busybox::", "engines::"],
+            Depth::Short => 2048,
+            Depth::Full => 4096,
         }
     }
 }
+
+/// What the boot tests leave out, by parts of their names.
+const LEFT_OUT: &[&str] = &[
+    // Real programs compute as they should by the processor that computes for the software engine's tests as well, and take hours here.
+    "software::",
+    // UEFI firmware writes CR8, and QEMU 7.2 aborts.
+    "uefi",
+    "copies::firmware_keeps_its_variables",
+];
 
 /// Runs the tests in the machine, and counts them.
 pub(crate) fn run(workspace: &Workspace, guests: &Guests, depth: Depth, name: Option<&str>) -> Result<Tally> {
@@ -87,7 +97,15 @@ pub(crate) fn run(workspace: &Workspace, guests: &Guests, depth: Depth, name: Op
     let folder = workspace.target().join("kvm-rig");
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initramfs.cpio");
-    guests::write_whole(&initrd, &initramfs(workspace, guests, &programs, &script(depth, name))?)?;
+    let boots = depth == Depth::Full || name.is_some();
+    let places = if boots { places(guests) } else { Vec::new() };
+    let mut archive = initramfs(workspace, guests, &programs, &script(depth, name, places))?;
+    if boots {
+        add_guests(&mut archive, workspace, guests)?;
+    }
+    // The kernel unpacks archives that stand one behind the other, each over what is there already.
+    let busybox = read(&guests.manifest.busybox.initramfs)?;
+    guests::write_whole(&initrd, &[busybox, archive.finish()].concat())?;
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args([
@@ -100,13 +118,19 @@ pub(crate) fn run(workspace: &Workspace, guests: &Guests, depth: Depth, name: Op
             "-smp",
             PROCESSORS,
             "-m",
-            &MEMORY_MIB.to_string(),
+            &depth.memory_mib().to_string(),
         ])
         .arg("-kernel")
         .arg(&guests.manifest.kernel.image)
         .arg("-initrd")
         .arg(&initrd)
         .args(["-append", KERNEL]);
+    if boots {
+        let disk = guests::kvm_rig::build(workspace, guests)?;
+        // Nothing that is written outlives the machine.
+        let drive = format!("file={},format=raw,if=none,id=disk,snapshot=on,cache=unsafe", disk.display());
+        qemu.args(["-drive", &drive, "-device", "nvme,drive=disk,serial=rig"]).env("TMPDIR", &folder);
+    }
     let log = File::create(folder.join("qemu.log"))?;
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     let child = qemu.spawn().with_context(|| format!("cannot start `{}`", host::show(&qemu)))?;
@@ -122,15 +146,15 @@ pub(crate) fn run(workspace: &Workspace, guests: &Guests, depth: Depth, name: Op
 }
 
 /// What is run inside. Every program has its chance; the status is that of the first that failed.
-fn script(depth: Depth, name: Option<&str>) -> String {
+fn script(depth: Depth, name: Option<&str>, places: Vec<String>) -> String {
     let mut lines = vec![
-        "export ARNIA_GUESTS=/rig/manifest.json ARNIA_VMM=/rig/arnia-vmm ARNIA_TEST_OUTPUT=/tmp/out"
-            .to_owned(),
-        "export ARNIA_AGENT=/rig/agent".to_owned(),
         format!("export ARNIA_TEST_PROGRAMS=kvm ARNIA_TEST_PATIENCE={PATIENCE} ARNIA_KVM_NEEDED=1"),
+        "export ARNIA_VMM=/rig/arnia-vmm ARNIA_TEST_OUTPUT=/tmp/out".to_owned(),
+        "export ARNIA_WORKLOADS=/rig/workloads ARNIA_AGENT=/rig/agent".to_owned(),
         "status=0".to_owned(),
         "did() { [ $1 = 0 ] || [ $status != 0 ] || status=$1; }".to_owned(),
     ];
+    lines.extend(places);
     let limit = depth.limit_inside();
     let mut run = |command: String| lines.push(format!("./bounded {limit} {command}; did $?"));
     run("./arnia-vmm --probe".to_owned());
@@ -139,8 +163,9 @@ fn script(depth: Depth, name: Option<&str>) -> String {
         None => {
             run("./engine --test-threads 1".to_owned());
             run("./switch --test-threads 1".to_owned());
-            for name in depth.boot_tests() {
-                run(format!("./boot --test-threads 1 {name}"));
+            if depth == Depth::Full {
+                let skips: Vec<_> = LEFT_OUT.iter().map(|part| format!(" --skip {part}")).collect();
+                run(format!("./boot --test-threads 1{}", skips.concat()));
             }
         }
     }
@@ -151,17 +176,47 @@ fn script(depth: Depth, name: Option<&str>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The busybox guest's initramfs, and over it what the machine is for.
-fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script: &str) -> Result<Vec<u8>> {
-    let manifest = &guests.manifest;
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let busybox = read(&manifest.busybox.initramfs)?;
+/// What lets the tests find the guests of the disk by the names that they have on the host, and the kernel its modules.
+fn places(guests: &Guests) -> Vec<String> {
+    let manifest = &guests.manifest_path;
+    let folder = manifest.parent().unwrap_or(manifest);
+    let cache = folder.parent().unwrap_or(folder);
+    let above = cache.parent().unwrap_or(cache);
+    let modules = guests.manifest.kernel.tree.join("lib/modules").join(&guests.manifest.kernel.release);
+    vec![
+        format!("mkdir -p {} /lib/modules", quoted(above)),
+        format!("ln -s /{} {}", guests::kvm_rig::CACHE, quoted(cache)),
+        format!("cp manifest.json {}", quoted(manifest)),
+        format!("cp -r qemu-kernel-log {}/", quoted(cache)),
+        // For a file system in a file; nothing loads these when they are needed.
+        format!("ln -s {} /lib/modules/ && depmod && modprobe -a loop btrfs", quoted(&modules)),
+        format!("export ARNIA_GUESTS={}", quoted(manifest)),
+    ]
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// What the machine is for, over the busybox guest's initramfs.
+fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script: &str) -> Result<Archive> {
+    let kernel = &guests.manifest.kernel;
     let mut archive = Archive::default();
     for folder in ["rig", "rig/modules"] {
         archive.directory(folder);
     }
-    archive.file("init", 0o755, &read(&workspace.root().join("guests/kvm-rig/init"))?);
-    let modules = manifest.kernel.tree.join("lib/modules").join(&manifest.kernel.release).join("kernel");
+    let recipe = workspace.root().join("guests/kvm-rig");
+    archive.file("init", 0o755, &read(&recipe.join("init"))?);
+    for name in ["tests", "bounded"] {
+        archive.file(&format!("{FOLDER}/{name}"), 0o755, &read(&recipe.join(name))?);
+    }
+    archive.file(&format!("{FOLDER}/run"), 0o755, script.as_bytes());
+    let modules = kernel.tree.join("lib/modules").join(&kernel.release).join("kernel");
     for module in ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"] {
         let name = Path::new(module).file_name().context("a module has a name")?.to_string_lossy();
         archive.file(&format!("{FOLDER}/modules/{name}"), 0o644, &read(&modules.join(module))?);
@@ -178,29 +233,27 @@ fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script
     for library in &libraries {
         archive.file(inside(library), 0o755, &read(library)?);
     }
-    archive.file(&format!("{FOLDER}/vmlinuz"), 0o644, &read(&manifest.kernel.image)?);
-    archive.file(&format!("{FOLDER}/initramfs.cpio"), 0o644, &busybox);
-    let agent = guests::agent::build(workspace, guests)?;
-    archive.directory(&format!("{FOLDER}/agent"));
-    archive.file(&format!("{FOLDER}/agent/initramfs.cpio"), 0o644, &read(&agent.join("initramfs.cpio"))?);
-    archive.file(&format!("{FOLDER}/manifest.json"), 0o644, description(guests)?.as_bytes());
-    archive.file(&format!("{FOLDER}/run"), 0o755, script.as_bytes());
-    archive.file(
-        &format!("{FOLDER}/bounded"),
-        0o755,
-        &read(&workspace.root().join("guests/kvm-rig/bounded"))?,
-    );
-    // The kernel unpacks archives that stand one behind the other, each over what is there already.
-    Ok([busybox, archive.finish()].concat())
+    Ok(archive)
 }
 
-/// The guests as the tests find them inside: the busybox one only. The disks of the others would take hours.
-fn description(guests: &Guests) -> Result<String> {
-    let mut manifest = serde_json::to_value(&guests.manifest)?;
-    manifest["kernel"]["image"] = "/rig/vmlinuz".into();
-    manifest["busybox"]["program"] = "/bin/busybox".into();
-    manifest["busybox"]["initramfs"] = "/rig/initramfs.cpio".into();
-    Ok(manifest.to_string())
+/// What boot tests need besides what is on the disk: all that is made anew more often than that.
+fn add_guests(archive: &mut Archive, workspace: &Workspace, guests: &Guests) -> Result<()> {
+    archive.file(&format!("{FOLDER}/manifest.json"), 0o644, &read(&guests.manifest_path)?);
+    archive.file(&format!("{FOLDER}/busybox"), 0o755, &read(&guests.manifest.busybox.program)?);
+    let logs = workspace.cache().join("qemu-kernel-log");
+    fs::create_dir_all(&logs)?;
+    for (name, from) in [
+        ("agent", guests::agent::build(workspace, guests)?),
+        ("workloads", guests::workloads::build(workspace, guests)?),
+        ("qemu-kernel-log", logs),
+    ] {
+        archive.directory(&format!("{FOLDER}/{name}"));
+        for path in fs::read_dir(from)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            archive.file(&format!("{FOLDER}/{name}/{file}"), 0o755, &read(&path)?);
+        }
+    }
+    Ok(())
 }
 
 /// A path of the host as archives have it.
@@ -221,10 +274,11 @@ mod tests {
 
     #[test]
     fn every_program_runs_even_when_one_fails() {
-        let text = script(Depth::Full, None);
-        assert!(text.contains("./bounded 3600 ./engine --test-threads 1; did $?\n"));
-        assert!(text.contains("./bounded 3600 ./boot --test-threads 1 busybox::; did $?\n"));
-        let text = script(Depth::Short, Some("x"));
+        let text = script(Depth::Full, None, vec!["first".to_owned()]);
+        assert!(text.find("first\n") < text.find("./bounded"));
+        assert!(text.contains("./bounded 10800 ./engine --test-threads 1; did $?\n"));
+        assert!(text.contains("./bounded 10800 ./boot --test-threads 1 --skip software:: --skip uefi "));
+        let text = script(Depth::Short, Some("x"), Vec::new());
         assert!(text.contains("./bounded 180 ./boot --test-threads 1 x; did $?\n"));
     }
 }
