@@ -1,4 +1,4 @@
-//! What goes on after a request was answered (streams of events, consoles, programs in guests) ends with the right to it.
+//! What takes its time (streams of events, consoles, programs in guests, files on their way) ends with the right to it.
 
 mod rig;
 
@@ -6,12 +6,15 @@ use api::agent::ExecParams;
 use api::v1::access::{Grant, Role, TokenParams, UserParams};
 use api::v1::error::ErrorCode;
 use api::v1::project::ProjectParams;
-use client::{Client, Console, Exec, Message};
+use client::{Client, Console, Download, Exec, Message};
 use futures_util::{FutureExt, StreamExt};
 use rig::{Daemon, block_on, run};
+use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 #[test]
 fn part() {
@@ -26,6 +29,10 @@ struct Open {
     console: Console,
     exec: Exec,
     events: Option<UnixStream>,
+    download: Download,
+    upload: JoinHandle<Result<(), client::Error>>,
+    /// Of which something is sent, and then nothing more: its end is not the file's.
+    _unsent: mpsc::Sender<io::Result<Vec<u8>>>,
 }
 
 /// The code of the reason for which the program's connection has ended.
@@ -34,7 +41,7 @@ async fn ended(open: Open) -> ErrorCode {
 }
 
 async fn last_words(open: Open) -> ErrorCode {
-    let Open { mut console, mut exec, events } = open;
+    let Open { mut console, mut exec, events, mut download, upload, _unsent } = open;
     let last = console.next().await.expect("a last message").expect("a message");
     let Message::Close(Some(frame)) = last else { panic!("the console said {last:?}") };
     assert_eq!(u16::from(frame.code), 1008, "{frame:?}");
@@ -42,7 +49,18 @@ async fn last_words(open: Open) -> ErrorCode {
     if let Some(mut events) = events {
         events.read_to_end(&mut Vec::new()).await.expect("the stream of events ends as it should");
     }
-    exec.output.next().await.expect_err("the program is not mine any more").api().code
+    // The guest's file has no end: that it comes to one is the daemon's doing, and shows as a break.
+    let broken = loop {
+        match download.piece().await {
+            Ok(Some(_)) => {}
+            end => break end.is_err(),
+        }
+    };
+    assert!(broken, "a part is taken for the whole file");
+    let code = exec.output.next().await.expect_err("the program is not mine any more").api().code;
+    let upload = upload.await.expect("an answer").expect_err("not all of it was sent");
+    assert_eq!(upload.api().code, code, "{upload}");
+    code
 }
 
 /// A user of this name, who may work in the project, and the secret and identity of a token.
@@ -70,7 +88,13 @@ async fn open(daemon: &Daemon, project: &str, secret: &str) -> Open {
     let mut status = [0; 12];
     events.read_exact(&mut status).await.expect("an answer");
     assert_eq!(&status, b"HTTP/1.1 200");
-    Open { console, exec, events: Some(events) }
+    let mut download = client.file_read("web", "/dev/zero").await.expect("a file");
+    download.piece().await.expect("a piece").expect("a piece");
+    let (unsent, pieces) = mpsc::channel(1);
+    unsent.send(Ok(vec![1; 4096])).await.expect("somebody reads");
+    let upload =
+        tokio::spawn(async move { client.file_write("web", "/srv/file", None, false, pieces).await });
+    Open { console, exec, events: Some(events), download, upload, _unsent: unsent }
 }
 
 #[test]
@@ -128,5 +152,9 @@ fn what_is_open_ends_with_the_right_to_it() {
     runtime.block_on(async {
         assert!(unharmed.console.next().now_or_never().is_none(), "somebody else's console");
         assert!(unharmed.exec.output.next().now_or_never().is_none(), "somebody else's program");
+        assert!(!unharmed.upload.is_finished(), "somebody else's file");
+        for _ in 0..100 {
+            unharmed.download.piece().await.expect("somebody else's file").expect("a piece");
+        }
     });
 }

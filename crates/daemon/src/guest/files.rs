@@ -11,6 +11,7 @@ use api::v1::error::ErrorCode;
 use axum::body::{Body, Bytes};
 use futures_util::StreamExt;
 use std::io::{self, Read, Write};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -212,10 +213,23 @@ pub(crate) struct Inlet {
     piece: Bytes,
 }
 
+/// Why what a client sent was not read to its end, if that is because the client lost its right.
+#[derive(Clone, Default)]
+pub(crate) struct Lost(Arc<OnceLock<Error>>);
+
+impl Lost {
+    /// What to tell the client: rather this than that the guest got only a part.
+    pub(crate) fn or(self, error: Error) -> Error {
+        self.0.get().cloned().unwrap_or(error)
+    }
+}
+
 /// Makes a body readable on another thread. Its end comes only after all of it: a client that goes away in the
 /// middle, or loses its right, is an error.
-pub(crate) fn inlet(body: Body, right: Right) -> Inlet {
+pub(crate) fn inlet(body: Body, right: Right) -> (Inlet, Lost) {
     let (sender, pieces) = mpsc::channel(PIECES);
+    let lost_right = Lost::default();
+    let noted = lost_right.clone();
     tokio::spawn(async move {
         let mut body = body.into_data_stream();
         let lost = right.lost();
@@ -223,7 +237,11 @@ pub(crate) fn inlet(body: Body, right: Right) -> Inlet {
         loop {
             let piece = tokio::select! {
                 biased;
-                error = &mut lost => Err(no_more(&error)),
+                error = &mut lost => {
+                    let end = no_more(&error);
+                    let _ = noted.0.set(error);
+                    Err(end)
+                }
                 piece = tokio::time::timeout(STALL_MAX, body.next()) => match piece {
                     Ok(None) => return,
                     Ok(Some(piece)) => piece.map_err(io::Error::other),
@@ -236,7 +254,7 @@ pub(crate) fn inlet(body: Body, right: Right) -> Inlet {
             }
         }
     });
-    Inlet { pieces, piece: Bytes::new() }
+    (Inlet { pieces, piece: Bytes::new() }, lost_right)
 }
 
 impl Read for Inlet {

@@ -12,6 +12,7 @@ use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -124,7 +125,7 @@ pub(crate) enum Peer {
 }
 
 /// By what a caller is known.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Credential {
     /// The owner's socket.
     Owner,
@@ -132,6 +133,17 @@ pub(super) enum Credential {
     Token(String),
     /// A certificate (DER), whose key the client has.
     Certificate(Vec<u8>),
+}
+
+// By hand, so that no secret gets into a log.
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Credential::Owner => "Owner",
+            Credential::Token(_) => "Token(..)",
+            Credential::Certificate(_) => "Certificate(..)",
+        })
+    }
 }
 
 /// The project of a request that may be carried out.

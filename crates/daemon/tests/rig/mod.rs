@@ -7,7 +7,7 @@
 #![allow(dead_code)]
 
 use api::agent;
-use api::agent::frame::{FrameKind, write_frame};
+use api::agent::frame::{FrameKind, read_frame, write_frame};
 use api::switch::SwitchConfig;
 use api::v1::access::TokenParams;
 use api::v1::error::ErrorCode;
@@ -78,7 +78,8 @@ fn play_switch(path: &Path) {
     }
 }
 
-/// The agent of a guest that there is not: whatever it is asked, a program has started, which says nothing and reads all.
+/// The agent of a guest that there is not. Each of its files has no end and takes all that is written to it; whatever
+/// else it is asked, a program has started, which says nothing and reads all.
 fn play_agent(socket: &Path) {
     let listener = UnixListener::bind(socket).expect("a socket for the agent");
     std::thread::spawn(move || {
@@ -86,14 +87,38 @@ fn play_agent(socket: &Path) {
             std::thread::spawn(move || {
                 let mut line = String::new();
                 let greeted = BufReader::with_capacity(1, &host).read_line(&mut line);
-                let started = serde_json::to_vec(&agent::ReplyResult::Ok(agent::Reply::Started));
                 let _ = greeted.and_then(|_| host.write_all(b"OK 1\n"));
-                let _ = write_frame(&mut host, FrameKind::Reply, &started.expect("JSON"));
+                let Ok(Some(frame)) = read_frame(&mut host) else { return };
+                let asked = serde_json::from_slice::<agent::RequestLine>(&frame.payload);
+                let Ok(agent::RequestLine { request, .. }) = asked else { return };
+                let reply = match request {
+                    agent::Request::Stat { .. } => agent::Reply::Attributes(ENDLESS),
+                    agent::Request::FileRead { .. } => agent::Reply::File(ENDLESS),
+                    agent::Request::FileWrite { .. } => agent::Reply::Ready,
+                    _ => agent::Reply::Started,
+                };
+                let is_read = matches!(reply, agent::Reply::File(_));
+                let reply = serde_json::to_vec(&agent::ReplyResult::Ok(reply)).expect("JSON");
+                let mut sent = write_frame(&mut host, FrameKind::Reply, &reply);
+                while is_read && sent.is_ok() {
+                    sent = write_frame(&mut host, FrameKind::Data, &[0; 4096]);
+                }
                 let _ = std::io::copy(&mut host, &mut std::io::sink());
             });
         }
     });
 }
+
+/// Each file of the guest that there is not.
+const ENDLESS: agent::Attributes = agent::Attributes {
+    kind: agent::FileKind::File,
+    size: u64::MAX,
+    mode: 0o644,
+    uid: 0,
+    gid: 0,
+    modified_s: 0,
+    target: None,
+};
 
 /// A worker without a guest. Its power button works, unless its command line says `deaf`; there is an agent if it says
 /// `agent`.

@@ -103,7 +103,7 @@ pub(crate) async fn file_write(
     if query.mode.is_some_and(|mode| mode > 0o7777) {
         return Err(Error::new(ErrorCode::BadRequest, "permission bits are 0 to 4095 (07777)"));
     }
-    let mut inlet = files::inlet(body, scope.right);
+    let (mut inlet, lost) = files::inlet(body, scope.right);
     let written = app.guest_thread(&vm, move |ways| {
         let agent = ways.files()?;
         match archive {
@@ -114,7 +114,8 @@ pub(crate) async fn file_write(
             }
         }
     });
-    written.await?.await.map_err(|e| Error::internal("the file cannot be written", e))??;
+    let written = written.await?.await.map_err(|e| Error::internal("the file cannot be written", e))?;
+    written.map_err(|error| lost.or(error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
