@@ -6,7 +6,8 @@
 //! - [`BusDevice`]: answers port I/O or memory-mapped I/O; placed on a [`Bus`] at a range of addresses;
 //! - [`pci::PciFunction`]: a PCI function with its configuration space and base address registers;
 //! - [`IrqLine`] and [`MsiSink`]: how a device asks for an interrupt;
-//! - [`state`]: how a device is saved and restored.
+//! - [`state`]: how a device is saved and restored;
+//! - [`limit`]: how a device keeps a rate that somebody has set.
 //!
 //! **What a guest can do wrong is device behaviour, never a Rust error**: a register that does not exist
 //! reads as the bus floats (all ones), a write to it is ignored, an access of odd size does what the
@@ -17,6 +18,7 @@
 
 mod bus;
 mod irq;
+pub mod limit;
 pub mod pci;
 pub mod state;
 

@@ -65,7 +65,7 @@ pub fn ahci(data: &[u8]) {
         disk
     });
     let new = || {
-        let disk = DriveConfig::Disk { disk: DISK.clone(), serial: String::new() };
+        let disk = DriveConfig::Disk { disk: DISK.clone(), serial: String::new(), limiter: Arc::default() };
         let drives = vec![disk, DriveConfig::Cd(Some(DISK.clone()))];
         Ahci::new(drives, RAM.clone(), IrqLine::unconnected()).expect("a thread")
     };

@@ -39,7 +39,6 @@ pub mod fs;
 #[cfg(any(test, feature = "test"))]
 pub mod fuzzing;
 mod kick;
-pub mod limit;
 pub mod net;
 pub mod queue;
 pub mod rng;

@@ -11,6 +11,7 @@ use crate::spec::{DiskSpec, NetSpec, NetworkSpec, VmSpec};
 use crate::terminal::{Output, SocketLine};
 use crate::undo::Made;
 use api::worker::config::{BootKind, CdromBus, CharDevice, DiskBus, LineSocketConfig};
+use device::limit::Limits;
 use disk::qcow2::CreateOptions;
 use disk::{Access, Disk, Format, Image, Live, Progress, Raw, Scratch, TargetOptions};
 use memory::{Ram, RamRange, VideoMemory};
@@ -26,7 +27,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use virtio::console::{Console, ConsoleInput};
 use virtio::fs::Fs;
-use virtio::limit::Limits;
 use virtio::serial::{QEMU_AGENT, SerialPort};
 use virtio::vsock::{Vsock, VsockConfig};
 

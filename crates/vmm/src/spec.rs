@@ -9,11 +9,11 @@ use api::worker::config::{
     FORMAT_AUTO, FirmwareImage, JitConfig, NetConfig, OnReset, RateLimits, STOP_TIMEOUT_DEFAULT,
     STOP_TIMEOUT_MAX, ShareConfig, SwitchNetConfig, UserNetConfig, VmConfig,
 };
+use device::limit::{Limits, Rate};
 use net::switch::PortKey;
 use net::{MacAddress, NatConfig};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use virtio::limit::{Limits, Rate};
 
 /// Highest number of vCPUs: their APIC IDs fit into the 8 bits that I/O APIC messages have.
 pub const CPUS_MAX: u32 = 255;
@@ -516,13 +516,6 @@ fn disk_spec(config: DiskConfig) -> Result<DiskSpec, Error> {
     let limits = limits(&config.limits).map_err(|why| {
         Error::bad_input(format!("the limits of disk {:?} are unsuitable", config.path)).with_advice(why)
     })?;
-    if config.bus == DiskBus::Ahci && !config.limits.is_none() {
-        return Err(Error::bad_input(format!(
-            "disk {:?} is at an AHCI controller and cannot be limited",
-            config.path
-        ))
-        .with_advice("leave out the limits, or name another bus: virtio or scsi"));
-    }
     Ok(DiskSpec { path: config.path, options, serial, bus: config.bus, limits })
 }
 

@@ -6,6 +6,7 @@ use super::spec::*;
 use super::work::{Attached, DiscError, Drive, Outcome};
 use crate::{Cdrom, CdromSaved};
 use device::IrqLine;
+use device::limit::Limiter;
 use device::pci::{Bar, BarKind, ConfigSaved, ConfigSpace, Identity, PciFunction, reg};
 use device::state::RestoreError;
 use disk::Disk;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What is at a port.
 pub enum DriveConfig {
@@ -23,6 +25,8 @@ pub enum DriveConfig {
         disk: Arc<dyn Disk>,
         /// At most 20 letters.
         serial: String,
+        /// What keeps its rate. [`Ahci::wake`] after a change.
+        limiter: Arc<Limiter>,
     },
     /// A CD-ROM drive with a disc, or without.
     Cd(Option<Arc<dyn Disk>>),
@@ -62,6 +66,8 @@ struct Shared {
     changed: Condvar,
     /// By port; held while a command is carried out.
     drives: Vec<Mutex<Attached>>,
+    /// By port; none for a drive with a disc.
+    limiters: Vec<Option<Arc<Limiter>>>,
 }
 
 struct State {
@@ -100,21 +106,27 @@ impl Ahci {
             .into_iter()
             .enumerate()
             .map(|(port, config)| match config {
-                DriveConfig::Disk { disk, serial } if serial.is_empty() => {
-                    Attached { drive: Drive::Disk(disk), serial: format!("ARNIA{port}") }
+                DriveConfig::Disk { disk, serial, limiter } => {
+                    let serial = if serial.is_empty() { format!("ARNIA{port}") } else { serial };
+                    Attached { drive: Drive::Disk(disk, limiter), serial }
                 }
-                DriveConfig::Disk { disk, serial } => Attached { drive: Drive::Disk(disk), serial },
                 DriveConfig::Cd(disc) => {
                     let drive = Cdrom::new(disc.as_ref().map(|disc| disc.info().size));
                     Attached { drive: Drive::Cd(drive, disc), serial: format!("ARNIA-CD{port}") }
                 }
             })
             .collect();
+        let limiter_of = |attached: &Attached| match &attached.drive {
+            Drive::Disk(_, limiter) => Some(limiter.clone()),
+            Drive::Cd(..) => None,
+        };
+        let limiters = attached.iter().map(limiter_of).collect();
         let signatures: Vec<u32> = attached.iter().map(Attached::signature).collect();
         let registers = Registers::new(&signatures);
         let state = State { config: config_space(), registers, busy: false, paused: false, ended: false };
         let drives = attached.into_iter().map(Mutex::new).collect();
-        let shared = Arc::new(Shared { ram, irq, state: Mutex::new(state), changed: Condvar::new(), drives });
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { ram, irq, state, changed, drives, limiters });
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new().name("ahci".into()).spawn(move || for_thread.serve())?;
         Ok(Arc::new(Ahci { shared, thread: Some(thread) }))
@@ -160,6 +172,13 @@ impl Ahci {
         self.shared.changed.notify_all();
     }
 
+    /// A limit has changed: what waits for it looks again.
+    pub fn wake(&self) {
+        // Under the lock, so that nobody is between looking and waiting.
+        let _state = lock(&self.shared.state);
+        self.shared.changed.notify_all();
+    }
+
     /// Puts the controller and its drives in their state after power-on; discs stay. A paused one stays paused.
     pub fn reset(&self) {
         let mut state = lock(&self.shared.state);
@@ -193,7 +212,7 @@ impl Ahci {
         for (drive, saved) in self.shared.drives.iter().zip(saved.drives) {
             match (&mut lock(drive).drive, saved) {
                 (Drive::Cd(drive, _), Some(saved)) => drive.restore(saved)?,
-                (Drive::Disk(_), None) => {}
+                (Drive::Disk(..), None) => {}
                 _ => return Err(RestoreError::new("AHCI controller", "it has other devices")),
             }
         }
@@ -230,15 +249,19 @@ impl Shared {
     fn serve(&self) {
         let mut state = lock(&self.state);
         while !state.ended {
-            match state.next() {
-                Some((port, slot)) => {
+            match state.next(&self.limiters) {
+                Next::Command(port, slot) => {
                     state.busy = true;
                     drop(state);
                     state = self.carry_out(port, slot);
                     state.busy = false;
                     self.changed.notify_all();
                 }
-                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Next::Nothing => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Next::Later(delay) => {
+                    let waited = self.changed.wait_timeout(state, delay);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
             }
         }
     }
@@ -324,17 +347,33 @@ fn fill_signature(fis: &mut [u8; 20], signature: u32) {
     (fis[3], fis[4], fis[5], fis[6], fis[12]) = (1, low, mid, high, count);
 }
 
+/// What the thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The command in a slot of a port.
+    Command(usize, u32),
+    /// All that is issued waits for a limit, so long.
+    Later(Duration),
+    Nothing,
+}
+
 impl State {
-    /// The next command.
-    fn next(&self) -> Option<(usize, u32)> {
+    /// The next command. What waits for the limit of its disk holds up no other port.
+    fn next(&self, limiters: &[Option<Arc<Limiter>>]) -> Next {
         if self.paused || !self.config.is_bus_master() {
-            return None;
+            return Next::Nothing;
         }
-        let ports = (0..).zip(&self.registers.ports);
-        ports
-            .filter(|(_, port)| port.works() && port.issued != 0)
-            .map(|(index, port)| (index, port.issued.trailing_zeros()))
-            .next()
+        let mut later: Option<Duration> = None;
+        for ((index, port), limiter) in (0..).zip(&self.registers.ports).zip(limiters) {
+            if !port.works() || port.issued == 0 {
+                continue;
+            }
+            match limiter.as_ref().and_then(|limiter| limiter.delay()) {
+                None => return Next::Command(index, port.issued.trailing_zeros()),
+                Some(delay) => later = Some(later.map_or(delay, |other| other.min(delay))),
+            }
+        }
+        later.map_or(Next::Nothing, Next::Later)
     }
 }
 

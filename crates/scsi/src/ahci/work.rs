@@ -4,6 +4,7 @@ use super::command::Command;
 use super::identify;
 use super::spec::*;
 use crate::{Action, Cdrom, CdromSaved, Sense};
+use device::limit::Limiter;
 use disk::{Buffers, Disk, Durability, SECTOR_SIZE};
 use memory::{Bytes, GuestAddress, Ram};
 use std::fmt;
@@ -11,8 +12,8 @@ use std::sync::Arc;
 
 /// What is at a port.
 pub(super) enum Drive {
-    /// A disk.
-    Disk(Arc<dyn Disk>),
+    /// A disk, and what keeps its rate.
+    Disk(Arc<dyn Disk>, Arc<Limiter>),
     /// A drive with a disc, or without.
     Cd(Cdrom, Option<Arc<dyn Disk>>),
 }
@@ -71,7 +72,7 @@ impl std::error::Error for DiscError {}
 impl Attached {
     pub(super) fn signature(&self) -> u32 {
         match self.drive {
-            Drive::Disk(_) => SIGNATURE_DISK,
+            Drive::Disk(..) => SIGNATURE_DISK,
             Drive::Cd(..) => SIGNATURE_ATAPI,
         }
     }
@@ -84,7 +85,7 @@ impl Attached {
 
     pub(super) fn save(&self) -> Option<CdromSaved> {
         match &self.drive {
-            Drive::Disk(_) => None,
+            Drive::Disk(..) => None,
             Drive::Cd(drive, _) => Some(drive.save()),
         }
     }
@@ -105,7 +106,15 @@ impl Attached {
         }
         let serial = &self.serial;
         match &mut self.drive {
-            Drive::Disk(disk) => run_disk(disk, serial, command, ram),
+            Drive::Disk(disk, limiter) => {
+                let outcome = run_disk(disk, serial, command, ram);
+                // What tells of the disk is answered by PIO and costs nothing, and so does what fails at once.
+                let fails = outcome.status & STATUS_ERROR != 0;
+                if is_limited(fis[2]) && !fails {
+                    limiter.charge(1, outcome.moved);
+                }
+                outcome
+            }
             Drive::Cd(drive, disc) => match fis[2] {
                 IDENTIFY_PACKET => give(command, ram, &identify::drive(serial)),
                 PACKET => run_packet(drive, disc, command, ram),
@@ -160,6 +169,11 @@ fn run_packet(
             }
         }
     }
+}
+
+/// Whether a command stores, reads or makes safe what is on the disk.
+fn is_limited(command: u8) -> bool {
+    matches!(command, 0x20..=0x39 | 0x3d | 0xc4..=0xce | FLUSH | FLUSH_EXT)
 }
 
 fn run_disk(disk: &Arc<dyn Disk>, serial: &str, command: &Command, ram: &Arc<Ram>) -> Outcome {

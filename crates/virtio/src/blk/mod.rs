@@ -16,10 +16,10 @@ pub use request::{DISCARD_SECTORS_MAX, Request, SEGMENTS_MAX, Segment, ZEROES_SE
 pub use work::BlkWork;
 
 use crate::device::{Activation, DeviceSaved, VirtioDevice, read_structure};
-use crate::limit::Limiter;
 use crate::queue::Queue;
 use crate::worker::Work;
 use ::device::state::RestoreError;
+use device::limit::Limiter;
 use disk::{Disk, Durability, SECTOR_SIZE};
 use serde::{Deserialize, Serialize};
 use spec::{config, feature};

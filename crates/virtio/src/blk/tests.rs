@@ -495,7 +495,7 @@ fn a_disk_saved_at_work_answers_all_and_nothing_twice() {
 
 #[test]
 fn requests_wait_at_a_limit_until_it_is_lifted() {
-    use crate::limit::{Limits, Rate};
+    use device::limit::{Limits, Rate};
     let slow = Some(Rate { per_second: 1, burst: 0 });
     for limits in [Limits { bytes: slow, operations: None }, Limits { bytes: None, operations: slow }] {
         let disk = MemDisk::new(pattern(64 << 10), false);

@@ -3,9 +3,9 @@
 use super::CachePolicy;
 use super::request::{Request, SEGMENTS_MAX, parse};
 use super::spec::{HEADER_LEN, ID_LEN, S_IOERR, S_OK, S_UNSUPP};
-use crate::limit::Limiter;
 use crate::queue::{Chain, Queue, RingError, Span};
 use crate::worker::{Progress, Wait, Work};
+use device::limit::Limiter;
 use disk::{Buffers, Completion, Disk, IoQueue, Request as DiskRequest, RequestKind};
 use memory::{Bytes, GuestAddress};
 use rustix::event::{PollFd, PollFlags, poll};

@@ -14,11 +14,11 @@ mod work;
 pub use work::NetWork;
 
 use crate::device::{Activation, DeviceSaved, Interrupt, VirtioDevice, read_structure};
-use crate::limit::Limiter;
 use crate::queue::Queue;
 use crate::worker::Work;
 use ::device::state::RestoreError;
 use ::net::Backend;
+use device::limit::Limiter;
 use serde::{Deserialize, Serialize};
 use spec::{config, feature};
 use std::any::Any;

@@ -300,7 +300,7 @@ fn a_card_saved_at_work_goes_on_with_the_buffers_that_are_left() {
 
 #[test]
 fn frames_wait_at_a_limit_in_each_direction_until_it_is_lifted() {
-    use crate::limit::{Limits, Rate};
+    use device::limit::{Limits, Rate};
     // A frame of this length takes more than a minute.
     let slow = Limits { bytes: Some(Rate { per_second: 10, burst: 0 }), operations: None };
     let (wire, end) = Wire::new(1514);

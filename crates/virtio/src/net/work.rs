@@ -3,10 +3,10 @@
 use super::Link;
 use super::offload::{self, LONG_FRAME_MAX, Wishes};
 use super::spec::{HEADER_LEN, HEADER_NUM_BUFFERS};
-use crate::limit::Limiter;
 use crate::queue::{Chain, Queue, RingError};
 use crate::worker::{Progress, Wait, Work};
 use ::net::Backend;
+use device::limit::Limiter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 use super::spec::*;
 use super::*;
-use crate::limit::{Limiter, Limits, Rate};
 use crate::queue::RingError;
 use crate::test::{Bench, Buffer, MemDisk};
+use device::limit::{Limiter, Limits, Rate};
 use disk::Operation;
 use memory::{Bytes, GuestAddress};
 

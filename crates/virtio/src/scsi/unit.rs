@@ -1,7 +1,7 @@
 //! What is at a target: a disk, or a CD-ROM drive.
 
 use super::spec::{CHECK_CONDITION, GOOD};
-use crate::limit::Limiter;
+use device::limit::Limiter;
 use disk::{Buffers, Disk, Durability, Unmap};
 use scsi::{Action, Cdrom, CdromSaved, DiscError, DiskAction, ScsiDisk, Sense};
 use serde::{Deserialize, Serialize};

@@ -10,6 +10,7 @@ use api::worker::config::RateLimits;
 use api::worker::control::{
     ControlErrorKind, Disk as DiskView, DiskJob, DiskJobKind, Disks, Memory, Reply, Request,
 };
+use device::limit::{Limits, Rate};
 use disk::{Live, Progress};
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -17,7 +18,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
-use virtio::limit::{Limits, Rate};
 
 /// What is done to disks, by disk.
 pub(super) struct DiskJobs {
@@ -95,10 +95,7 @@ impl Controller {
             },
             Request::DiskLimits { disk, limits } => checked(&limits).and_then(|limits| {
                 let done = self.machine.limit_disk(disk as usize, limits);
-                done.then_some(Reply::Done).ok_or_else(|| match self.machine.disk(disk as usize) {
-                    None => self.no_disk(disk),
-                    Some(_) => bad(format!("disk {disk} is at an AHCI controller and cannot be limited")),
-                })
+                done.then_some(Reply::Done).ok_or_else(|| self.no_disk(disk))
             }),
             Request::NetLimits { net, limits } => checked(&limits).and_then(|limits| {
                 let done = self.machine.limit_net(net as usize, limits);

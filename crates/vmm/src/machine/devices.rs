@@ -6,6 +6,7 @@ use crate::inputs::Devices;
 use api::worker::config::{BootKind, CdromBus, DiskBus};
 use boot::firmware::BootDevice;
 use device::MsiSink;
+use device::limit::{Limiter, Limits};
 use device::pci::Bdf;
 use memory::Ram;
 use platform::Platform;
@@ -13,7 +14,6 @@ use scsi::ahci::{Ahci, DriveConfig};
 use std::sync::Arc;
 use virtio::balloon::{Balloon, BalloonControl};
 use virtio::blk::{Blk, BlkConfig};
-use virtio::limit::{Limiter, Limits};
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::scsi::{Scsi, ScsiControl, TargetConfig};
@@ -40,6 +40,8 @@ pub(super) struct Populated {
 pub(super) struct Handles {
     /// Each disk; `None` for one at the AHCI controller.
     pub(super) disks: Vec<Option<DiskHandle>>,
+    /// What keeps the rates of disks at the AHCI controller.
+    pub(super) at_ahci: Vec<(usize, Arc<Limiter>)>,
     /// Each network card: frames from the guest, and to it.
     pub(super) nets: Vec<Handle<2>>,
     /// CD-ROM drives, in their order.
@@ -115,7 +117,9 @@ impl PciBus<'_> {
         for (index, disk) in devices.disks.into_iter().enumerate() {
             if disk.bus == DiskBus::Ahci {
                 from_disk.push(BootDevice::Sata(AHCI_DEVICE, drives.len() as u8));
-                drives.push(DriveConfig::Disk { disk: disk.disk, serial: disk.serial });
+                let limiter = Arc::new(Limiter::new(disk.limits));
+                handles.at_ahci.push((index, limiter.clone()));
+                drives.push(DriveConfig::Disk { disk: disk.disk, serial: disk.serial, limiter });
                 handles.disks.push(None);
                 continue;
             }

@@ -2,21 +2,22 @@
 
 use super::devices::{DiscPlace, DiskHandle, DiskPlace};
 use super::{Machine, Shares};
+use device::limit::{Limiter, Limits};
 use disk::{Disk, Live};
 use scsi::DiscError;
 use std::sync::Arc;
 use virtio::balloon::BalloonStatus;
-use virtio::limit::{Limiter, Limits};
 
 impl Machine {
     fn disk_handle(&self, index: usize) -> Option<&DiskHandle> {
         self.handles.disks.get(index)?.as_ref()
     }
 
-    /// What keeps the rate of a disk; `None` for one at the AHCI controller.
+    /// What keeps the rate of a disk.
     fn disk_limiter(&self, index: usize) -> Option<&Arc<Limiter>> {
-        match &self.disk_handle(index)?.place {
-            DiskPlace::Own(limiter) | DiskPlace::Target(_, limiter) => Some(limiter),
+        match self.disk_handle(index).map(|handle| &handle.place) {
+            Some(DiskPlace::Own(limiter) | DiskPlace::Target(_, limiter)) => Some(limiter),
+            None => self.handles.at_ahci.iter().find(|(at, _)| *at == index).map(|(_, limiter)| limiter),
         }
     }
 
@@ -83,14 +84,16 @@ impl Machine {
         self.disk_limiter(index).map(|limiter| limiter.limits()).unwrap_or_default()
     }
 
-    /// Limits a disk; whether there is one that can be limited.
+    /// Limits a disk; whether there is one.
     pub fn limit_disk(&self, index: usize, limits: Limits) -> bool {
-        let (Some(limiter), Some(handle)) = (self.disk_limiter(index), self.disk_handle(index)) else {
-            return false;
-        };
+        let Some(limiter) = self.disk_limiter(index) else { return false };
         limiter.set(limits);
         // Also for what waits already.
-        handle.function.wake();
+        match (self.disk_handle(index), &self.ahci) {
+            (Some(handle), _) => handle.function.wake(),
+            (None, Some(ahci)) => ahci.wake(),
+            (None, None) => {}
+        }
         true
     }
 

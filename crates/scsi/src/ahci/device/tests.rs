@@ -1,4 +1,5 @@
 use super::*;
+use device::limit::{Limits, Rate};
 use disk::{Access, Raw};
 use memory::{Bytes, GuestAddress};
 
@@ -21,6 +22,8 @@ pub(crate) fn file(bytes: &[u8]) -> Arc<dyn Disk> {
 /// Plays a driver.
 struct Rig {
     ahci: Arc<Ahci>,
+    /// Of the disk.
+    limiter: Arc<Limiter>,
     ram: Arc<Ram>,
 }
 
@@ -28,13 +31,14 @@ impl Rig {
     fn new() -> Rig {
         let ram = Arc::new(Ram::new(1 << 20).unwrap());
         let disc: Vec<u8> = (0..5000u32).map(|at| (at / 100) as u8).collect();
+        let limiter = Arc::<Limiter>::default();
         let drives = vec![
-            DriveConfig::Disk { disk: file(&[7; 8192]), serial: "S1".into() },
+            DriveConfig::Disk { disk: file(&[7; 8192]), serial: "S1".into(), limiter: limiter.clone() },
             DriveConfig::Cd(Some(file(&disc))),
         ];
         let ahci = Ahci::new(drives, ram.clone(), IrqLine::unconnected()).unwrap();
         ahci.config_write(reg::COMMAND, &6u16.to_le_bytes());
-        let rig = Rig { ahci, ram };
+        let rig = Rig { ahci, limiter, ram };
         for port in 0..2 {
             rig.set(port, P_CLB, LIST as u32);
             rig.set(port, P_FB, FIS as u32);
@@ -160,6 +164,44 @@ fn a_drive_is_read_to_its_last_block_and_changes_discs() {
     assert_eq!(rig.ahci.change_disc(1, None, false), Err(DiscError::Held));
     assert_eq!(rig.ahci.change_disc(0, None, true), Err(DiscError::NoSuchDrive));
     assert_eq!(rig.ahci.change_disc(1, None, true), Ok(()));
+}
+
+#[test]
+fn what_waits_for_a_limit_holds_up_no_other_port_and_goes_on_when_it_is_lifted() {
+    let rig = Rig::new();
+    let read = [FIS_FROM_HOST, 0x80, 0x25, 0, 3, 0, 0, 0x40, 0, 0, 0, 0, 1, 0];
+    // Some eight minutes for what is read first.
+    let slow = Limits { bytes: Some(Rate { per_second: 1, burst: 0 }), operations: None };
+    rig.limiter.set(slow);
+    assert_eq!(rig.run(0, &[FIS_FROM_HOST, 0x80, IDENTIFY], &[], 512), u32::from(STATUS_READY));
+    assert_eq!(rig.limiter.counted(), (0, 0), "what tells of the disk costs nothing");
+    assert_eq!(rig.run(0, &read, &[], 512), u32::from(STATUS_READY));
+    assert_eq!(rig.limiter.counted(), (1, 512));
+    // The next waits, and is where the command list of port 0 says; the drive has one of its own.
+    rig.set(0, P_CLB, 0x4000);
+    rig.put(0x4000, &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0, 0]);
+    rig.put(0x5000, &[FIS_FROM_HOST, 0x80, FLUSH]);
+    rig.set(0, P_CI, 1);
+    rig.packet(&[0], 2);
+    rig.start_again(1);
+    assert_eq!(rig.packet(&[0], 2), u32::from(STATUS_READY));
+    assert_eq!(rig.get(0, P_CI), 1, "the limit is not kept");
+    // It outlives a pause, which it does not hold up.
+    rig.ahci.pause();
+    rig.ahci.resume();
+    assert_eq!(rig.get(0, P_CI), 1);
+    rig.limiter.set(Limits::default());
+    rig.ahci.wake();
+    while rig.get(0, P_CI) != 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.limiter.counted(), (2, 512));
+    // A port that is stopped forgets what waits.
+    rig.limiter.set(slow);
+    rig.limiter.charge(0, 512);
+    rig.set(0, P_CI, 1);
+    rig.start_again(0);
+    assert_eq!(rig.get(0, P_CI), 0);
 }
 
 #[test]

@@ -48,6 +48,13 @@ struct State {
 /// However much was let through at once, nothing waits longer than this for it.
 const DEBT_MAX: Duration = Duration::from_secs(3600);
 
+impl Default for Limiter {
+    /// One without limits.
+    fn default() -> Limiter {
+        Limiter::new(Limits::default())
+    }
+}
+
 impl Limiter {
     /// A limiter with these limits.
     pub fn new(limits: Limits) -> Limiter {
