@@ -5,12 +5,15 @@
 //! cannot drift apart. Pausing the clock freezes all of them; a saved clock continues from where it
 //! stood.
 //!
+//! [`Spin`] is about the host's time: how long a thread waits awake before it sleeps.
 //! [`Timers`] runs callbacks at guest times, on one thread for the whole machine. Devices and engines
 //! take time from here and from nowhere else.
 
+mod spin;
 mod timers;
 mod tsc;
 
+pub use spin::Spin;
 pub use timers::{Timer, Timers};
 
 use serde::{Deserialize, Serialize};

@@ -17,6 +17,7 @@ use crate::regs::{Regs, *};
 use crate::signals::Signals;
 use crate::thrift::Thrift;
 use crate::vm::VmShared;
+use clock::Spin;
 use cpu::{CpuIo, VmExit};
 use memory::Ram;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub(crate) struct Cpu {
     pub(crate) vm: Arc<VmShared>,
     pub(crate) lapic: Arc<Lapic>,
     pub(crate) signals: Arc<Signals>,
+    /// How long it waits awake when it has halted.
+    pub(crate) spin: Spin,
     pub(crate) blocks: BlockCache,
     pub(crate) stubs: Stubs,
     /// How instructions are translated.
@@ -258,6 +261,7 @@ impl Cpu {
             stubs: Stubs::new(),
             kinds: Kinds::default(),
             thrift: Thrift::default(),
+            spin: Spin::default(),
             io: None,
         }
         // SAFETY: as above; all that is left of `jit` are integers and raw pointers, for which zero is a

@@ -9,7 +9,7 @@ use crate::options::Jit;
 use crate::regs::RIP;
 use crate::signals::signal;
 use cpu::VmExit;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use x86::reg::{dr7, rflags};
 use x86::segment::access;
 use x86::state::seg;
@@ -350,7 +350,12 @@ impl Cpu {
             self.paravirt_sleep_begins();
             self.signals.leave_guest();
             let timeout = [timeout, quiet].into_iter().flatten().min();
-            self.signals.sleep(ignored, timeout.map(Duration::from_nanos));
+            let timeout = timeout.map(Duration::from_nanos);
+            if !self.spin.until(timeout, || self.signals.pending() & !ignored != 0) {
+                let asleep = Instant::now();
+                self.signals.sleep(ignored, timeout);
+                self.spin.slept(asleep.elapsed());
+            }
             self.signals.enter_guest();
             self.paravirt_sleep_ends();
             self.lapic.sleep_ends();

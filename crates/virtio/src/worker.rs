@@ -11,6 +11,7 @@
 
 use crate::Kick;
 use crate::queue::{Chain, Queue, RingError};
+use clock::Spin;
 use memory::Ram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::any::Any;
@@ -189,13 +190,13 @@ impl Drop for Worker {
 }
 
 fn run(mut work: Box<dyn Work>, stop: &Stop) -> Box<dyn Work> {
-    let mut spin = Spin::default();
+    let mut spin = Spin::giving_way();
     while !stop.asked.load(Ordering::Acquire) {
         match work.work() {
             Progress::More => continue,
             Progress::Done => {
                 let pending = || work.is_pending() || stop.asked.load(Ordering::Acquire);
-                if spin.until(pending) {
+                if spin.until(None, pending) {
                     continue;
                 }
             }
@@ -213,45 +214,6 @@ fn run(mut work: Box<dyn Work>, stop: &Stop) -> Box<dyn Work> {
     }
     work.drain();
     work
-}
-
-/// How long to look for more before going to sleep. Waking a thread on another core costs some 50 µs,
-/// so it pays to wait that long where more usually comes so soon, and only there: the time grows with
-/// each sleep that turned out short and goes back to nothing with a long one.
-#[derive(Default)]
-struct Spin {
-    budget: Duration,
-}
-
-impl Spin {
-    const FIRST: Duration = Duration::from_micros(10);
-    const LONGEST: Duration = Duration::from_micros(50);
-
-    fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
-        if ready() {
-            return true;
-        }
-        if self.budget.is_zero() {
-            return false;
-        }
-        let begin = Instant::now();
-        while begin.elapsed() < self.budget {
-            // The vCPU that will bring more may be waiting for this very core.
-            std::thread::yield_now();
-            if ready() {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn slept(&mut self, slept: Duration) {
-        self.budget = if slept < Self::LONGEST * 2 {
-            (self.budget * 2).clamp(Self::FIRST, Self::LONGEST)
-        } else {
-            Duration::ZERO
-        };
-    }
 }
 
 #[cfg(test)]
@@ -310,17 +272,5 @@ mod tests {
         assert_eq!(numbers[..7], [1, 2, 3, 0, 1, 1, 2]);
         let back: Box<dyn Any> = worker.join();
         assert!(back.downcast::<Mover>().unwrap().drained);
-    }
-
-    #[test]
-    fn spinning_is_only_for_those_who_are_woken_soon() {
-        let mut spin = Spin::default();
-        assert!(!spin.until(|| false));
-        for expected in [10, 20, 40, 50, 50] {
-            spin.slept(Duration::from_micros(30));
-            assert_eq!(spin.budget, Duration::from_micros(expected));
-        }
-        spin.slept(Duration::from_millis(1));
-        assert_eq!(spin.budget, Duration::ZERO);
     }
 }
