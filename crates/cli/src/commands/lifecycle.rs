@@ -4,7 +4,9 @@ use super::Run;
 use crate::progress::{Wait, watched};
 use crate::{Context, Error};
 use api::v1::vm::{StopParams, VmState};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// Machines, by name.
 #[derive(Debug, clap::Args)]
@@ -77,10 +79,10 @@ pub struct Stop {
     /// The virtual machines
     #[arg(required_unless_present_any = ["all", "all_projects"], value_name = "NAME")]
     names: Vec<String>,
-    /// All of the project that run, at the same time
+    /// All of the project that run: the last of the autostart order first, those with the same order at the same time
     #[arg(long, conflicts_with_all = ["names", "all_projects"])]
     all: bool,
-    /// All that run, of all projects: for the shutdown of the host
+    /// All that run, of all projects, likewise: for the shutdown of the host. They share the --timeout
     #[arg(long, conflicts_with = "names")]
     all_projects: bool,
     #[command(flatten)]
@@ -92,37 +94,57 @@ pub struct Stop {
 impl Run for Stop {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         context.with_daemon(async |client| {
+            if !self.names.is_empty() {
+                for name in &self.names {
+                    let operation = client.vm_stop(name, self.how.params()).await?;
+                    self.finish(context, &client, operation, name).await?;
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
             let projects = match self.all_projects {
                 true => client.projects().await?.into_iter().map(|project| project.name).collect(),
                 false => vec![client.project().to_owned()],
             };
-            let mut stopping = Vec::new();
+            let mut groups: BTreeMap<i32, Vec<(client::Client, String)>> = BTreeMap::new();
             for project in projects {
                 let client = client.in_project(&project);
-                let names = match self.all || self.all_projects {
-                    true => running(&client).await?,
-                    false => self.names.clone(),
-                };
-                for name in names {
-                    let operation = client.vm_stop(&name, self.how.params()).await?;
-                    if !self.names.is_empty() {
-                        self.finish(context, &client, operation, &name).await?;
-                    } else {
-                        stopping.push((client.clone(), operation, name));
-                    }
+                for vm in client.vms().await?.into_iter().filter(|vm| vm.state.is_active()) {
+                    groups.entry(vm.config.autostart.order).or_default().push((client.clone(), vm.name));
                 }
             }
-            // One that does not end keeps no other from being waited for.
+            // One that does not end keeps no other from being stopped and waited for.
             let mut failed = None;
-            for (client, operation, name) in stopping {
-                if let Err(error) = self.finish(context, &client, operation, &name).await {
-                    eprintln!("arnia: {name}: {error}");
-                    failed = Some(error);
+            let mut fail = |name: &str, error: Error| {
+                eprintln!("arnia: {name}: {error}");
+                failed = Some(error);
+            };
+            let (begun, mut left) = (Instant::now(), groups.len());
+            for machines in groups.into_values().rev() {
+                let timeout = self.how.timeout.map(|all| share(all, begun.elapsed(), left));
+                left -= 1;
+                let params = StopParams { timeout, ..self.how.params() };
+                let mut stopping = Vec::new();
+                for (client, name) in machines {
+                    match client.vm_stop(&name, params).await {
+                        Ok(operation) => stopping.push((client, operation, name)),
+                        Err(error) => fail(&name, error.into()),
+                    }
+                }
+                for (client, operation, name) in stopping {
+                    if let Err(error) = self.finish(context, &client, operation, &name).await {
+                        fail(&name, error);
+                    }
                 }
             }
             failed.map_or(Ok(ExitCode::SUCCESS), Err)
         })
     }
+}
+
+/// What the next of `groups` gets of the seconds that all have: its part of what is left, and no less than one.
+fn share(all: u32, elapsed: Duration, groups: usize) -> u32 {
+    let left = u64::from(all).saturating_sub(elapsed.as_secs());
+    u32::try_from(left / groups.max(1) as u64).unwrap_or(u32::MAX).max(1)
 }
 
 impl Stop {
@@ -137,12 +159,6 @@ impl Stop {
             .finish(context, client, operation, &format!("stopping {name}"), &format!("{name} is off"))
             .await
     }
-}
-
-/// The machines of a project that have a process.
-async fn running(client: &client::Client) -> Result<Vec<String>, Error> {
-    let vms = client.vms().await?.into_iter();
-    Ok(vms.filter(|vm| vm.state.is_active()).map(|vm| vm.name).collect())
 }
 
 /// Stops virtual machines and starts them again, with their newest configuration.
@@ -223,5 +239,23 @@ impl Run for Resume {
             }
             context.output.say(&format!("{name} goes on"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_stop_one_after_the_other_share_the_time() {
+        let seconds = Duration::from_secs;
+        assert_eq!(share(80, seconds(0), 1), 80);
+        assert_eq!(share(80, seconds(0), 2), 40);
+        // The first one took less, or all that it had.
+        assert_eq!(share(80, seconds(10), 1), 70);
+        assert_eq!(share(80, seconds(40), 1), 40);
+        // Nothing is left: there is still a moment for each.
+        assert_eq!(share(80, seconds(100), 3), 1);
+        assert_eq!(share(1, seconds(0), 2), 1);
     }
 }

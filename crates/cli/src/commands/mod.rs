@@ -54,6 +54,19 @@ pub trait Run {
     fn run(&self, context: &Context) -> Result<ExitCode, Error>;
 }
 
+/// Removes what has these names, one after the other, and says so. The first that cannot be removed ends it.
+async fn remove_each(
+    context: &Context,
+    names: &[String],
+    remove: impl AsyncFn(&str) -> Result<(), client::Error>,
+) -> Result<(), Error> {
+    for name in names {
+        remove(name).await?;
+        context.output.say(&format!("{name} is removed"))?;
+    }
+    Ok(())
+}
+
 /// All commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {

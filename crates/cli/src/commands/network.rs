@@ -1,6 +1,6 @@
 //! `arnia network`.
 
-use super::Run;
+use super::{Run, remove_each};
 use crate::output::Row;
 use crate::{Context, Error};
 use api::v1::network::{MTU_DEFAULT, Network as View, NetworkConfig, NetworkMode, NetworkParams};
@@ -124,10 +124,7 @@ impl Run for Network {
                     show(context, &client.network_update(name, &patch.into(), None).await?)?;
                 }
                 Network::Rm { names } => {
-                    for name in names {
-                        client.network_delete(name).await?;
-                        context.output.say(&format!("{name} is removed"))?;
-                    }
+                    remove_each(context, names, async |name| client.network_delete(name).await).await?;
                 }
             }
             Ok(ExitCode::SUCCESS)

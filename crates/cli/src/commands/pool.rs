@@ -1,8 +1,9 @@
 //! `arnia pool`.
 
-use super::{Run, bytes};
+use super::machine::absolute;
+use super::{Run, bytes, remove_each};
 use crate::output::Row;
-use crate::{Context, Error, ErrorKind};
+use crate::{Context, Error};
 use api::v1::storage::{Pool as View, PoolDriver, PoolParams};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,13 +38,7 @@ impl Run for Pool {
         context.with_daemon(async |client| {
             match self {
                 Pool::Create { name, path } => {
-                    let path = std::path::absolute(path).map_err(|e| {
-                        Error::new(ErrorKind::BadInput, format!("{} is no folder", path.display()))
-                            .with_source(e)
-                    })?;
-                    let path = path.into_os_string().into_string().map_err(|path| {
-                        Error::new(ErrorKind::BadInput, format!("the path {path:?} is no UTF-8"))
-                    })?;
+                    let path = absolute(path)?;
                     let params = PoolParams { name: name.clone(), driver: PoolDriver::Directory, path };
                     let pool = client.pool_create(&params).await?;
                     context
@@ -52,10 +47,7 @@ impl Run for Pool {
                 }
                 Pool::Ls {} => context.output.list(&client.pools().await?)?,
                 Pool::Rm { names } => {
-                    for name in names {
-                        client.pool_delete(name).await?;
-                        context.output.say(&format!("{name} is removed"))?;
-                    }
+                    remove_each(context, names, async |name| client.pool_delete(name).await).await?;
                 }
             }
             Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! `arnia project`.
 
-use super::Run;
+use super::{Run, remove_each};
 use crate::output::Row;
 use crate::{Context, Error};
 use api::ByteSize;
@@ -105,10 +105,7 @@ impl Run for Project {
                 }
                 Project::Ls {} => context.output.list(&client.projects().await?)?,
                 Project::Rm { names } => {
-                    for name in names {
-                        client.project_delete(name).await?;
-                        context.output.say(&format!("{name} is removed"))?;
-                    }
+                    remove_each(context, names, async |name| client.project_delete(name).await).await?;
                 }
             }
             Ok(ExitCode::SUCCESS)

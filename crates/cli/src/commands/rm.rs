@@ -1,6 +1,6 @@
 //! `arnia rm`.
 
-use super::Run;
+use super::{Run, remove_each};
 use crate::{Context, Error};
 use std::process::ExitCode;
 
@@ -19,10 +19,7 @@ pub struct Rm {
 impl Run for Rm {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         context.with_daemon(async |client| {
-            for name in &self.names {
-                client.vm_delete(name, self.force).await?;
-                context.output.say(&format!("{name} is removed"))?;
-            }
+            remove_each(context, &self.names, async |name| client.vm_delete(name, self.force).await).await?;
             Ok(ExitCode::SUCCESS)
         })
     }

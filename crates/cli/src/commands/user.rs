@@ -1,6 +1,6 @@
 //! `arnia user`.
 
-use super::Run;
+use super::{Run, remove_each};
 use crate::output::Row;
 use crate::{Context, Error};
 use api::v1::access::{Grant, Role, User as View, UserParams, UserUpdate};
@@ -72,10 +72,7 @@ impl Run for User {
                 }
                 User::Ls {} => context.output.list(&client.users().await?)?,
                 User::Rm { names } => {
-                    for name in names {
-                        client.user_delete(name).await?;
-                        context.output.say(&format!("{name} is removed"))?;
-                    }
+                    remove_each(context, names, async |name| client.user_delete(name).await).await?;
                 }
             }
             Ok(ExitCode::SUCCESS)

@@ -1,7 +1,6 @@
 //! `arnia volume`.
 
-use super::Run;
-use super::bytes;
+use super::{Run, bytes, remove_each};
 use crate::output::Row;
 use crate::{Context, Error};
 use api::ByteSize;
@@ -45,10 +44,7 @@ impl Run for Volume {
                 }
                 Volume::Ls {} => context.output.list(&client.volumes().await?)?,
                 Volume::Rm { names } => {
-                    for name in names {
-                        client.volume_delete(name).await?;
-                        context.output.say(&format!("{name} is removed"))?;
-                    }
+                    remove_each(context, names, async |name| client.volume_delete(name).await).await?;
                 }
             }
             Ok(ExitCode::SUCCESS)
