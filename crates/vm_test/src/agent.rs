@@ -1,13 +1,12 @@
 //! The guest agent in the guests of this harness.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use agent_client::Agent;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::Patience;
+use crate::{Patience, install_files};
 
 /// The agent's program and units, and an initramfs that has it besides busybox.
 #[derive(Clone, Debug)]
@@ -46,29 +45,16 @@ impl AgentFiles {
     /// # Errors
     /// If `debugfs` (package e2fsprogs) cannot do it.
     pub fn install(&self, disk: &Path) -> Result<()> {
-        let file = |name: &str| self.folder.join(name).display().to_string();
-        let units = "/etc/systemd/system";
-        let mut script = format!(
-            "write {} /usr/sbin/arnia-agent\nset_inode_field /usr/sbin/arnia-agent mode 0100755\n",
-            file("arnia-agent")
-        );
-        for unit in ["arnia-agent.service", "arnia-firstboot.service"] {
-            script += &format!("write {} {units}/{unit}\n", file(unit));
-            script += &format!("set_inode_field {units}/{unit} mode 0100644\n");
-            script += &format!("symlink {units}/multi-user.target.wants/{unit} {units}/{unit}\n");
-        }
-        let commands = disk.with_extension("debugfs");
-        std::fs::write(&commands, script)?;
-        let mut debugfs = Command::new("debugfs");
-        debugfs.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-        let output = debugfs.arg("-w").arg("-f").arg(&commands).arg(disk).output().context("debugfs")?;
-        std::fs::remove_file(&commands)?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        // It goes on after an error, and its status says nothing; its first line is its version.
-        if !output.status.success() || said.lines().count() > 1 {
-            bail!("debugfs did not install the agent: {said}");
-        }
-        Ok(())
+        const UNITS: [&str; 2] = ["arnia-agent.service", "arnia-firstboot.service"];
+        let folder = "/etc/systemd/system";
+        let units = UNITS.map(|unit| (self.folder.join(unit), format!("{folder}/{unit}")));
+        let links = UNITS.map(|unit| format!("{folder}/multi-user.target.wants/{unit}"));
+        let program = self.program();
+        let mut files = vec![(program.as_path(), "/usr/sbin/arnia-agent", 0o755)];
+        files.extend(units.iter().map(|(from, to)| (from.as_path(), to.as_str(), 0o644)));
+        let links: Vec<_> =
+            links.iter().zip(&units).map(|(at, (_, to))| (at.as_str(), to.as_str())).collect();
+        install_files(disk, &files, &links)
     }
 }
 

@@ -53,7 +53,7 @@ pub use arnia::Arnia;
 pub use artifacts::{Artifacts, copy_sparse};
 pub use console::Console;
 pub use control::{Control, RunState};
-pub use ext4::{check_ext4, system_tool};
+pub use ext4::{check_ext4, install_files, system_tool};
 pub use guest::{After, Firmware, Guest};
 pub use http::{HttpServer, sha256_hex};
 pub use patience::Patience;

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -103,6 +103,11 @@ pub(crate) fn run(job: &DiskJob) -> io::Result<Done> {
     let ns = sys::monotonic_ns() - begun;
     let requests = results.into_iter().sum::<io::Result<u64>>()?;
     Ok(Done { requests, bytes: requests * job.block, ns })
+}
+
+/// Resets a SCSI disk and nothing above it: what `sg_reset --device` does, if that is all that is to be tried.
+pub(crate) fn reset(path: &Path) -> io::Result<()> {
+    sys::reset_scsi_device(&File::open(path)?)
 }
 
 fn work(job: &DiskJob, disk: &File, next: &AtomicU64, begun: u64) -> io::Result<u64> {

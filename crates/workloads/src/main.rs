@@ -20,6 +20,8 @@
 //! ```text
 //! disk <requests> <bytes> <nanoseconds>
 //! ```
+//!
+//! and with `--reset DEVICE` it has the kernel reset a SCSI disk, whatever the disk is doing.
 
 mod bytecode;
 mod calls;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Ok(Task::Disk(job)) => {
             disk::run(&job).map(|done| println!("disk {} {} {}", done.requests, done.bytes, done.ns))
         }
+        Ok(Task::Reset(path)) => disk::reset(&path),
         Ok(Task::Measure(options)) => measure(&options),
         Err(message) => Err(io::Error::other(message)),
     };

@@ -16,6 +16,8 @@ pub(crate) enum Task {
     Measure(Options),
     /// Move data to or from a disk.
     Disk(DiskJob),
+    /// Reset a SCSI disk.
+    Reset(PathBuf),
 }
 
 /// What to measure, and for how long.
@@ -54,6 +56,7 @@ impl Options {
             match argument.as_str() {
                 "--exit" => return Ok(Task::Exit),
                 "--list" => return Ok(Task::List),
+                "--reset" => return Ok(Task::Reset(value()?.into())),
                 "--disk" => {
                     let mut job = DiskJob::new(value()?.into());
                     arguments.try_for_each(|part| job.set(&part))?;
@@ -110,5 +113,6 @@ mod tests {
         }
         assert_eq!(parse("--exit"), Ok(Task::Exit));
         assert_eq!(parse("--list"), Ok(Task::List));
+        assert_eq!(parse("--reset /dev/sda"), Ok(Task::Reset("/dev/sda".into())));
     }
 }

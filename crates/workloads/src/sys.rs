@@ -1,7 +1,9 @@
 //! System calls that the standard library has no safe form of.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr;
 
 /// Nanoseconds of the clock that never goes back.
@@ -29,6 +31,19 @@ pub(crate) fn pin_to_one_cpu() -> io::Result<()> {
         libc::sched_setaffinity(0, size_of_val(&set), &set) != 0
     };
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `SG_SCSI_RESET` with the device alone, and no attempt at what is above it (`scsi/sg.h`).
+const SG_SCSI_RESET: u64 = 0x2284;
+const SG_SCSI_RESET_DEVICE: libc::c_int = 1;
+const SG_SCSI_RESET_NO_ESCALATE: libc::c_int = 0x100;
+
+/// Has the kernel reset a SCSI device.
+pub(crate) fn reset_scsi_device(device: &File) -> io::Result<()> {
+    let what = SG_SCSI_RESET_DEVICE | SG_SCSI_RESET_NO_ESCALATE;
+    // SAFETY: this request reads an int through the pointer, which is that of one.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), SG_SCSI_RESET as _, &what) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A child process that is not waited for yet. It is, when this is dropped.

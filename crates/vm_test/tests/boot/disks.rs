@@ -19,6 +19,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.worker_test("disks::jobs", jobs);
     suite.worker_test("disks::limits", limits);
     suite.worker_test("disks::limits_of_scsi_disks", scsi_limits);
+    suite.worker_test("disks::a_scsi_disk_is_reset_in_the_middle", scsi_reset);
     suite.worker_test("disks::memory", memory);
     suite.worker_test("disks::full_host", full_host);
 }
@@ -176,6 +177,50 @@ fn scsi_limits(case: &Case) -> Result<()> {
     let complaints = "dmesg | grep -E '(scsi|sd|virtio)' | grep -iE 'error|abort|reset|fail|timeout' || true";
     let errors = run(&mut vm, complaints)?;
     ensure!(errors.trim().is_empty(), "the guest complains:\n{errors}");
+    Ok(())
+}
+
+/// Linux resets a disk (SAM-5, LOGICAL UNIT RESET) that has requests in flight, which are held up by a limit. They are
+/// answered at once as what they are, the guest asks again, and all of it is on the disk in the end. What is for the other
+/// disk goes on.
+///
+/// By ioctl(2), because Linux' driver never gives up a request to a virtio disk by itself: it waits for as long as it takes.
+fn scsi_reset(case: &Case) -> Result<()> {
+    const RESETS: u32 = 5;
+    let (path, other) = (case.empty_disk("disk.img", SIZE)?, case.empty_disk("other.img", SIZE)?);
+    let mut vm = start(case, |guest| guest.disk(&path).disk(&other).scsi())?;
+    run(
+        &mut vm,
+        "modprobe -a virtio_scsi sd_mod; while [ ! -b /dev/sda ] || [ ! -b /dev/sdb ]; do sleep 0.1; done",
+    )?;
+    order(&vm, Request::DiskLimits { disk: 0, limits: very_slow() })?;
+    let job =
+        |disk: &str| format!("workloads --disk {disk} write block=65536 threads=8 requests=256 span={SIZE}");
+    run(
+        &mut vm,
+        &format!(
+            "({} > /tmp/told 2>&1; echo $? > /tmp/done) & ({} > /dev/null; echo $? > /tmp/other) &",
+            job("/dev/sda"),
+            job("/dev/sdb")
+        ),
+    )?;
+    // The second figure is that of writes. Those that are answered by the reset count as failed, and are asked for again.
+    let one = "until [ $(awk '{print $2}' /sys/block/sda/inflight) -ge 4 ]; do sleep 0.1; done
+        before=$(($(cat /sys/block/sda/device/ioerr_cnt)))
+        workloads --reset /dev/sda && echo $(($(cat /sys/block/sda/device/ioerr_cnt) - before))";
+    for reset in 0..RESETS {
+        let ended = run(&mut vm, &one.replace('\n', ";")).with_context(|| format!("reset {reset}"))?;
+        ensure!(ended.trim().parse::<u32>().is_ok_and(|ended| ended >= 4), "reset {reset} ended {ended:?}");
+    }
+    let left =
+        run(&mut vm, "while [ ! -e /tmp/other ]; do sleep 0.1; done; cat /tmp/other; ls /tmp/done || true")?;
+    ensure!(left.lines().next() == Some("0") && !left.contains("/tmp/done\n"), "{left}");
+    order(&vm, Request::DiskLimits { disk: 0, limits: RateLimits::default() })?;
+    let told = run(&mut vm, "while [ ! -e /tmp/done ]; do sleep 0.1; done; cat /tmp/done /tmp/told")?;
+    ensure!(told.starts_with("0\ndisk 256 "), "{told}");
+    for disk in ["/dev/sda", "/dev/sdb"] {
+        run(&mut vm, &format!("workloads --disk {disk} block=65536 requests=256 span=16777216"))?;
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ mod networks;
 mod product;
 mod refusals;
 mod root_files;
+mod service;
 mod snapshots;
 mod software;
 mod stopping;
@@ -51,6 +52,7 @@ fn main() -> Result<ExitCode> {
     completion::add(&mut suite);
     inside::add(&mut suite);
     cgroups::add(&mut suite);
+    service::add(&mut suite);
     killed::add(&mut suite);
     moving::add(&mut suite);
     networks::add(&mut suite);
