@@ -73,6 +73,12 @@ impl Error {
         self
     }
 
+    /// Says what it is about, where several things are done at once.
+    pub fn about(mut self, what: &str) -> Error {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     /// Gives it another exit status than that of its kind.
     pub fn with_status(mut self, status: u8) -> Error {
         self.status = Some(status);

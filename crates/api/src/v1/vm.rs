@@ -1,6 +1,7 @@
 //! Virtual machines.
 
 use super::Time;
+use super::error::{ApiError, ErrorCode};
 use super::guest::Guest;
 use super::limits::Limits;
 use super::mount::MountConfig;
@@ -370,6 +371,28 @@ pub struct StopParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 86400))]
     pub timeout: Option<u32>,
+}
+
+/// Most vCPUs of a machine.
+const CPUS_MAX: u32 = 255;
+const MEMORY_MIN: u64 = 2 << 20;
+const MEMORY_MAX: u64 = 1 << 45;
+
+/// Whether a machine can have so many vCPUs and so much memory. The daemon asks this of every configuration, and a client before it
+/// begins what takes long.
+///
+/// # Errors
+/// What the daemon answers then.
+pub fn check_sizes(cpus: u32, memory: ByteSize) -> Result<(), ApiError> {
+    if !(1..=CPUS_MAX).contains(&cpus) {
+        return Err(ApiError::new(ErrorCode::Invalid, format!("{cpus} vCPUs cannot be had"))
+            .with_remedy(format!("choose 1 to {CPUS_MAX}")));
+    }
+    if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory.0) || !memory.0.is_multiple_of(4096) {
+        return Err(ApiError::new(ErrorCode::Invalid, format!("{memory} of memory cannot be had"))
+            .with_remedy("choose a multiple of 4K from 2M to 32T, like 1G"));
+    }
+    Ok(())
 }
 
 /// Seconds that a guest has to power off when nobody says otherwise.

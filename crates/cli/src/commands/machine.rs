@@ -11,7 +11,7 @@ use api::v1::error::ErrorCode;
 use api::v1::image::{ImageBuild, ImageParams};
 use api::v1::network::{NicConfig, USER_NETWORK};
 use api::v1::vm::{
-    Autostart, BootConfig, CloneKind, DiskConfig, InstanceParams, SeedKind, VmConfig, VmParams,
+    Autostart, BootConfig, CloneKind, DiskConfig, InstanceParams, SeedKind, VmConfig, VmParams, check_sizes,
 };
 use client::Client;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,11 @@ fn firmware(text: &str) -> Result<ImageFirmware, String> {
 impl Machine {
     /// What the daemon is asked for. An image that this program knows how to build is built if it is not there.
     pub(super) async fn params(&self, context: &Context, client: &Client) -> Result<VmParams, Error> {
+        // Before an image is built or fetched, which takes minutes.
+        check_sizes(self.cpus, self.memory).map_err(|refusal| {
+            let error = Error::bad_input(refusal.message);
+            refusal.remedy.into_iter().fold(error, Error::with_remedy)
+        })?;
         let is_image = self.kernel.is_none() && self.firmware.is_none();
         let what = match &self.what {
             Some(what) if is_image => Some(appliance::fetch(context, client, what, &self.trust).await?),

@@ -9,16 +9,13 @@ use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
 use api::v1::name;
 use api::v1::operation::Operation;
-use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState};
+use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState, check_sizes};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use store::{Records, VmRecord};
 
 /// Limits that the worker has, too; here they are refused when they are written and not when they are started.
-const CPUS_MAX: u32 = 255;
-const MEMORY_MIN: u64 = 2 << 20;
-const MEMORY_MAX: u64 = 1 << 45;
 /// Disks and network cards that fit on the bus beside what every machine has, what an image brings, and a display.
 const DEVICES_MAX: usize = 21;
 const LABELS_MAX: usize = 100;
@@ -319,14 +316,7 @@ fn repeated(records: &Records<'_>, known: &str, asked: &str, answer: &str) -> Re
 fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -> Result<(), Error> {
     let invalid = |message: String| Err(Error::new(ErrorCode::Invalid, message));
     check_description(&config.description)?;
-    if !(1..=CPUS_MAX).contains(&config.cpus) {
-        return Err(Error::new(ErrorCode::Invalid, format!("{} vCPUs cannot be had", config.cpus))
-            .with_remedy(format!("choose 1 to {CPUS_MAX}")));
-    }
-    if !(MEMORY_MIN..=MEMORY_MAX).contains(&config.memory.0) || !config.memory.0.is_multiple_of(4096) {
-        return Err(Error::new(ErrorCode::Invalid, format!("{} of memory cannot be had", config.memory))
-            .with_remedy("choose a multiple of 4K from 2M to 32T, like 1G"));
-    }
+    check_sizes(config.cpus, config.memory)?;
     let boot = &config.boot;
     match (&config.image, &boot.kernel, boot.firmware) {
         (None, None, None) => {

@@ -240,6 +240,15 @@ fn labs(case: &Case) -> Result<()> {
     );
     arnia.run(&["apply", "--yes", "-f", &path])?;
     ensure!(arnia.json(&["info", "seed"])?["config"]["memory"] == "256M", "it was not applied");
+
+    // What cannot be says where it is in the file; and before an image is built for it.
+    std::fs::write(&file, format!("vms: {{bad: {{image: \"{}\", cpus: 0}}}}", Arnia::TINY))?;
+    let refused = arnia.try_run(&["apply", "--yes", "-f", &path])?;
+    let why = String::from_utf8_lossy(&refused.stderr);
+    ensure!(why.contains("machine bad: 0 vCPUs cannot be had"), "{refused:?}");
+    let refused = arnia.try_run(&["run", "debian", "--cpus", "0"])?;
+    let why = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(2) && why.contains("0 vCPUs cannot be had"), "{refused:?}");
     Ok(())
 }
 
@@ -271,7 +280,10 @@ fn whole_host(case: &Case) -> Result<()> {
         "--",
         "true",
     ])?;
-    arnia.run(&["stop", "--all-projects"])?;
+    // The last that is started with the host is the first that is stopped.
+    arnia.run(&["set", "--project", "other", "there", "autostart.order=5"])?;
+    let told = arnia.run(&["stop", "--all-projects"])?;
+    ensure!(told == "there is off\nhere is off\n", "{told:?}");
     for project in ["default", "other"] {
         let machines = arnia.json(&["ls", "--project", project])?;
         let machines = machines.as_array().context("a list")?;

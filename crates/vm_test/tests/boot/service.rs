@@ -14,7 +14,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.full_bt_matrix("daemon::as_a_service_of_the_system", &[2], service);
 }
 
-/// Machines outlive the daemon's upgrade; the host's shutdown shuts them down in order, its start starts them again.
+/// A host without a network: nothing waits for one. Machines outlive the daemon's upgrade; the host's shutdown shuts them down in order, its start starts them again.
 fn service(case: &Case) -> Result<()> {
     let disk = case.path("disk.img");
     copy_sparse(&case.artifacts.debian.disk, &disk)?;

@@ -14,39 +14,44 @@ pub(super) async fn carry_out(
     restart: bool,
 ) -> Result<(), Error> {
     for step in steps {
-        match step {
-            Step::CreateVolume { volume } => drop(client.volume_create(volume).await?),
-            Step::CreateNetwork { network } => drop(client.network_create(network).await?),
-            Step::ChangeNetwork { network, revision, patch } => {
-                client.network_update(network, patch, Some(*revision)).await?;
-            }
-            Step::CreateVm { vm, config, start } => {
-                let params = VmParams { start: *start, ..VmParams::new(vm, (**config).clone()) };
-                if let Created::Starting(operation) =
-                    client.vm_create(&params, &crate::commands::machine::key()).await?
-                {
-                    shown(&format!("starting {vm}"), client.wait(*operation)).await?;
-                }
-            }
-            Step::ChangeVm { vm, revision, patch, running } => {
-                client.vm_update(vm, patch, Some(*revision)).await?;
-                if *running && restart {
-                    let operation = client.vm_restart(vm, StopParams::default()).await?;
-                    shown(&format!("restarting {vm}"), client.wait(operation)).await?;
-                }
-            }
-            Step::StartVm { vm } => {
-                let operation = client.vm_start(vm).await?;
-                shown(&format!("starting {vm}"), client.wait(operation)).await?;
-            }
-            Step::StopVm { vm } => stop(client, vm).await?,
-            Step::RemoveVm { vm } => {
-                stop(client, vm).await?;
-                client.vm_delete(vm, false).await?;
-            }
-        }
+        do_step(client, step, restart).await.map_err(|error| error.about(&step.subject()))?;
     }
     context.output.say("done")
+}
+
+async fn do_step(client: &Client, step: &Step, restart: bool) -> Result<(), Error> {
+    match step {
+        Step::CreateVolume { volume } => drop(client.volume_create(volume).await?),
+        Step::CreateNetwork { network } => drop(client.network_create(network).await?),
+        Step::ChangeNetwork { network, revision, patch } => {
+            client.network_update(network, patch, Some(*revision)).await?;
+        }
+        Step::CreateVm { vm, config, start } => {
+            let params = VmParams { start: *start, ..VmParams::new(vm, (**config).clone()) };
+            if let Created::Starting(operation) =
+                client.vm_create(&params, &crate::commands::machine::key()).await?
+            {
+                shown(&format!("starting {vm}"), client.wait(*operation)).await?;
+            }
+        }
+        Step::ChangeVm { vm, revision, patch, running } => {
+            client.vm_update(vm, patch, Some(*revision)).await?;
+            if *running && restart {
+                let operation = client.vm_restart(vm, StopParams::default()).await?;
+                shown(&format!("restarting {vm}"), client.wait(operation)).await?;
+            }
+        }
+        Step::StartVm { vm } => {
+            let operation = client.vm_start(vm).await?;
+            shown(&format!("starting {vm}"), client.wait(operation)).await?;
+        }
+        Step::StopVm { vm } => stop(client, vm).await?,
+        Step::RemoveVm { vm } => {
+            stop(client, vm).await?;
+            client.vm_delete(vm, false).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn stop(client: &Client, vm: &str) -> Result<(), Error> {

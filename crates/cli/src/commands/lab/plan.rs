@@ -52,6 +52,20 @@ pub(super) enum Step {
 }
 
 impl Step {
+    /// What it is about.
+    pub(super) fn subject(&self) -> String {
+        match self {
+            Step::CreateVolume { volume } => format!("volume {}", volume.name),
+            Step::CreateNetwork { network } => format!("network {}", network.name),
+            Step::ChangeNetwork { network, .. } => format!("network {network}"),
+            Step::CreateVm { vm, .. }
+            | Step::ChangeVm { vm, .. }
+            | Step::StartVm { vm }
+            | Step::StopVm { vm }
+            | Step::RemoveVm { vm } => format!("machine {vm}"),
+        }
+    }
+
     /// Whether something ends by it.
     pub(super) fn loses(&self) -> bool {
         matches!(self, Step::StopVm { .. } | Step::RemoveVm { .. })
