@@ -76,6 +76,11 @@ impl Output {
         }
     }
 
+    /// Whether a person at a terminal reads what is written.
+    pub fn is_at_terminal(&self) -> bool {
+        self.format == Format::Table && io::IsTerminal::is_terminal(&io::stdout())
+    }
+
     /// Says something beside the result to a person at a terminal.
     pub fn hint(&self, sentence: &str) {
         if self.format == Format::Table && io::IsTerminal::is_terminal(&io::stderr()) {

@@ -1,12 +1,13 @@
 //! What people do with machines that come from images, by `arnia` and a daemon of its own: run, snapshot, clone,
 //! suspend, ports, limits, labs as files. The image is tiny, so that each machine is there in moments.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use vm_test::{Arnia, Case, Patience, Suite, free_port};
+use vm_test::{Arnia, Case, KillOnDrop, Patience, Suite, free_port};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.engineless_test("product::run_snapshot_clone_suspend", life);
@@ -252,6 +253,20 @@ fn labs(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// What machines use is shown once, and again and again at a terminal, which script(1) gives it.
+fn goes_on_at_a_terminal(arnia: &Arnia) -> Result<()> {
+    let once = arnia.run(&["top"])?;
+    ensure!(once.starts_with("NAME ") && once.contains("\nhere "), "{once:?}");
+    let mut script = std::process::Command::new("script");
+    script.args(["--quiet", "--command", &format!("'{}' top", arnia.program()), "/dev/null"]);
+    script.env("ARNIA_HOME", arnia.home()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = KillOnDrop(script.spawn().context("cannot run script(1)")?);
+    let output = child.0.stdout.take().context("piped")?;
+    let shown = std::io::BufReader::new(output).lines().map_while(Result::ok);
+    ensure!(shown.filter(|line| line.starts_with("here ")).take(2).count() == 2, "it is shown only once");
+    Ok(())
+}
+
 /// What concerns the host as a whole: pools, and all machines of all projects.
 fn whole_host(case: &Case) -> Result<()> {
     let arnia = start(case)?;
@@ -280,6 +295,7 @@ fn whole_host(case: &Case) -> Result<()> {
         "--",
         "true",
     ])?;
+    goes_on_at_a_terminal(&arnia)?;
     // The last that is started with the host is the first that is stopped.
     arnia.run(&["set", "--project", "other", "there", "autostart.order=5"])?;
     let told = arnia.run(&["stop", "--all-projects"])?;

@@ -62,7 +62,10 @@ fn service(case: &Case) -> Result<()> {
 fn lives(shell: &mut Shell<'_>) -> Result<Vec<String>> {
     let tell = |(name, _): (&str, i32)| {
         // No longer than a command may take here; again and again, because a boot may take longer.
-        let ask = format!("timeout 60 arnia exec --wait 50 {name} -- cat /proc/sys/kernel/random/boot_id");
+        // Progress, which goes to a terminal like this one, is not wanted.
+        let ask = format!(
+            "timeout 60 arnia exec --wait 50 {name} -- cat /proc/sys/kernel/random/boot_id 2> /tmp/why || {{ cat /tmp/why; false; }}"
+        );
         let deadline = std::time::Instant::now() + Patience::Login.limit();
         loop {
             let told = shell.run(&ask)?;
