@@ -281,6 +281,7 @@ fn nonsense_is_refused_and_changes_nothing() {
         ExecParams { command: vec!["true".into()], directory: Some("/none".into()), ..Default::default() };
     let error = agent.exec(&params).expect_err("it is refused");
     assert_eq!(error.kind(), ErrorKind::Refused(AgentErrorKind::NotFound));
+    assert!(error.to_string().contains("/none"), "it is not the program that is missing: {error}");
 }
 
 #[test]

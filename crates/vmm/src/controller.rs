@@ -444,7 +444,8 @@ impl Controller {
     fn screen(&self) -> Result<Arc<platform::vga::Vga>, ControlError> {
         self.machine.display().ok_or_else(|| ControlError {
             kind: ControlErrorKind::BadRequest,
-            message: "the machine has no display: start it with --display vga".into(),
+            message: "the machine has no display: those that firmware starts have one, and others with --display vga of arnia-vmm"
+                .into(),
         })
     }
 

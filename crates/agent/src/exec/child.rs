@@ -63,7 +63,11 @@ impl Child {
             }
         }
         become_user(&mut command, &root, &user, terminal.is_some());
-        let mut started = command.spawn().map_err(|error| failed(format!("cannot run {what}"), &error))?;
+        let mut started = command.spawn().map_err(|error| match &params.directory {
+            // The error for a missing folder is that for a missing program.
+            Some(folder) if !Path::new(folder).is_dir() => failed(format!("cannot work in {folder}"), &error),
+            _ => failed(format!("cannot run {what}"), &error),
+        })?;
         let pid = Pid::from_raw(started.id().cast_signed());
         let (stdin, stdout, stderr) = (started.stdin.take(), started.stdout.take(), started.stderr.take());
         // Before anything can fail: from here on dropping it ends the program.

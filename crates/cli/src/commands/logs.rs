@@ -23,6 +23,9 @@ impl Run for Logs {
         let kind = if self.worker { "worker" } else { "console" };
         let log =
             context.with_daemon(async |client| Ok(client.vm_log(&self.name, kind, self.lines).await?))?;
+        if log.is_empty() {
+            context.output.hint(&format!("there is nothing yet in the {kind}'s log of {}", self.name));
+        }
         output::print_bytes(&log)?;
         Ok(ExitCode::SUCCESS)
     }

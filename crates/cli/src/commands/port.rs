@@ -92,7 +92,7 @@ impl Run for Ls {
 pub struct Rm {
     /// The virtual machine
     name: String,
-    /// Where the host listens: [ADDRESS:]PORT[/tcp|/udp]
+    /// Where the host listens: [ADDRESS:]PORT[/tcp|/udp], or as `arnia port ls` shows it
     #[arg(required = true, value_name = "PORT")]
     ports: Vec<String>,
 }

@@ -11,6 +11,7 @@
 use super::App;
 use crate::Error;
 use crate::machine::{Control, GroupLimits, scheduling};
+use api::ByteSize;
 use api::v1::error::ErrorCode;
 use api::v1::limits::{CPU_WEIGHT_DEFAULT, Limits, ResizeParams, parse_cpu_set};
 use api::v1::vm::{Vm, VmConfig};
@@ -140,6 +141,13 @@ impl App {
         };
         if machine.process().is_some() {
             let control = self.folder(&vm.id).control();
+            if let Reply::Disks(disks) = control.ask(Request::Disks {}).await?
+                && let Some(now) = disks.disks.first().map(|disk| disk.size)
+                && size < now
+            {
+                let message = format!("the disk has {} and can only become larger", ByteSize(now));
+                return Err(invalid(message).with_remedy("choose a larger size"));
+            }
             control.ask(Request::DiskResize { disk: 0, size }).await?;
             return Ok(());
         }

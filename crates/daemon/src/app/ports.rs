@@ -95,11 +95,11 @@ impl App {
         Ok(Port { rule, nic: port.nic })
     }
 
-    /// Closes the port that listens at `place`: `[ADDRESS:]PORT[/tcp|/udp]`.
+    /// Closes the port that listens at `place`: `[ADDRESS:]PORT[/tcp|/udp]`, or the whole rule as it is listed.
     pub(crate) async fn port_remove(self: &Arc<App>, vm: &VmRecord, place: &str) -> Result<(), Error> {
         // A rule without its second half.
         let (listen, protocol) = place.rsplit_once('/').unwrap_or((place, "tcp"));
-        let wanted = parse(&format!("{listen}:1/{protocol}")).map_err(|_| {
+        let wanted = parse(&format!("{listen}:1/{protocol}")).or_else(|_| parse(place)).map_err(|_| {
             Error::new(ErrorCode::Invalid, format!("{place:?} is no port: write [ADDRESS:]PORT[/tcp|/udp]"))
         })?;
         let _lifecycle = self.lifecycle_locked(vm).await?;

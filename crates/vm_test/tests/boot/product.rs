@@ -81,6 +81,9 @@ fn life(case: &Case) -> Result<()> {
     arnia.run(&["resize", "two", "--disk", "32M"])?;
     let sectors = || inside(&arnia, "two", "cat /sys/block/vda/size");
     arnia.wait(Patience::Command, || Ok(sectors()? == "65536"))?;
+    let smaller = arnia.try_run(&["resize", "two", "--disk", "1M"])?;
+    let why = String::from_utf8_lossy(&smaller.stderr);
+    ensure!(smaller.status.code() == Some(2) && why.contains("the disk has 32M"), "{smaller:?}");
     arnia.run(&["stop", "--force", "two"])?;
     arnia.run(&["resize", "two", "--disk", "48M"])?;
     let smaller = arnia.try_run(&["resize", "two", "--disk", "1M"])?;
@@ -116,7 +119,8 @@ fn ports(case: &Case) -> Result<()> {
     ensure!(fetch(&first)?.ends_with("hello\n"), "by the first port");
     arnia.run(&["port", "add", "web", &format!("{second}:80")])?;
     ensure!(fetch(&second)?.ends_with("hello\n"), "by the second port");
-    arnia.run(&["port", "rm", "web", &second])?;
+    // As the list shows it.
+    arnia.run(&["port", "rm", "web", &format!("{second}:80")])?;
     ensure!(fetch(&second).is_err(), "the port is still open");
     ensure!(fetch(&first)?.ends_with("hello\n"), "the other port has gone with it");
     Ok(())
