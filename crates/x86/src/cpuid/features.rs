@@ -52,6 +52,10 @@ pub(super) enum Source {
     Optional(u8),
     /// Only in the model `host`, when the host has it.
     Host,
+    /// In every model, where the engine offers it: what a guest's system protects itself with on a processor that has
+    /// weaknesses. The software engine's has none (the bits that say so are below) and offers nothing of it, but takes
+    /// a guest that has seen it.
+    Protection,
 }
 
 impl Leaf {
@@ -176,6 +180,11 @@ pub(super) const FEATURES: &[Feature] = {
         feature("fsrm", 7, 0, Edx, 4, Always),
         only(Intel, feature("spec_ctrl", 7, 0, Edx, 26, Always)),
         only(Intel, feature("arch_capabilities", 7, 0, Edx, 29, Always)),
+        // Buffers that VERW clears; STIBP; flushing L1; SSBD.
+        only(Intel, feature("md_clear", 7, 0, Edx, 10, Protection)),
+        only(Intel, feature("intel_stibp", 7, 0, Edx, 27, Protection)),
+        only(Intel, feature("flush_l1d", 7, 0, Edx, 28, Protection)),
+        only(Intel, feature("ssbd", 7, 0, Edx, 31, Protection)),
         feature("avx_vnni", 7, 1, Eax, 4, Host),
         // Leaf 0xd: only in models with XSAVE.
         feature("xsaveopt", 0xd, 1, Eax, 0, Optional(3)),
@@ -199,6 +208,11 @@ pub(super) const FEATURES: &[Feature] = {
         // FXSAVE keeps the pointers of x87 errors, so that nobody has to empty them at each switch.
         only(Amd, feature("xsaveerptr", 0x8000_0008, 0, Ebx, 2, Optional(2))),
         only(Amd, feature("amd_ibrs", 0x8000_0008, 0, Ebx, 14, Always)),
+        only(Amd, feature("ibpb", 0x8000_0008, 0, Ebx, 12, Protection)),
+        only(Amd, feature("stibp", 0x8000_0008, 0, Ebx, 15, Protection)),
+        only(Amd, feature("stibp_always_on", 0x8000_0008, 0, Ebx, 17, Protection)),
+        only(Amd, feature("amd_ssbd", 0x8000_0008, 0, Ebx, 24, Protection)),
+        only(Amd, feature("amd_psfd", 0x8000_0008, 0, Ebx, 28, Protection)),
         only(Amd, feature("amd_ssb_no", 0x8000_0008, 0, Ebx, 26, Always)),
         only(Amd, feature("btc_no", 0x8000_0008, 0, Ebx, 29, Always)),
         // Leaf 0x80000021: LFENCE serialises; a null selector clears its base; IBRS without ado; not
@@ -207,6 +221,10 @@ pub(super) const FEATURES: &[Feature] = {
         only(Amd, feature("null_sel_clr_base", 0x8000_0021, 0, Eax, 6, Always)),
         only(Amd, feature("autoibrs", 0x8000_0021, 0, Eax, 8, Always)),
         only(Amd, feature("no_smm_ctl_msr", 0x8000_0021, 0, Eax, 9, Always)),
+        // Buffers that VERW clears; what IBPB flushes, and a lesser one.
+        only(Amd, feature("verw_clear", 0x8000_0021, 0, Eax, 5, Protection)),
+        only(Amd, feature("sbpb", 0x8000_0021, 0, Eax, 27, Protection)),
+        only(Amd, feature("ibpb_brtype", 0x8000_0021, 0, Eax, 28, Protection)),
         only(Amd, feature("srso_no", 0x8000_0021, 0, Eax, 29, Always)),
         only(Amd, feature("tsa_sq_no", 0x8000_0021, 0, Ecx, 1, Always)),
         only(Amd, feature("tsa_l1_no", 0x8000_0021, 0, Ecx, 2, Always)),

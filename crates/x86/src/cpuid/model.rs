@@ -101,7 +101,8 @@ pub fn build_for(host: &HostCpuid, model: &str, vcpus: u32, tsc_hz: u64) -> Resu
 
 /// Makes the leaves of a model of which every feature is in `offered`: what an engine can give, as
 /// [`Engine::offered_cpuid`] of crate `cpu` tells. Features that a model has everywhere are left out when they
-/// are not offered; those that make a numbered model what it is are not.
+/// are not offered; those that make a numbered model what it is are not. What systems protect themselves with on
+/// processors that have weaknesses is added.
 ///
 /// # Errors
 /// As [`build`]; features that are not offered are missing.
@@ -114,7 +115,23 @@ pub fn build_within(
 ) -> Result<Vec<Leaf>, ModelError> {
     let mut leaves = build_for(&host.limited_to(offered), model, vcpus, tsc_hz)?;
     limit(&mut leaves, offered);
+    add_protection(&mut leaves, host.vendor(), offered);
     Ok(leaves)
+}
+
+/// Adds what the engine offers for systems to protect themselves with, to leaves that the model has.
+fn add_protection(leaves: &mut [Leaf], vendor: Vendor, offered: &[Leaf]) {
+    let protection = |feature: &&Feature| {
+        feature.source == Source::Protection && feature.vendor.is_none_or(|only| only == vendor)
+    };
+    for feature in FEATURES.iter().filter(protection) {
+        let same =
+            |leaf: &&Leaf| (leaf.function, leaf.index.unwrap_or(0)) == (feature.function, feature.index);
+        let value = offered.iter().find(same).map_or(0, |leaf| leaf.register(feature.register));
+        if let Some(leaf) = leaves.iter_mut().find(|leaf| same(&&**leaf)) {
+            *leaf.register_mut(feature.register) |= value & 1 << feature.bit;
+        }
+    }
 }
 
 /// Takes away from `leaves` every feature that is not in `offered`.
@@ -215,6 +232,8 @@ fn set_features(leaves: &mut Vec<Leaf>, host: &HostCpuid, wanted: Wanted) {
         let meant = feature.vendor.is_none_or(|vendor| vendor == host.vendor());
         let given = match (feature.source, wanted) {
             (Source::Always, _) => true,
+            // Those who know an engine's offer add it.
+            (Source::Protection, _) => false,
             (Source::Level(since), Wanted::Level(level)) => since <= level,
             (Source::Optional(since), Wanted::Level(level)) => since <= level && host.has(feature),
             (Source::Host, Wanted::Level(_)) => false,

@@ -372,6 +372,33 @@ fn a_model_is_cut_down_to_what_an_engine_offers() {
 }
 
 #[test]
+fn protection_is_added_where_an_engine_offers_it() {
+    for (vendor, names) in [(AMD, ["ibpb", "ibpb_brtype"]), (INTEL, ["md_clear", "ssbd"])] {
+        let host = host(vendor, &[]);
+        let plain = build_for(&host, "x86-64-v3", 1, HZ).unwrap();
+        assert!(names.iter().all(|name| !has(&plain, name)), "the software engine's processor needs none");
+        // What KVM would offer on a processor with all weaknesses and every means against them.
+        let mut offered = plain.clone();
+        for leaf in &mut offered {
+            match leaf.function {
+                7 => leaf.edx = u32::MAX,
+                0x8000_0008 => leaf.ebx = !(1 << 26 | 1 << 29),
+                0x8000_0021 => leaf.eax = !(1 << 29),
+                _ => {}
+            }
+        }
+        let within = build_within(&offered, &host, "x86-64-v3", 1, HZ).unwrap();
+        assert!(names.iter().all(|name| has(&within, name)));
+        let added = missing(&within, &plain);
+        let protection = |name: &String| {
+            FEATURES.iter().any(|feature| feature.name == name && feature.source == Source::Protection)
+        };
+        assert!(added.len() >= 4 && added.iter().all(protection), "{added:?}");
+        assert!(!has(&within, "srso_no") && !has(&within, "amd_ssb_no"));
+    }
+}
+
+#[test]
 fn virtualization_is_added_where_it_is_offered() {
     let Ok(plain) = build_for(&HostCpuid::read(), "default", 1, 2_000_000_000) else { return };
     let leaf = |function, ecx| Leaf { function, index: None, eax: 1, ebx: 2, ecx, edx: 4 };
