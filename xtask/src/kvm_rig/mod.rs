@@ -187,7 +187,6 @@ fn places(guests: &Guests) -> Vec<String> {
         format!("mkdir -p {} /lib/modules", quoted(above)),
         format!("ln -s /{} {}", guests::kvm_rig::CACHE, quoted(cache)),
         format!("cp manifest.json {}", quoted(manifest)),
-        format!("cp -r qemu-kernel-log {}/", quoted(cache)),
         // For a file system in a file; nothing loads these when they are needed.
         format!("ln -s {} /lib/modules/ && depmod && modprobe -a loop btrfs", quoted(&modules)),
         format!("export ARNIA_GUESTS={}", quoted(manifest)),
@@ -240,12 +239,9 @@ fn initramfs(workspace: &Workspace, guests: &Guests, programs: &Programs, script
 fn add_guests(archive: &mut Archive, workspace: &Workspace, guests: &Guests) -> Result<()> {
     archive.file(&format!("{FOLDER}/manifest.json"), 0o644, &read(&guests.manifest_path)?);
     archive.file(&format!("{FOLDER}/busybox"), 0o755, &read(&guests.manifest.busybox.program)?);
-    let logs = workspace.cache().join("qemu-kernel-log");
-    fs::create_dir_all(&logs)?;
     for (name, from) in [
         ("agent", guests::agent::build(workspace, guests)?),
         ("workloads", guests::workloads::build(workspace, guests)?),
-        ("qemu-kernel-log", logs),
     ] {
         archive.directory(&format!("{FOLDER}/{name}"));
         for path in fs::read_dir(from)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
