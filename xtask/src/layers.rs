@@ -77,6 +77,10 @@ fn faults(packages: &[Package]) -> Vec<String> {
     let mut faults = Vec::new();
     for package in packages {
         let name = package.name.as_str();
+        if let Some(krate) = name.strip_suffix("_fuzz") {
+            faults.extend(fuzz_faults(package, krate));
+            continue;
+        }
         let Some(layer) = table.get(name) else {
             faults.push(format!("{name} has no layer: add it to the table"));
             continue;
@@ -92,6 +96,18 @@ fn faults(packages: &[Package]) -> Vec<String> {
             }
         }
     }
+    faults
+}
+
+/// Fuzz targets of a crate lie in it, and call nothing else of the workspace.
+fn fuzz_faults(package: &Package, krate: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !package.manifest_path.ends_with(format!("crates/{krate}/fuzz/Cargo.toml")) {
+        faults.push(format!("{} lies elsewhere than in its crate ({})", package.name, package.manifest_path));
+    }
+    let own = package.dependencies.iter().filter(|dependency| dependency.path.is_some());
+    let others = own.filter(|dependency| dependency.name != krate);
+    faults.extend(others.map(|other| format!("{} must not use {}", package.name, other.name)));
     faults
 }
 

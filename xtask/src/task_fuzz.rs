@@ -1,9 +1,9 @@
 //! `cargo xtask fuzz`: the coverage-guided fuzzers, for a bounded time each.
 //!
-//! Fuzz targets live in `crates/<crate>/fuzz`, as cargo-fuzz wants them. This does the part of
+//! Fuzz targets live in `crates/<crate>/fuzz`, where cargo-fuzz looks for them. This does the part of
 //! cargo-fuzz that is needed, with the project's own compiler: nothing else must be installed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
@@ -29,28 +29,46 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(steps.finish())
 }
 
-/// Builds every fuzz project of the workspace and runs its targets; each counts as one test.
+/// Builds the fuzz targets and runs them; each counts as one test.
 pub(crate) fn fuzz(steps: &mut Steps, workspace: &Workspace, seconds: u32, names: &[String]) {
     let mut projects = Vec::new();
     if !steps.step("fuzz targets", || {
         apt::ensure(&[apt::FUZZ])?;
-        projects = fuzz_projects(workspace)?;
-        Ok(())
+        projects = fuzz_projects(names)?;
+        build(workspace, &projects)
     }) {
         return;
     }
     for project in projects {
-        let name = project.strip_prefix(workspace.root()).unwrap_or(&project).display().to_string();
-        steps.tests(&name, || fuzz_project(workspace, &project, seconds, names));
+        steps.tests(&project.package, || run_targets(workspace, &project, seconds));
     }
 }
 
-fn fuzz_projects(workspace: &Workspace) -> Result<Vec<PathBuf>> {
-    let crates = workspace.root().join("crates");
-    let entries = std::fs::read_dir(&crates).with_context(|| format!("cannot read {}", crates.display()))?;
-    let mut projects: Vec<_> = entries.flatten().map(|entry| entry.path().join("fuzz")).collect();
-    projects.retain(|project| project.join("Cargo.toml").is_file());
-    projects.sort();
+/// The fuzz targets of one crate.
+struct Project {
+    package: String,
+    folder: PathBuf,
+    targets: Vec<String>,
+}
+
+/// What there is with one of `names` in the name of a target; all without.
+fn fuzz_projects(names: &[String]) -> Result<Vec<Project>> {
+    let wanted = |target: &String| names.is_empty() || names.iter().any(|name| target.contains(name));
+    let mut projects = Vec::new();
+    for package in crate::workspace::metadata()?.packages {
+        if !package.name.ends_with("_fuzz") {
+            continue;
+        }
+        let targets = package.targets.iter().filter(|target| target.is_bin());
+        let targets: Vec<_> = targets.map(|target| target.name.clone()).filter(wanted).collect();
+        let folder = package.manifest_path.parent().context("a manifest lies in a folder")?;
+        if !targets.is_empty() {
+            projects.push(Project { package: package.name.to_string(), folder: folder.into(), targets });
+        }
+    }
+    if projects.is_empty() {
+        bail!("no fuzz target is called {}", names.join(" or "));
+    }
     Ok(projects)
 }
 
@@ -64,51 +82,42 @@ const FUZZ_FLAGS: &str = "--cfg fuzzing -C passes=sancov-module -C llvm-args=-sa
     -C llvm-args=-sanitizer-coverage-trace-compares -C codegen-units=1 \
     -C debug-assertions -C overflow-checks";
 
-fn fuzz_project(workspace: &Workspace, project: &Path, seconds: u32, names: &[String]) -> Result<Tally> {
-    let mut targets = fuzz_target_names(project)?;
-    targets.retain(|target| names.is_empty() || names.iter().any(|name| target.contains(name)));
-    if targets.is_empty() {
-        return Ok(Tally::default());
-    }
-    let target = workspace.target().join("fuzz");
-    let mut build = host::cargo();
-    build.args(["build", "--release", "--target", TARGET, "--manifest-path"]).arg(project.join("Cargo.toml"));
-    host::run(build.env("RUSTFLAGS", FUZZ_FLAGS).env("CARGO_TARGET_DIR", &target))?;
+/// Where the programs are built: flags like these would make all else be built anew each time.
+fn folder(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("fuzz")
+}
 
+fn build(workspace: &Workspace, projects: &[Project]) -> Result<()> {
+    let mut build = host::cargo();
+    build.args(["build", "--release", "--target", TARGET]);
+    for Project { package, targets, .. } in projects {
+        build.args(["--package", package, "--features", &format!("{package}/libfuzzer")]);
+        build.args(targets.iter().flat_map(|target| ["--bin", target]));
+    }
+    host::run(build.env("RUSTFLAGS", FUZZ_FLAGS).env("CARGO_TARGET_DIR", folder(workspace)))
+}
+
+fn run_targets(workspace: &Workspace, project: &Project, seconds: u32) -> Result<Tally> {
     let mut tally = Tally::default();
-    for name in targets {
-        let folder = |kind: &str| project.join(kind).join(&name);
+    for name in &project.targets {
+        let folder_of = |kind: &str| project.folder.join(kind).join(name);
         for kind in ["corpus", "artifacts"] {
-            std::fs::create_dir_all(folder(kind))?;
+            std::fs::create_dir_all(folder_of(kind))?;
         }
         println!("fuzzing {name} for {seconds} s");
-        let mut command = Command::new(target.join(TARGET).join("release").join(&name));
+        let mut command = Command::new(folder(workspace).join(TARGET).join("release").join(name));
         command
             .arg(format!("-max_total_time={seconds}"))
             .args(["-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"])
-            .arg(format!("-artifact_prefix={}/", folder("artifacts").display()))
-            .arg(folder("corpus"));
+            .arg(format!("-artifact_prefix={}/", folder_of("artifacts").display()))
+            .arg(folder_of("corpus"));
         match host::run(&mut command) {
             Ok(()) => tally.passed += 1,
             Err(error) => {
-                println!("{name}: {error:#}\nthe input is in {}", folder("artifacts").display());
+                println!("{name}: {error:#}\nthe input is in {}", folder_of("artifacts").display());
                 tally.failed += 1;
             }
         }
     }
     Ok(tally)
-}
-
-fn fuzz_target_names(project: &Path) -> Result<Vec<String>> {
-    let metadata = cargo_metadata::MetadataCommand::new()
-        .manifest_path(project.join("Cargo.toml"))
-        .no_deps()
-        .exec()
-        .with_context(|| format!("cannot read {}", project.display()))?;
-    let targets = metadata.packages.iter().flat_map(|package| &package.targets);
-    let names: Vec<_> = targets.filter(|target| target.is_bin()).map(|target| target.name.clone()).collect();
-    if names.is_empty() {
-        bail!("{} has no fuzz targets", project.display());
-    }
-    Ok(names)
 }
