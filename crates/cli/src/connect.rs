@@ -86,9 +86,11 @@ impl Context {
         if let Some(remote) = contexts.choose(self.context.as_deref())? {
             return remote.client(&self.project);
         }
-        let (_, paths) = default_paths()?;
+        let (mode, paths) = default_paths()?;
         let socket = paths.socket();
-        if std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        let answers = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
+        let answers = answers() || mode == Mode::System && start_service() && answers();
+        if !answers {
             start(&socket)?;
         }
         Ok(Client::new(&socket, &self.project))
@@ -128,6 +130,16 @@ pub fn default_paths() -> Result<(Mode, Paths), Error> {
 /// The folder of the images: where the variable `ARNIA_IMAGES` says, else with the daemon's other things.
 pub fn image_folder(paths: &Paths) -> std::path::PathBuf {
     std::env::var_os("ARNIA_IMAGES").map_or_else(|| paths.images(), std::path::PathBuf::from)
+}
+
+/// Has systemd start the host's daemon, if it is one of its services; waits until it answers. A daemon of our own would stand in that
+/// one's way, also while that is only being started anew.
+fn start_service() -> bool {
+    let mut command = Command::new("systemctl");
+    command.args(["start", "--quiet", "arnia.service"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // sd_booted(3)
+    Path::new("/run/systemd/system").is_dir() && command.status().is_ok_and(|status| status.success())
 }
 
 /// Starts a daemon in the background and waits until it answers.

@@ -54,22 +54,26 @@ impl RemoteContext {
 }
 
 impl Contexts {
-    /// Where they are kept: below `ARNIA_HOME` if that is set, else by the XDG base directory specification.
-    fn path() -> Result<PathBuf, Error> {
+    /// Where they are kept: below `ARNIA_HOME` if that is set, else by the XDG base directory specification. Nowhere for whoever has no
+    /// home, as services of the system.
+    fn place() -> Option<PathBuf> {
         let variable =
             |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         variable("ARNIA_HOME")
             .or_else(|| variable("XDG_CONFIG_HOME").map(|folder| folder.join("arnia")))
             .or_else(|| variable("HOME").map(|home| home.join(".config/arnia")))
             .map(|folder| folder.join("contexts.json"))
-            .ok_or_else(|| {
-                Error::failed("there is no place for contexts").with_remedy("set the variable HOME")
-            })
     }
 
-    /// Reads them; none when there is no file.
+    fn path() -> Result<PathBuf, Error> {
+        Contexts::place().ok_or_else(|| {
+            Error::failed("there is no place for contexts").with_remedy("set the variable HOME")
+        })
+    }
+
+    /// Reads them; none when there is no file, or no place for one.
     pub(crate) fn read() -> Result<Contexts, Error> {
-        Contexts::read_from(&Contexts::path()?)
+        Contexts::place().map_or_else(|| Ok(Contexts::default()), |path| Contexts::read_from(&path))
     }
 
     fn read_from(path: &Path) -> Result<Contexts, Error> {

@@ -21,6 +21,7 @@ mod error;
 mod guest;
 mod http;
 mod machine;
+mod service;
 mod util;
 
 pub use config::{Config, Mode, Paths};
@@ -58,6 +59,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     App::begin(&app);
     let server = tokio::spawn(http::listen::serve(listeners, Arc::clone(&app)));
     log::info!("arnia daemon {} is ready", env!("CARGO_PKG_VERSION"));
+    service::ready();
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
