@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 
-const FRONT_ENTRIES: usize = 4096;
+const FRONT_ENTRIES: usize = 16384;
 const CODE_ENTRIES: usize = 8192;
 const PHYSICAL_ENTRIES: usize = 16384;
 /// Most blocks kept; beyond, all are dropped and decoded anew as they are needed.
@@ -217,7 +217,7 @@ impl BlockCache {
     /// The block at a linear address that was executed lately and is not worth to be translated yet. Counts. Now
     /// and then there is none, for another vCPU may have translated it. The block may be out of date.
     #[inline]
-    fn cold_block(&self, linear: u64, key: BlockKey, hot: u32) -> Option<&Block> {
+    fn cold_block(&self, linear: u64, key: BlockKey, hot: u32, others: bool) -> Option<&Block> {
         const LOOK_EVERY: u32 = 8;
         let entry = &self.front[BlockCache::slot(linear)];
         // SAFETY: the arena has not been cleared since, for what leads to its blocks is cleared with it.
@@ -227,7 +227,8 @@ impl BlockCache {
             && entry.generation == self.generations[half(linear)]
             && entry.key == key
             && hits < hot
-            && !hits.is_multiple_of(LOOK_EVERY);
+            && hits > 0
+            && !(others && hits.is_multiple_of(LOOK_EVERY));
         cold.then(|| {
             block.hits.set(hits + 1);
             block
@@ -312,7 +313,7 @@ impl Cpu {
     /// The block at a linear address if it is known, up to date and not to be translated yet.
     #[inline]
     pub(crate) fn find_cold_block(&self, linear: u64) -> Option<BlockRef> {
-        let block = self.blocks.cold_block(linear, self.mode.key, self.hot())?;
+        let block = self.blocks.cold_block(linear, self.mode.key, self.hot(), self.vm.signals.len() > 1)?;
         let [first, second] = block.versions.get();
         let is_valid = self.vm.page_version(block.gpa) == first
             && block.second_page.is_none_or(|page| self.vm.page_version(page) == second);
