@@ -294,7 +294,8 @@ impl Machine {
     pub(crate) fn translate_at(&mut self, linear: u64) {
         let gpa = self.physical(linear);
         let key = crate::jit::key_of(&self.cpu);
-        self.cpu.translate_trace(gpa, None, key).expect("code that can be translated");
+        let made = self.cpu.translate_trace(gpa, None, key);
+        assert!(matches!(made, crate::jit::translator::Made::Code(_)), "code that can be translated");
     }
 
     /// Writes one byte so that nobody notices.

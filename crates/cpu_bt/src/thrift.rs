@@ -139,6 +139,7 @@ impl Cpu {
         self.kinds = Kinds::default();
         self.spaces = Spaces::default();
         self.vm.code.cache().give_back();
+        *self.vm.code.buffers() = Default::default();
         if self.jit.ready {
             // A host that refuses leaves the tables as they are.
             let _ = self.give_back_targets();

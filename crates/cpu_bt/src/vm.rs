@@ -2,6 +2,7 @@
 
 use crate::counters::VcpuCounts;
 use crate::jit::cache::CodeCache;
+use crate::jit::translator::Buffers;
 use crate::lapic::Lapic;
 use crate::lockstep::Turns;
 use crate::options::Options;
@@ -9,7 +10,7 @@ use crate::signals::{Revoked, Signals, signal};
 use crate::thrift::grow_heap;
 use clock::Clock;
 use memory::{CodeWatcher, PAGE_SIZE, Ram, RamRange};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use x86::cpuid::Leaf;
 
@@ -50,6 +51,8 @@ pub(crate) struct CodePages {
     writable: Box<[AtomicU8]>,
     /// The translations. Held while a page becomes watched or its code void.
     cache: Mutex<CodeCache>,
+    /// Memory for the next translation: who holds it makes one.
+    buffers: Mutex<Buffers>,
     signals: Vec<Arc<Signals>>,
     /// How often decoded code was voided.
     pub(crate) voided: Counter,
@@ -132,6 +135,7 @@ impl CodePages {
             lines: memory::zeroed(pages),
             writable: memory::zeroed(pages),
             cache: Mutex::new(CodeCache::new(cache_size_max)),
+            buffers: Mutex::default(),
             signals,
             voided: Counter::default(),
         }
@@ -192,19 +196,14 @@ impl CodePages {
         }
     }
 
+    /// What is needed to make a translation. Taken before the translations themselves.
+    pub(crate) fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        lock_soon(&self.buffers)
+    }
+
     /// The translations.
     pub(crate) fn cache(&self) -> MutexGuard<'_, CodeCache> {
-        /// As long as a trace takes to be translated: to sleep and be woken takes longer.
-        const SPINS: u32 = 1000;
-        for _ in 0..SPINS {
-            match self.cache.try_lock() {
-                Ok(cache) => return cache,
-                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
-                Err(TryLockError::Poisoned(_)) => break,
-            }
-        }
-        // A panic while it was held has ended the process or a test; what it guards stays consistent.
-        self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock_soon(&self.cache)
     }
 
     /// Voids all decoded blocks and translations: memory was replaced.
@@ -250,6 +249,21 @@ impl CodePages {
     }
 }
 
+/// Locks what is held for a short time only.
+fn lock_soon<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    /// As long as a trace takes to be translated: to sleep and be woken takes longer.
+    const SPINS: u32 = 1000;
+    for _ in 0..SPINS {
+        match mutex.try_lock() {
+            Ok(guard) => return guard,
+            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            Err(TryLockError::Poisoned(_)) => break,
+        }
+    }
+    // A panic while it was held has ended the process or a test; what it guards stays consistent.
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// Bits of the 64-byte lines that `[offset, offset + len)` of a page touches.
 pub(crate) fn line_mask(offset: u64, len: u64) -> u64 {
     if len == 0 {
@@ -264,6 +278,9 @@ impl CodeWatcher for CodePages {
         let mut at = gpa;
         while at < gpa + len {
             let here = (PAGE_SIZE - at % PAGE_SIZE).min(gpa + len - at);
+            // The bytes come before the look at the lines: who has just marked them and looks at the bytes then reads
+            // the new ones.
+            fence(Ordering::SeqCst);
             if let Some(page) = self.page(at)
                 && self.lines[page].load(Ordering::SeqCst) & line_mask(at % PAGE_SIZE, here) != 0
             {

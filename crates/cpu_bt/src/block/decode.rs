@@ -6,6 +6,7 @@ use crate::cpu::{BlockKey, Cpu};
 use crate::fault::{Fault, Result};
 use crate::mmu::walk::Access;
 use crate::regs::{FLAT, HIGH, RIP, ZERO};
+use crate::vm::VmShared;
 use crate::{interp, native, system};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use memory::PAGE_SIZE;
@@ -110,13 +111,14 @@ impl Cpu {
         let next = if self.mode.is_64() { next } else { next & 0xffff_ffff };
         let second = self.fetch_address(next)?;
         let second_version = self.watch_code_page(second);
+        // Marked first: who writes the bytes after they were read finds the lines, and gives the page another version.
+        self.vm.note_code_lines(gpa, here as u64);
+        self.vm.note_code_lines(second, INSTRUCTION_LEN_MAX as u64);
         self.read_code(gpa, &mut bytes[..here])?;
         self.read_code(second, &mut bytes[here..])?;
         let mut decoder = Decoder::with_ip(self.mode.code_bits as u32, &bytes, 0, DecoderOptions::NONE);
         let mut op = self.make_op(&decoder.decode(), 0);
         op.ends_block = true;
-        self.vm.note_code_lines(gpa, here as u64);
-        self.vm.note_code_lines(second, INSTRUCTION_LEN_MAX as u64);
         let head = Head { gpa, second_page: Some(second), versions: [version, second_version] };
         Ok(self.blocks.place(head, &mut vec![op], &[]))
     }
@@ -134,18 +136,6 @@ impl Cpu {
         Ok(())
     }
 
-    /// Who executes an instruction.
-    pub(crate) fn classify(&mut self, insn: &Instruction) -> Class {
-        let mut op = Op::shell(insn, 0, self.mode.key);
-        if interp::select(self, insn, &mut op) {
-            Class::Interpreted
-        } else if system::select(self, insn, &mut op) {
-            Class::System
-        } else {
-            Class::Other
-        }
-    }
-
     /// Turns an instruction, decoded as if it stood at its offset in the block, into an op.
     fn make_op(&mut self, insn: &Instruction, offset: u16) -> Op {
         let mut op = Op::shell(insn, offset, self.mode.key);
@@ -153,14 +143,26 @@ impl Cpu {
             op.run = |_, _| Err(Fault::UNDEFINED);
             op.ends_block = true;
             op.len = op.len.max(1);
-        } else if !interp::select(self, insn, &mut op)
-            && !system::select(self, insn, &mut op)
+        } else if !interp::select(insn, &mut op, self.mode.key)
+            && !system::select(&self.vm, insn, &mut op)
             && !native::select(self, insn, &mut op)
         {
             op.run = |_, _| Err(Fault::UNDEFINED);
             op.ends_block = true;
         }
         op
+    }
+}
+
+/// Who executes an instruction in code of a kind.
+pub(crate) fn classify(vm: &VmShared, insn: &Instruction, key: BlockKey) -> Class {
+    let mut op = Op::shell(insn, 0, key);
+    if interp::select(insn, &mut op, key) {
+        Class::Interpreted
+    } else if system::select(vm, insn, &mut op) {
+        Class::System
+    } else {
+        Class::Other
     }
 }
 

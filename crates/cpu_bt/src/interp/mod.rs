@@ -15,7 +15,7 @@ pub(crate) mod stack;
 mod string;
 
 use crate::block::{Detail, Flow, Op};
-use crate::cpu::Cpu;
+use crate::cpu::{BlockKey, Cpu};
 use crate::int::Int;
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 use std::rc::Rc;
@@ -35,7 +35,7 @@ macro_rules! by_size {
 pub(crate) use by_size;
 
 /// Chooses the handler of an instruction and completes `op`; false when there is none here.
-pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
+pub(crate) fn select(insn: &Instruction, op: &mut Op, key: BlockKey) -> bool {
     if insn.has_lock_prefix() {
         return false;
     }
@@ -74,7 +74,7 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         M::Xchg => moves::select_xchg(insn, op),
         M::Bswap => moves::select_bswap(insn, op),
         M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => moves::select_convert(insn, op),
-        M::Xlatb => moves::select_xlat(insn, op, cpu.mode.key),
+        M::Xlatb => moves::select_xlat(insn, op, key),
         M::Lahf => set(op, |cpu, _| {
             cpu.regs.set::<u8>(crate::regs::HIGH, cpu.regs.rflags as u8 & 0xd5 | 2);
             Ok(Flow::Next)
@@ -94,11 +94,11 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         M::Enter => stack::select_enter(insn, op),
         M::Pusha | M::Pushad => stack::select_pusha(insn, op),
         M::Popa | M::Popad => stack::select_popa(insn, op),
-        M::Movsb | M::Movsw | M::Movsd | M::Movsq => string::select(insn, op, cpu.mode.key),
-        M::Stosb | M::Stosw | M::Stosd | M::Stosq => string::select(insn, op, cpu.mode.key),
-        M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => string::select(insn, op, cpu.mode.key),
-        M::Scasb | M::Scasw | M::Scasd | M::Scasq => string::select(insn, op, cpu.mode.key),
-        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => string::select(insn, op, cpu.mode.key),
+        M::Movsb | M::Movsw | M::Movsd | M::Movsq => string::select(insn, op, key),
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq => string::select(insn, op, key),
+        M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => string::select(insn, op, key),
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => string::select(insn, op, key),
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => string::select(insn, op, key),
         M::Aaa | M::Aas | M::Aam | M::Aad | M::Daa | M::Das | M::Salc => legacy::select(insn, op),
         M::Clc => set(op, |cpu, _| flags(cpu, |f| f & !rflags::CF)),
         M::Stc => set(op, |cpu, _| flags(cpu, |f| f | rflags::CF)),

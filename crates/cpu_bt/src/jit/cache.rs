@@ -5,7 +5,6 @@ use super::arena::Arena;
 use super::emit::Emit;
 use super::groups::{Form, Groups};
 use super::stubs::{self, Stubs};
-use super::translator::Buffers;
 use crate::block::cache::AddressHasher;
 use crate::mmu::guess::GUESSES;
 use crate::vm::line_mask;
@@ -73,10 +72,19 @@ pub(crate) struct CodeCache {
     next_guess: u32,
     /// Physical addresses of instructions whose page is often guessed wrongly.
     unguessable: HashSet<u64, BuildHasherDefault<AddressHasher>>,
-    /// Memory for the next translation.
-    pub(super) buffers: Buffers,
     /// Nothing may be added or found: the arena is about to be emptied.
     pub(crate) emptying: bool,
+}
+
+/// Where a trace will stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The address of its code.
+    pub(crate) at: u64,
+    /// The number of its first exit.
+    pub(crate) exit: u32,
+    /// How many places are known where pages are guessed wrongly.
+    unguessable: usize,
 }
 
 /// What voiding part of a page has done.
@@ -111,7 +119,6 @@ impl CodeCache {
             exits: Vec::new(),
             next_guess: 1,
             unguessable: HashSet::default(),
-            buffers: Buffers::default(),
             emptying: false,
         }
     }
@@ -157,7 +164,6 @@ impl CodeCache {
         if let Some(arena) = &mut self.arena {
             arena.give_back();
         }
-        self.buffers = Buffers::default();
         self.list.shrink_to_fit();
         self.exits.shrink_to_fit();
         self.by_address.shrink_to_fit();
@@ -171,9 +177,10 @@ impl CodeCache {
         self.arena.as_ref().map_or(0, Arena::used)
     }
 
-    /// The address at which the next trace will stand.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.arena().next()
+    /// Where the next trace will stand, and what else its code depends on.
+    pub(crate) fn place(&mut self) -> Place {
+        let (exit, unguessable) = (self.exits.len() as u32, self.unguessable.len());
+        Place { at: self.arena().next(), exit, unguessable }
     }
 
     /// The valid translation of a physical address.
@@ -190,11 +197,6 @@ impl CodeCache {
         // SAFETY: the arena's executable mapping can be read, and a valid translation lies in it.
         let code = unsafe { std::slice::from_raw_parts(found.verified as *const u8, found.len as usize) };
         Some((found.verified, code.to_vec()))
-    }
-
-    /// The number that the next exit will have.
-    pub(crate) fn next_exit(&self) -> u32 {
-        self.exits.len() as u32
     }
 
     /// Numbers of guesses for the groups of a trace at `gpa`. Those known to be wrong often are told so.
@@ -227,7 +229,7 @@ impl CodeCache {
         self.unguessable.insert(gpa) && self.invalidate(gpa >> 12, line_mask(gpa & 0xfff, 1)).any
     }
 
-    /// Adds a trace made for [`CodeCache::next`], and its exits made for [`CodeCache::next_exit`].
+    /// Adds a trace made for the present [`Place`], and its exits.
     pub(crate) fn add(&mut self, translation: Translation, code: &[u8], exits: &[Exit]) {
         self.arena().push(code);
         self.exits.extend_from_slice(exits);

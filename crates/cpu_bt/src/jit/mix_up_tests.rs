@@ -191,3 +191,40 @@ fn flags_live_through_a_return_that_leads_elsewhere() {
         assert_eq!((gpr[0], gpr[1], gpr[2]), (2, 0x1234_5600 + greater, 0), "turn {turn}");
     }
 }
+
+/// A call whose target needs no flags leaves them where they are when the page of an access is looked up before it. When
+/// other code is put there, that needs them, the caller is void too, though none of its own bytes were written.
+#[test]
+fn code_that_is_called_may_come_to_need_the_flags() {
+    let callee = CODE + 0x200;
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.mov(eax, -1).unwrap();
+    a.mov(ecx, 1).unwrap();
+    // Zero; and only now it is known where the access is.
+    a.add(eax, ecx).unwrap();
+    a.mov(rdi, qword_ptr(rsi + rax * 1)).unwrap();
+    a.call(callee).unwrap();
+    a.nop().unwrap();
+    let code = a.assemble(CODE).unwrap();
+    let mut machine = machine(Mode::Long64, &code);
+    let mut go = |needs: bool| {
+        let mut a = CodeAssembler::new(64).unwrap();
+        match needs {
+            false => a.xor(edx, edx).unwrap(),
+            true => a.sete(dl).unwrap(),
+        }
+        a.ret().unwrap();
+        machine.write(callee, &a.assemble(callee).unwrap());
+        for _ in 0..4 {
+            let mut state = start();
+            (state.gpr[2], state.gpr[6]) = (9, DATA);
+            machine.set_state(&state);
+            run_to(&mut machine, CODE + code.len() as u64);
+            assert_eq!(machine.state().gpr[2], needs as u64);
+        }
+    };
+    go(false);
+    go(true);
+    go(false);
+    go(true);
+}

@@ -40,16 +40,17 @@ mod mix_up_tests;
 mod passage;
 mod reencode;
 pub(crate) mod runtime;
+mod source;
 pub(crate) mod state;
 mod strings;
 pub(crate) mod stubs;
 #[cfg(test)]
 mod tests;
 pub(crate) mod trace;
-mod translator;
+pub(crate) mod translator;
 pub(crate) mod way;
 
-use crate::cpu::Cpu;
+use crate::cpu::{BlockKey, Cpu};
 use crate::mmu::tlb::MmuIndex;
 use cache::Key;
 use x86::reg::{cr0, cr4, xcr0};
@@ -128,6 +129,11 @@ impl Key {
     /// How wide addresses and the default operand of the stack are, in bytes.
     pub(crate) fn width(self) -> u8 {
         if self.compat() { 4 } else { 8 }
+    }
+
+    /// What its blocks are distinguished by.
+    pub(crate) fn block_key(self) -> BlockKey {
+        BlockKey::new(self.width() * 8, self.is_user())
     }
 
     /// What decides, apart from privilege, which translations of a page may execute: vector instructions and the size of code.

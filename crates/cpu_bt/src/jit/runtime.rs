@@ -1,7 +1,9 @@
 //! The way into translated code and back, and the helpers that it calls.
 
 use super::cache::Key;
-use super::state::{JitState, NO_EXIT, Site};
+use super::mapping::{Mapping, S0, S1};
+use super::state::{JitState, NO_EXIT, Site, TARGETS};
+use super::translator::Made;
 use super::{FRAMES, key_of, page_id, page_of};
 use crate::block::arena::BlockRef;
 use crate::block::cache::Known;
@@ -232,16 +234,17 @@ impl Cpu {
             return Ok(Known::Nothing);
         }
         match self.translate_trace(gpa, second, key) {
-            Some(code) if key.careful() => Ok(Known::Code(code, page_id(gpa, key))),
-            None if key.careful() => Ok(Known::Nothing),
-            Some(code) => {
-                block.hits.set(TRANSLATED);
+            Made::Code(code) => {
+                if !key.careful() {
+                    block.hits.set(TRANSLATED);
+                }
                 Ok(Known::Code(code, page_id(gpa, key)))
             }
-            None => {
+            Made::Never if !key.careful() => {
                 block.hits.set(UNTRANSLATABLE);
                 Ok(Known::Interpret)
             }
+            Made::Never | Made::NotNow => Ok(Known::Nothing),
         }
     }
 
@@ -327,7 +330,7 @@ impl Cpu {
 
     /// Executes the instruction of the noted site by its handler, after which the guest goes on wherever
     /// that says.
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self) -> u64 {
         let linear = self.settle();
         let key = key_of(self);
         let result = self.find_block(linear).and_then(|block| {
@@ -341,11 +344,36 @@ impl Cpu {
             self.run_first(&block)
         });
         self.split_flags();
-        self.code_modified = false;
-        self.jit.handled = true;
-        if let Err(fault) = result {
-            self.leave_with(fault);
+        let modified = std::mem::take(&mut self.code_modified);
+        match result {
+            Err(fault) => self.leave_with(fault),
+            Ok(_) if !modified && self.stays_in_code_of(key) => self.go_on_elsewhere(),
+            Ok(_) => {
+                self.jit.handled = true;
+                verdict::LEAVE
+            }
         }
+    }
+
+    /// Whether translated code of the same kind and privilege follows, if there is any, and nothing comes before it.
+    fn stays_in_code_of(&self, key: Key) -> bool {
+        key_of(self) == key
+            && !key.compat()
+            && self.exit.is_none()
+            && !self.jit.always_leave
+            && self.goes_on()
+            && self.may_translate()
+            && self.signals.pending() & !self.deferred() == 0
+    }
+
+    /// Goes to the present instruction by the table of branch targets, as an indirect branch would.
+    fn go_on_elsewhere(&mut self) -> u64 {
+        self.jit.poll_mask = !self.deferred();
+        let linear = self.regs.r[RIP];
+        let target = &raw const self.jit.targets[self.mode.data as usize][linear as usize % TARGETS];
+        Mapping::CANONICAL.to_host(&self.regs, &mut self.jit.host);
+        (self.jit.host[S0 as usize], self.jit.host[S1 as usize]) = (linear, target as u64);
+        verdict::DONE
     }
 
     /// Executes the first instruction of a block, which is the present one.
@@ -433,11 +461,11 @@ pub(super) unsafe extern "sysv64" fn callout(cpu: *mut Cpu) -> u64 {
 ///
 /// # Safety
 /// As for [`slow_access`].
-pub(super) unsafe extern "sysv64" fn hand(cpu: *mut Cpu) {
+pub(super) unsafe extern "sysv64" fn hand(cpu: *mut Cpu) -> u64 {
     // SAFETY: by the caller.
     let cpu = unsafe { &mut *cpu };
     cpu.vm.counters.callouts.add();
-    cpu.hand_over();
+    cpu.hand_over()
 }
 
 /// Enters the page of `linear`, for the noted site's direction, in the soft TLB if that takes no look at the page

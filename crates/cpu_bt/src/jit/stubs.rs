@@ -154,7 +154,10 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     e.gs_load(host::RDI, jit!(cpu));
     e.mov_imm(host::RAX, runtime::hand as *const () as u64);
     e.bytes(&[0xff, 0xd0]); // call rax
-    e.jmp_to(settled);
+    test_leave(e, settled);
+    // Where the code is looked for is in S1, for which linear address in S0.
+    reload(e, stubs.load_simd);
+    e.bytes(&[0x41, 0xff, 0x65, 0x00]); // jmp [r13]
 
     for mmu in [MmuIndex::Kernel, MmuIndex::User, MmuIndex::KernelAc] {
         e.align(16, 0);

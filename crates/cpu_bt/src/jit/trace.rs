@@ -2,11 +2,11 @@
 
 use super::cache::Key;
 use super::liveness;
-use super::way::{Kind, Way};
+use super::source::Source;
+use super::way::{Kind, Kinds, Way};
 use crate::block::decode::INSTRUCTION_LEN_MAX;
-use crate::cpu::Cpu;
 use crate::native::classify::{Class as PlanClass, Plan};
-use crate::vm::line_mask;
+use crate::vm::{VmShared, line_mask};
 use iced_x86::{
     Code, CodeSize, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register,
 };
@@ -64,18 +64,24 @@ pub(super) struct Trace {
     pub(super) loops: bool,
 }
 
-impl Cpu {
-    /// Follows the code from `start` on and decides how each instruction is done. `steps` is memory to use.
-    pub(super) fn collect(&mut self, page: &[u8], start: u16, key: Key, mut steps: Vec<Step>) -> Trace {
+impl Kinds {
+    /// Follows the code from `start` on and decides how each instruction is done.
+    pub(super) fn collect(&mut self, vm: &VmShared, source: &mut Source, start: u16, key: Key) -> Trace {
+        let mut steps = std::mem::take(&mut self.steps);
         steps.clear();
         let mut trace =
             Trace { steps, lines: 0, end: start as u64, simd: false, live: liveness::ALL, loops: false };
-        let mut decoder = Decoder::with_ip(key.width() as u32 * 8, page, 0, DecoderOptions::NONE);
+        source.read(start as usize, INSTRUCTION_LEN_MAX);
+        let mut decoder = source.decoder(key);
         let mut at = start as u64;
         while trace.steps.len() < INSTRUCTIONS_MAX {
             trace.end = at;
             if at >= 4096 {
                 break;
+            }
+            if source.lacks(at as usize, INSTRUCTION_LEN_MAX) {
+                source.read(at as usize, INSTRUCTION_LEN_MAX);
+                decoder = source.decoder(key);
             }
             decoder.set_position(at as usize).expect("inside the page");
             decoder.set_ip(at);
@@ -83,7 +89,7 @@ impl Cpu {
             if insn.is_invalid() {
                 break;
             }
-            let Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away } = self.kind(&insn, key);
+            let Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away } = self.of(vm, &insn, key);
             if way == Way::Depart {
                 break;
             }
@@ -98,7 +104,7 @@ impl Cpu {
             let target = target_of(&insn);
             let branches = flow != FlowControl::Next && way == Way::Special;
             let mut bytes = [0; INSTRUCTION_LEN_MAX];
-            bytes[..insn.len()].copy_from_slice(&page[offset as usize..][..insn.len()]);
+            bytes[..insn.len()].copy_from_slice(&source.bytes()[offset as usize..][..insn.len()]);
             trace.steps.push(Step {
                 insn,
                 bytes,
@@ -152,9 +158,9 @@ impl Cpu {
             trace.end = last.offset as u64;
             trace.steps.pop();
         }
-        // What stands in the page behind this one is not the same wherever this one is.
-        let own = &page[..4096];
-        let live_at = |target: u64| (target != start as u64).then(|| live_at(own, target, key));
+        let mut looked_at = 0;
+        let mut live_at =
+            |target: u64| (target != start as u64).then(|| live_at(source, target, key, &mut looked_at));
         for step in trace.steps.iter_mut().filter(|step| step.way == Way::Special) {
             let flow = step.insn.flow_control();
             let leads = matches!(flow, FlowControl::UnconditionalBranch | FlowControl::Call);
@@ -189,7 +195,9 @@ impl Cpu {
             let next = last.offset as u64 + last.insn.len() as u64;
             last.live_on_return = live_at(next).unwrap_or(at_head);
         }
-        if self.vm.options.exact_flags {
+        // What was looked at decides about flags, so it counts as much as what is executed.
+        trace.lines |= looked_at;
+        if vm.options.exact_flags {
             trace.live = liveness::ALL;
             trace.steps.iter_mut().for_each(|step| step.live = liveness::ALL);
         }
@@ -233,19 +241,24 @@ fn as_of_64_bits(mut insn: Instruction) -> Instruction {
     insn
 }
 
-/// The flags that matter at `target`, as far as a look at its code tells.
-pub(super) fn live_at(page: &[u8], target: u64, key: Key) -> u32 {
+/// The flags that matter at `target`, as far as a look at its code tells; adds the lines that were looked at.
+fn live_at(source: &mut Source, target: u64, key: Key, lines: &mut u64) -> u32 {
     if target >= 4096 {
         return liveness::ALL;
     }
+    source.read(target as usize, PEEK_MAX * INSTRUCTION_LEN_MAX);
     let bits = key.width() as u32 * 8;
-    let mut decoder = Decoder::with_ip(bits, &page[target as usize..], target, DecoderOptions::NONE);
+    // What stands in the page behind this one is not the same wherever this one is.
+    let bytes = &source.bytes()[target as usize..4096];
+    let mut decoder = Decoder::with_ip(bits, bytes, target, DecoderOptions::NONE);
     let (mut unknown, mut live) = (liveness::ALL, 0);
     for _ in 0..PEEK_MAX {
         if unknown == 0 || !decoder.can_decode() {
             break;
         }
+        let at = decoder.ip();
         let insn = decoder.decode();
+        *lines |= line_mask(at, insn.len().max(1) as u64);
         if insn.is_invalid() || insn.is_privileged() || insn.flow_control() != FlowControl::Next {
             live |= insn.rflags_read() & unknown;
             return live | unknown;

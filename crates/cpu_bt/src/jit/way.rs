@@ -6,14 +6,14 @@ use super::trace::Step;
 use super::trace::target_of;
 use super::{Key, liveness, strings};
 use crate::block::cache::AddressHasher;
-use crate::block::decode::Class;
-use crate::cpu::Cpu;
+use crate::block::decode::{Class, classify};
 use crate::mmu::tlb::MmuIndex;
 use crate::native;
 use crate::native::classify::{Class as PlanClass, Memory, Plan};
 use crate::native::fixed::fixed_operands;
 use crate::options::Jit;
 use crate::system;
+use crate::vm::VmShared;
 use iced_x86::{Code, CodeSize, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -57,6 +57,8 @@ pub(crate) struct Kinds {
     known: HashMap<u128, Kind, BuildHasherDefault<AddressHasher>>,
     /// Memory that each trace needs for a while.
     pub(super) steps: Vec<Step>,
+    /// And for its bytes.
+    pub(super) bytes: Box<[u8]>,
 }
 
 /// They are looked up for each instruction that is translated: two of them in three lines of the processor's caches.
@@ -64,24 +66,24 @@ const _: () = assert!(size_of::<(u128, Kind)>() <= 48);
 /// Most kinds kept; beyond, all are found out anew.
 const KINDS_MAX: usize = 8192;
 
-impl Cpu {
+impl Kinds {
     /// The kind of an instruction.
-    pub(super) fn kind(&mut self, insn: &Instruction, key: Key) -> Kind {
+    pub(super) fn of(&mut self, vm: &VmShared, insn: &Instruction, key: Key) -> Kind {
         let shape = shape(insn, key);
-        if let Some(known) = shape.and_then(|shape| self.kinds.known.get(&shape)) {
+        if let Some(known) = shape.and_then(|shape| self.known.get(&shape)) {
             return *known;
         }
-        let (way, plan) = self.way(insn, key);
+        let (way, plan) = way(vm, insn, key);
         let fixed = if plan.is_some() { fixed_operands(insn) } else { 0 };
         let flags = |flags: u32| (flags & liveness::ALL) as u8;
         let (flags_read, flags_set) = (flags(insn.rflags_read()), flags(liveness::overwritten(insn)));
         let leaves_flags_away = leaves_flags_away(insn, way, plan.as_ref());
         let kind = Kind { way, plan, flags_read, flags_set, fixed, leaves_flags_away };
         if let Some(shape) = shape {
-            if self.kinds.known.len() >= KINDS_MAX {
-                self.kinds.known.clear();
+            if self.known.len() >= KINDS_MAX {
+                self.known.clear();
             }
-            self.kinds.known.insert(shape, kind);
+            self.known.insert(shape, kind);
         }
         kind
     }
@@ -147,105 +149,100 @@ fn shape(insn: &Instruction, key: Key) -> Option<u128> {
     Some(shape)
 }
 
-impl Cpu {
-    /// How an instruction is done.
-    fn way(&mut self, insn: &Instruction, key: Key) -> (Way, Option<Plan>) {
-        let simple = |way| (way, None);
-        if native::does_nothing(self, insn) && insn.mnemonic() != M::Pause {
-            return simple(Way::Nothing);
-        }
-        let class = self.classify(insn);
-        if class == Class::System {
-            return simple(self.system_way(insn, key));
-        }
-        if key.compat() && names_other_segment(insn) {
-            let next = insn.flow_control() == FlowControl::Next;
-            return simple(if next { Way::Callout } else { Way::Depart });
-        }
-        if class == Class::Interpreted && strings::Kind::of(insn).is_some() {
+/// How an instruction is done.
+fn way(vm: &VmShared, insn: &Instruction, key: Key) -> (Way, Option<Plan>) {
+    let simple = |way| (way, None);
+    if native::does_nothing(vm, insn) && insn.mnemonic() != M::Pause {
+        return simple(Way::Nothing);
+    }
+    let class = classify(vm, insn, key.block_key());
+    if class == Class::System {
+        return simple(system_way(vm, insn, key));
+    }
+    if key.compat() && names_other_segment(insn) {
+        let next = insn.flow_control() == FlowControl::Next;
+        return simple(if next { Way::Callout } else { Way::Depart });
+    }
+    if class == Class::Interpreted && strings::Kind::of(insn).is_some() {
+        return simple(Way::Special);
+    }
+    if class == Class::Interpreted && strings::Single::of(insn).is_some() {
+        return simple(Way::Special);
+    }
+    if has_string_operand(insn) {
+        return simple(if class == Class::Interpreted { Way::Callout } else { Way::Depart });
+    }
+    match insn.mnemonic() {
+        M::Jmp | M::Call | M::Ret => return simple(branch_way(insn)),
+        _ if insn.is_jcc_short_or_near() => return simple(branch_way(insn)),
+        M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => return simple(Way::Hand),
+        M::Push
+            if insn.stack_pointer_increment() == -(key.width() as i32)
+                && !(insn.op0_kind() == OpKind::Register && insn.op0_register().is_segment_register())
+                && (insn.op0_kind() != OpKind::Memory || reaches(insn)) =>
+        {
             return simple(Way::Special);
         }
-        if class == Class::Interpreted && strings::Single::of(insn).is_some() {
+        M::Bt | M::Bts | M::Btr | M::Btc if is_bit_string(insn) => return simple(Way::Special),
+        M::Pop
+            if insn.stack_pointer_increment() == key.width() as i32
+                && insn.op0_kind() == OpKind::Register
+                && insn.op0_register().is_gpr() =>
+        {
             return simple(Way::Special);
         }
-        if has_string_operand(insn) {
-            return simple(if class == Class::Interpreted { Way::Callout } else { Way::Depart });
-        }
-        match insn.mnemonic() {
-            M::Jmp | M::Call | M::Ret => return simple(branch_way(insn)),
-            _ if insn.is_jcc_short_or_near() => return simple(branch_way(insn)),
-            M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => return simple(Way::Hand),
-            M::Push
-                if insn.stack_pointer_increment() == -(key.width() as i32)
-                    && !(insn.op0_kind() == OpKind::Register
-                        && insn.op0_register().is_segment_register())
-                    && (insn.op0_kind() != OpKind::Memory || reaches(insn)) =>
-            {
-                return simple(Way::Special);
-            }
-            M::Bt | M::Bts | M::Btr | M::Btc if is_bit_string(insn) => return simple(Way::Special),
-            M::Pop
-                if insn.stack_pointer_increment() == key.width() as i32
-                    && insn.op0_kind() == OpKind::Register
-                    && insn.op0_register().is_gpr() =>
-            {
-                return simple(Way::Special);
-            }
-            M::Leave if matches!(insn.code(), Code::Leaveq | Code::Leaved) => return simple(Way::Special),
-            // It has no operands, so no plan; most vector functions of C libraries end with it.
-            M::Vzeroupper if key.avx() => return simple(Way::Special),
-            M::Lea if reaches(insn) => return simple(Way::Native),
-            M::Lea => return simple(Way::Callout),
-            _ => {}
-        }
-        let plan = native::plan(self, insn);
-        match plan {
-            Some(plan) if can_reencode(insn, &plan, key) => (Way::Native, Some(plan)),
-            _ if insn.flow_control() == FlowControl::Next => simple(Way::Callout),
-            _ => simple(Way::Depart),
-        }
+        M::Leave if matches!(insn.code(), Code::Leaveq | Code::Leaved) => return simple(Way::Special),
+        // It has no operands, so no plan; most vector functions of C libraries end with it.
+        M::Vzeroupper if key.avx() => return simple(Way::Special),
+        M::Lea if reaches(insn) => return simple(Way::Native),
+        M::Lea => return simple(Way::Callout),
+        _ => {}
+    }
+    let plan = native::plan(vm, insn);
+    match plan {
+        Some(plan) if can_reencode(insn, &plan, key) => (Way::Native, Some(plan)),
+        _ if insn.flow_control() == FlowControl::Next => simple(Way::Callout),
+        _ => simple(Way::Depart),
     }
 }
 
-impl Cpu {
-    /// How a system instruction is done.
-    fn system_way(&self, insn: &Instruction, key: Key) -> Way {
-        let supervisor = key.mmu() != MmuIndex::User;
-        let harmless = supervisor && matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq);
-        if self.vm.options.jit == Jit::Lockstep && !harmless {
-            // What they do beyond registers and memory must be done once only.
-            return Way::Depart;
+/// How a system instruction is done.
+fn system_way(vm: &VmShared, insn: &Instruction, key: Key) -> Way {
+    let supervisor = key.mmu() != MmuIndex::User;
+    let harmless = supervisor && matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq);
+    if vm.options.jit == Jit::Lockstep && !harmless {
+        // What they do beyond registers and memory must be done once only.
+        return Way::Depart;
+    }
+    if key.compat() {
+        // Many change segments, and whether these are flat is to be seen again after them.
+        return if insn.mnemonic() == M::Hlt { Way::Depart } else { Way::Hand };
+    }
+    match insn.mnemonic() {
+        M::Cli | M::Sti | M::Pushfq | M::Swapgs if supervisor => Way::Special,
+        M::Syscall if !supervisor => Way::Special,
+        M::Sysretq if supervisor => Way::Special,
+        M::Rdtsc | M::Rdtscp
+            if key.tsc()
+                && system::exists(vm, insn)
+                && !vm.clock.is_scaled()
+                && std::arch::is_x86_feature_detected!("bmi2") =>
+        {
+            Way::Special
         }
-        if key.compat() {
-            // Many change segments, and whether these are flat is to be seen again after them.
-            return if insn.mnemonic() == M::Hlt { Way::Depart } else { Way::Hand };
+        M::Stac | M::Clac if supervisor && system::exists(vm, insn) => Way::Special,
+        M::Mov if insn.op0_kind() == OpKind::Register && insn.op1_register().is_segment_register() => {
+            Way::Special
         }
-        match insn.mnemonic() {
-            M::Cli | M::Sti | M::Pushfq | M::Swapgs if supervisor => Way::Special,
-            M::Syscall if !supervisor => Way::Special,
-            M::Sysretq if supervisor => Way::Special,
-            M::Rdtsc | M::Rdtscp
-                if key.tsc()
-                    && system::exists(self, insn)
-                    && !self.vm.clock.is_scaled()
-                    && std::arch::is_x86_feature_detected!("bmi2") =>
-            {
-                Way::Special
-            }
-            M::Stac | M::Clac if supervisor && system::exists(self, insn) => Way::Special,
-            M::Mov if insn.op0_kind() == OpKind::Register && insn.op1_register().is_segment_register() => {
-                Way::Special
-            }
-            M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase
-                if insn.op0_register().is_gpr64() && system::exists(self, insn) =>
-            {
-                Way::Special
-            }
-            // There is nothing to go on to.
-            M::Hlt => Way::Depart,
-            _ if insn.flow_control() != FlowControl::Next => Way::Hand,
-            _ => Way::Callout,
+        M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase
+            if insn.op0_register().is_gpr64() && system::exists(vm, insn) =>
+        {
+            Way::Special
         }
+        // There is nothing to go on to.
+        M::Hlt => Way::Depart,
+        _ if insn.flow_control() != FlowControl::Next => Way::Hand,
+        _ => Way::Callout,
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) use build::without_address;
 use crate::block::{Detail, Flow, Handler, Op};
 use crate::cpu::Cpu;
 use crate::regs::Regs;
+use crate::vm::VmShared;
 use classify::{Class, Memory, Plan};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 use std::rc::Rc;
@@ -71,13 +72,13 @@ impl Op {
 /// Chooses the handler of an instruction and completes `op`; false when it does not execute natively.
 pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
     if is_hint(insn) {
-        if !does_nothing(cpu, insn) {
+        if !does_nothing(&cpu.vm, insn) {
             return false;
         }
         op.run = |_, _| Ok(Flow::Next);
         return true;
     }
-    let insn = &older_meaning(cpu, insn);
+    let insn = &older_meaning(&cpu.vm, insn);
     if !features::has_instruction(&cpu.vm, insn) {
         return false;
     }
@@ -106,16 +107,16 @@ fn handler(insn: &Instruction) -> Option<Handler> {
 }
 
 /// What executing an instruction takes, if it is one that executes natively and the guest's processor has.
-pub(crate) fn plan(cpu: &Cpu, insn: &Instruction) -> Option<Plan> {
-    let meant = older_meaning(cpu, insn);
+pub(crate) fn plan(vm: &VmShared, insn: &Instruction) -> Option<Plan> {
+    let meant = older_meaning(vm, insn);
     if insn.code() == Code::Movsxd_r16_rm16
         || meant.code() != insn.code()
         || handler(insn).is_some()
-        || !features::has_instruction(&cpu.vm, insn)
+        || !features::has_instruction(vm, insn)
     {
         return None;
     }
-    plan_on(cpu, &build::without_address(insn))
+    plan_on(vm, &build::without_address(insn))
 }
 
 /// The same instruction without opcode 82h, which is 80h outside 64-bit mode and does not exist in it.
@@ -137,9 +138,9 @@ fn with_usual_opcode(insn: &Instruction) -> Instruction {
 }
 
 /// What executing an instruction from [`build::without_address`] takes on this guest's processor.
-fn plan_on(cpu: &Cpu, bare: &Instruction) -> Option<Plan> {
+fn plan_on(vm: &VmShared, bare: &Instruction) -> Option<Plan> {
     let mut plan = Plan::of(bare)?;
-    if plan.memory == Memory::Read && features::is_amd(&cpu.vm) {
+    if plan.memory == Memory::Read && features::is_amd(vm) {
         match bare.code() {
             // All four bytes are read, though only two count.
             Code::Movsxd_r16_rm16 => plan.size = 4,
@@ -158,7 +159,7 @@ fn select_stub(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         (op.run, op.detail) = (*run, Some(detail.clone()));
         return true;
     }
-    let Some(plan) = plan_on(cpu, &bare) else { return false };
+    let Some(plan) = plan_on(&cpu.vm, &bare) else { return false };
     let Some(code) = build::build(&bare, &plan) else { return false };
     let opcode = x87::remembered_opcode(insn);
     let Ok(entry) = cpu.stubs.install(&code) else {
@@ -218,8 +219,8 @@ pub(crate) fn is_hint(insn: &Instruction) -> bool {
 }
 
 /// Whether an instruction is a hint that the guest's processor takes.
-pub(crate) fn does_nothing(cpu: &Cpu, insn: &Instruction) -> bool {
-    is_hint(insn) && !(is_prefetch_of_register(insn) && features::is_amd(&cpu.vm))
+pub(crate) fn does_nothing(vm: &VmShared, insn: &Instruction) -> bool {
+    is_hint(insn) && !(is_prefetch_of_register(insn) && features::is_amd(vm))
 }
 
 /// PREFETCHW and its kin with a register operand: a hint to Intel's processors, undefined on AMD's.
@@ -231,7 +232,7 @@ fn is_prefetch_of_register(insn: &Instruction) -> bool {
 
 /// What an instruction means to a processor that does not know the extension which gave its prefix a
 /// meaning: LZCNT is BSR, TZCNT is BSF.
-fn older_meaning(cpu: &Cpu, insn: &Instruction) -> Instruction {
+fn older_meaning(vm: &VmShared, insn: &Instruction) -> Instruction {
     let (code, feature) = match insn.code() {
         Code::Lzcnt_r16_rm16 => (Code::Bsr_r16_rm16, CpuidFeature::LZCNT),
         Code::Lzcnt_r32_rm32 => (Code::Bsr_r32_rm32, CpuidFeature::LZCNT),
@@ -242,7 +243,7 @@ fn older_meaning(cpu: &Cpu, insn: &Instruction) -> Instruction {
         _ => return with_usual_opcode(insn),
     };
     let mut older = *insn;
-    if !features::has(&cpu.vm, feature) {
+    if !features::has(vm, feature) {
         older.set_code(code);
     }
     older

@@ -5,4 +5,5 @@
 mod changing_code;
 mod interrupts;
 mod litmus;
+mod returns;
 mod smp;

@@ -6,6 +6,7 @@ use crate::block::{Flow, Handler, Op};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::regs::{RAX, RBX, RCX, RDX};
+use crate::vm::VmShared;
 use iced_x86::{Code, Instruction, Mnemonic};
 use x86::cpuid::Leaf;
 use x86::reg::{cr4, xcr0};
@@ -34,15 +35,21 @@ fn empty(function: u32) -> Leaf {
     Leaf { function, index: None, eax: 0, ebx: 0, ecx: 0, edx: 0 }
 }
 
-impl Cpu {
+impl VmShared {
     /// A leaf of the machine's CPUID table as it stands; zeroes where there is none.
     pub(super) fn cpuid_leaf(&self, function: u32, index: u32) -> Leaf {
-        self.vm
-            .cpuid
+        self.cpuid
             .iter()
             .find(|leaf| leaf.function == function && leaf.index.is_none_or(|of_leaf| of_leaf == index))
             .copied()
             .unwrap_or(empty(function))
+    }
+}
+
+impl Cpu {
+    /// A leaf of the machine's CPUID table as it stands; zeroes where there is none.
+    pub(super) fn cpuid_leaf(&self, function: u32, index: u32) -> Leaf {
+        self.vm.cpuid_leaf(function, index)
     }
 
     /// Whether the guest's processor is of Intel's kind; else it is of AMD's.

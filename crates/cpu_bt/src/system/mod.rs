@@ -28,8 +28,8 @@ mod watch;
 mod xsave_image;
 
 use crate::block::{Detail, Op};
-use crate::cpu::Cpu;
 use crate::fault::Fault;
+use crate::vm::VmShared;
 use iced_x86::{Instruction, Mnemonic};
 use std::rc::Rc;
 
@@ -43,7 +43,7 @@ enum After {
 }
 
 /// Chooses the handler of an instruction and completes `op`; false when there is none here.
-pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
+pub(crate) fn select(vm: &VmShared, insn: &Instruction, op: &mut Op) -> bool {
     let found = segment::handler(insn)
         .or_else(|| flags::handler(insn))
         .or_else(|| control::handler(insn))
@@ -59,7 +59,7 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
         .or_else(|| hypercall::handler(insn));
     let Some((handler, after)) = found else { return false };
     // None of them may be locked; the decoder refuses the prefix where it knows.
-    op.run = match insn.has_lock_prefix() || !exists(cpu, insn) {
+    op.run = match insn.has_lock_prefix() || !exists(vm, insn) {
         false => handler,
         true => |_, _| Err(Fault::UNDEFINED),
     };
@@ -70,16 +70,16 @@ pub(crate) fn select(cpu: &mut Cpu, insn: &Instruction, op: &mut Op) -> bool {
 
 /// Whether the guest's processor has an instruction, where a CPUID bit says so and no control register
 /// has to be set that depends on it.
-pub(crate) fn exists(cpu: &Cpu, insn: &Instruction) -> bool {
+pub(crate) fn exists(vm: &VmShared, insn: &Instruction) -> bool {
     use Mnemonic::*;
     let (register, bit) = match insn.mnemonic() {
-        Rdtscp => (cpu.cpuid_leaf(0x8000_0001, 0).edx, 27),
-        Rdpid => (cpu.cpuid_leaf(7, 0).ecx, 22),
-        Invpcid => (cpu.cpuid_leaf(7, 0).ebx, 10),
-        Clac | Stac => (cpu.cpuid_leaf(7, 0).ebx, 20),
-        Clflush => (cpu.cpuid_leaf(1, 0).edx, 19),
-        Clflushopt => (cpu.cpuid_leaf(7, 0).ebx, 23),
-        Clwb => (cpu.cpuid_leaf(7, 0).ebx, 24),
+        Rdtscp => (vm.cpuid_leaf(0x8000_0001, 0).edx, 27),
+        Rdpid => (vm.cpuid_leaf(7, 0).ecx, 22),
+        Invpcid => (vm.cpuid_leaf(7, 0).ebx, 10),
+        Clac | Stac => (vm.cpuid_leaf(7, 0).ebx, 20),
+        Clflush => (vm.cpuid_leaf(1, 0).edx, 19),
+        Clflushopt => (vm.cpuid_leaf(7, 0).ebx, 23),
+        Clwb => (vm.cpuid_leaf(7, 0).ebx, 24),
         _ => return true,
     };
     register >> bit & 1 != 0

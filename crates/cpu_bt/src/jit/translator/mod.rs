@@ -25,121 +25,169 @@ use super::emit::{self, Emit, Label, host};
 use super::groups::{self, Groups};
 use super::liveness;
 use super::mapping::{Mapping, S0};
+use super::source::Source;
 use super::state::Site;
 use super::strings;
 use super::stubs::{Stubs, jit};
 use super::trace::{Step, Trace, changes_addresses};
-use super::way::Way;
-use crate::block::decode::INSTRUCTION_LEN_MAX;
+use super::way::{Kinds, Way};
 use crate::cpu::Cpu;
 use crate::mmu::tlb::MmuIndex;
+use crate::vm::VmShared;
 use cold::Cold;
 use iced_x86::{Encoder, Mnemonic as M};
 use std::time::Instant;
 
-impl Cpu {
-    /// Translates the trace that begins at physical address `gpa`; returns its verified entry. `second` is the
-    /// page in which the first instruction ends, if that is another one.
-    pub(crate) fn translate_trace(&mut self, gpa: u64, second: Option<u64>, key: Key) -> Option<u64> {
-        let beyond = |gpa: u64| gpa >> 12 >= FRAMES;
-        if beyond(gpa) || second.is_some_and(beyond) || !self.prepare_code_cache() {
-            return None;
-        }
-        let begun = Instant::now();
-        self.watch_code_page(gpa);
-        let page = self.ram.code_page(gpa)?;
-        let second_page = match second {
-            Some(second) => {
-                self.watch_code_page(second);
-                Some(self.ram.code_page(second)?)
-            }
-            None => None,
-        };
-        let read = || {
-            let mut bytes = [0u8; 4096 + INSTRUCTION_LEN_MAX];
-            // SAFETY: a page of RAM. Who writes it meanwhile is noticed below.
-            unsafe { std::ptr::copy(page.ptr, bytes.as_mut_ptr(), 4096) };
-            if let Some(second) = &second_page {
-                // SAFETY: as above.
-                unsafe { std::ptr::copy(second.ptr, bytes[4096..].as_mut_ptr(), INSTRUCTION_LEN_MAX) };
-            }
-            bytes
-        };
-        let len = if second.is_some() { 4096 + INSTRUCTION_LEN_MAX } else { 4096 };
-        // What can be done without the lock, for which other vCPUs may be waiting.
-        let steps = std::mem::take(&mut self.kinds.steps);
-        let bytes = read();
-        let mut trace = self.collect(&bytes[..len], (gpa & 0xfff) as u16, key, steps);
-        let vm = self.vm.clone();
-        let mut cache = vm.code.cache();
-        if cache.emptying || cache.is_full() {
-            return None;
-        }
-        if let Some(found) = cache.find(gpa, key) {
-            self.kinds.steps = trace.steps;
-            return Some(found.verified);
-        }
-        // Every line of the page counts as code until it is known which are: a write after this finds
-        // the lock held and, later, the translation. One before has changed what was read.
-        let same = |at: *const u8, bytes: &[u8]| {
-            // SAFETY: so many bytes of a page of RAM, as above.
-            unsafe { libc::memcmp(at.cast(), bytes.as_ptr().cast(), bytes.len()) == 0 }
-        };
-        let (first, rest) = bytes.split_at(4096);
-        if !same(page.ptr, first) || second_page.is_some_and(|second| !same(second.ptr, rest)) {
-            trace = self.collect(&read()[..len], (gpa & 0xfff) as u16, key, trace.steps);
-        }
-        if trace.steps.is_empty() {
-            return None;
-        }
-        let buffers = std::mem::take(&mut cache.buffers);
-        vm.code.add_lines(gpa, trace.lines);
-        if let Some(second) = second {
-            vm.code.add_lines(second, SECOND_LINES);
-        }
-        let second = second.map(|second| second >> 12);
-        let first_exit = cache.next_exit();
-        let mut translator = Translator::new(cache.next(), cache.stubs, key, gpa, first_exit, buffers);
-        translator.exact_flags = vm.options.exact_flags;
-        translator.second = second;
-        // Sums of 32 bits wrap around, so nothing follows from one for another.
-        if !key.careful() && !key.compat() {
-            // A kernel runs much code once between two flushes: guesses of many places would pay in loops only.
-            let stack_only = key.mmu() != MmuIndex::User && !trace.loops;
-            groups::find(&mut translator.groups, &trace.steps, stack_only);
-            cache.guesses_for(&mut translator.groups, gpa, &mut translator.guess_numbers);
-        }
-        translator.trace(&trace);
-        let e = &mut translator.e;
-        let [direct, verified, forward, depart] = translator.entries.map(|label| e.address(label));
-        e.fill_in();
-        let code = &e.code[..];
-        let len = (code.len() as u64 - (verified - cache.next())) as u32;
-        let (lines, loops) = (trace.lines, trace.loops);
-        let translation =
-            Translation { gpa, key, direct, verified, forward, depart, lines, second, len, loops };
-        if let Some(told) = &vm.options.trace {
-            let linear = self.regs.r[crate::regs::RIP];
-            let mut instructions = trace.steps.iter().map(|step| step.insn);
-            let host = (translation.verified, &code[code.len() - translation.len as usize..]);
-            self.trace_translation(told, (linear, gpa, key), &mut instructions, host);
-        }
-        let verified = translation.verified;
-        cache.add(translation, code, &translator.exits);
-        let translated = trace.steps.len() as u64;
-        cache.buffers = translator.into_buffers();
-        drop(cache);
-        self.kinds.steps = trace.steps;
+/// A trace that is worth to be translated.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    /// The physical address of its first instruction.
+    gpa: u64,
+    /// The page in which that ends, if it is another one.
+    second: Option<u64>,
+    key: Key,
+    /// The versions of both pages since when they are watched.
+    versions: [u32; 2],
+}
+
+/// What has come of a [`Job`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// The verified entry of the translation.
+    Code(u64),
+    /// Its bytes have changed meanwhile, or there is no room for it now.
+    NotNow,
+    /// It cannot be translated.
+    Never,
+}
+
+/// Translates a trace. Holds the lock of the translations only to look something up and to publish.
+/// `tell` hears of the trace and of its code at an address.
+fn translate(vm: &VmShared, kinds: &mut Kinds, job: &Job, tell: impl FnOnce(&Trace, (u64, &[u8]))) -> Made {
+    let begun = Instant::now();
+    let Job { gpa, key, .. } = *job;
+    let Some(mut source) = Source::new(&vm.ram, gpa, job.second, std::mem::take(&mut kinds.bytes)) else {
+        return Made::Never;
+    };
+    let trace = kinds.collect(vm, &mut source, (gpa & 0xfff) as u16, key);
+    let made = match trace.steps.is_empty() {
+        false => make(vm, job, &source, &trace, tell),
+        // Unless it was changed while it was looked at.
+        true if source.is_same(source.lines()) => Made::Never,
+        true => Made::NotNow,
+    };
+    if let (Made::Code(_), translated) = (made, trace.steps.len() as u64) {
         vm.counters.translation_nanoseconds.add_many(begun.elapsed().as_nanos() as u64);
         vm.counters.translations.add();
         vm.counters.translated_instructions.add_many(translated);
-        Some(verified)
+    }
+    (kinds.steps, kinds.bytes) = (trace.steps, source.into_bytes());
+    made
+}
+
+/// Makes the code of a trace and publishes it.
+fn make(
+    vm: &VmShared,
+    job: &Job,
+    source: &Source,
+    trace: &Trace,
+    tell: impl FnOnce(&Trace, (u64, &[u8])),
+) -> Made {
+    let Job { gpa, second, key, versions } = *job;
+    // One at a time, for the place of the code is known before.
+    let mut buffers = vm.code.buffers();
+    let mut cache = vm.code.cache();
+    if cache.emptying || cache.is_full() {
+        return Made::NotNow;
+    }
+    if let Some(found) = cache.find(gpa, key) {
+        return Made::Code(found.verified);
+    }
+    let place = cache.place();
+    let mut translator =
+        Translator::new(place.at, cache.stubs, key, gpa, place.exit, std::mem::take(&mut *buffers));
+    translator.exact_flags = vm.options.exact_flags;
+    translator.second = second.map(|second| second >> 12);
+    // Sums of 32 bits wrap around, so nothing follows from one for another.
+    let guesses = !key.careful() && !key.compat();
+    if guesses {
+        drop(cache);
+        // A kernel runs much code once between two flushes: guesses of many places would pay in loops only.
+        let stack_only = key.mmu() != MmuIndex::User && !trace.loops;
+        groups::find(&mut translator.groups, &trace.steps, stack_only);
+        cache = vm.code.cache();
+        cache.guesses_for(&mut translator.groups, gpa, &mut translator.guess_numbers);
+    }
+    drop(cache);
+    translator.trace(trace);
+    let e = &mut translator.e;
+    let [direct, verified, forward, depart] = translator.entries.map(|label| e.address(label));
+    e.fill_in();
+    let code = &e.code[..];
+    let len = (code.len() as u64 - (verified - place.at)) as u32;
+    let (lines, loops) = (trace.lines, trace.loops);
+    let second_frame = translator.second;
+    let translation =
+        Translation { gpa, key, direct, verified, forward, depart, lines, second: second_frame, len, loops };
+    let mut cache = vm.code.cache();
+    let watched = |gpa: u64, version: u32| vm.code.version(gpa) == version;
+    let holds = !cache.emptying
+        && cache.place() == place
+        && watched(gpa, versions[0])
+        && second.is_none_or(|second| watched(second, versions[1]));
+    let made = if holds {
+        // First the lines are marked, then the bytes looked at: who writes them after that finds the lock held and,
+        // later, the translation.
+        vm.code.add_lines(gpa, lines);
+        if let Some(second) = second {
+            vm.code.add_lines(second, SECOND_LINES);
+        }
+        match source.is_same(lines) {
+            true => {
+                tell(trace, (verified, &code[code.len() - len as usize..]));
+                cache.add(translation, code, &translator.exits);
+                Made::Code(verified)
+            }
+            false => Made::NotNow,
+        }
+    } else {
+        Made::NotNow
+    };
+    drop(cache);
+    *buffers = translator.into_buffers();
+    made
+}
+
+impl Cpu {
+    /// Translates the trace that begins at physical address `gpa`. `second` is the page in which the first instruction
+    /// ends, if that is another one.
+    pub(crate) fn translate_trace(&mut self, gpa: u64, second: Option<u64>, key: Key) -> Made {
+        let beyond = |gpa: u64| gpa >> 12 >= FRAMES;
+        if beyond(gpa) || second.is_some_and(beyond) {
+            return Made::Never;
+        }
+        if !self.prepare_code_cache() {
+            return Made::NotNow;
+        }
+        let versions = [self.watch_code_page(gpa), second.map_or(0, |second| self.watch_code_page(second))];
+        let job = Job { gpa, second, key, versions };
+        let vm = self.vm.clone();
+        let mut kinds = std::mem::take(&mut self.kinds);
+        let made = translate(&vm, &mut kinds, &job, |trace, host| {
+            if let Some(told) = &vm.options.trace {
+                let linear = self.regs.r[crate::regs::RIP];
+                let mut instructions = trace.steps.iter().map(|step| step.insn);
+                self.trace_translation(told, (linear, gpa, key), &mut instructions, host);
+            }
+        });
+        self.kinds = kinds;
+        made
     }
 }
 
 /// Memory that each translation needs for a while.
 #[derive(Default)]
-pub(super) struct Buffers {
+pub(crate) struct Buffers {
     emit: emit::Buffers,
     groups: Groups,
     guess_numbers: Vec<u32>,
