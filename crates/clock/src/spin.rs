@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 /// How long one thread waits awake, as it turns out.
 #[derive(Clone, Debug, Default)]
 pub struct Spin {
-    /// How long what is waited for may take; nothing while it takes too long.
+    /// How long what is waited for may take.
     budget: Duration,
+    /// Short sleeps in a row.
+    short: u32,
     /// Waits to come that go without, and how many do after the next one in vain.
     left_out: u32,
     penalty: u32,
@@ -30,6 +32,8 @@ impl Spin {
     /// So long nobody waits awake after that.
     const REST: Duration = Duration::from_millis(250);
     const PENALTY_MAX: u32 = 64;
+    /// So many short sleeps say that another comes. An idle guest has one now and then.
+    const ENOUGH: u32 = 3;
     /// Who lets others run meanwhile waits no longer than this: they take more than they are offered.
     const LONGEST_GIVING_WAY: Duration = Duration::from_micros(50);
 
@@ -44,7 +48,7 @@ impl Spin {
         if ready() {
             return true;
         }
-        if self.budget.is_zero() {
+        if self.short < Self::ENOUGH {
             return false;
         }
         let begun = Instant::now();
@@ -81,7 +85,7 @@ impl Spin {
             if now - begun >= self.budget {
                 // It took longer than it used to, or whoever brings it waits for this very processor.
                 self.penalty = (self.penalty * 2).clamp(1, Self::PENALTY_MAX);
-                self.left_out = self.penalty;
+                (self.left_out, self.short) = (self.penalty, 0);
                 return false;
             }
             last = now;
@@ -90,16 +94,24 @@ impl Spin {
 
     /// Tells how long the thread has slept after that.
     pub fn slept(&mut self, slept: Duration) {
-        self.budget = match slept < Self::LONGEST {
-            true => (slept * 2).min(Self::LONGEST),
-            false => Duration::ZERO,
-        };
+        let is_short = slept < Self::LONGEST;
+        self.short = if is_short { (self.short + 1).min(Self::ENOUGH) } else { 0 };
+        self.budget = (slept * 2).min(Self::LONGEST);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One that has slept so long again and again.
+    fn after(slept: Duration) -> Spin {
+        let mut spin = Spin::default();
+        (0..Spin::ENOUGH).for_each(|_| spin.slept(slept));
+        spin
+    }
+
+    const SHORT: Duration = Duration::from_micros(60);
 
     fn looks(spin: &mut Spin, limit: Option<Duration>) -> u32 {
         let mut looks = 0;
@@ -114,8 +126,12 @@ mod tests {
     fn it_waits_only_while_that_is_worth_it() {
         let mut spin = Spin::default();
         assert_eq!(looks(&mut spin, None), 1, "nothing is known yet");
-        spin.slept(Duration::from_micros(60));
-        assert_eq!(spin.budget, Duration::from_micros(120));
+        for _ in 1..Spin::ENOUGH {
+            spin.slept(SHORT);
+            assert_eq!(looks(&mut spin, None), 1, "once is not enough");
+        }
+        spin.slept(SHORT);
+        assert_eq!((spin.budget, spin.short), (SHORT * 2, Spin::ENOUGH));
         spin.slept(Duration::from_micros(150));
         assert_eq!(spin.budget, Spin::LONGEST);
         // Whatever comes of it, something that is there is found.
@@ -126,18 +142,17 @@ mod tests {
 
     #[test]
     fn waiting_in_vain_is_tried_less_and_less() {
-        let mut spin = Spin { penalty: 2, ..Spin::default() };
-        spin.slept(Duration::from_micros(60));
+        let mut spin = Spin { penalty: 2, ..after(SHORT) };
         // Unless this test is kept from the processor meanwhile.
         if looks(&mut spin, None) > 1 && spin.rests_until.is_none() {
-            assert_eq!((spin.left_out, spin.penalty), (4, 4));
+            assert_eq!((spin.left_out, spin.penalty, spin.short), (4, 4, 0));
+            (0..Spin::ENOUGH).for_each(|_| spin.slept(SHORT));
             for _ in 0..4 {
                 assert_eq!(looks(&mut spin, None), 1);
             }
             assert_eq!(spin.left_out, 0);
         }
-        let mut spin = Spin { penalty: 64, ..Spin::default() };
-        spin.slept(Duration::from_micros(60));
+        let mut spin = Spin { penalty: 64, ..after(SHORT) };
         let mut late = 0;
         let ready = spin.until(None, || {
             late += 1;
@@ -148,16 +163,14 @@ mod tests {
 
     #[test]
     fn who_was_kept_from_the_processor_sleeps_for_a_while() {
-        let mut spin = Spin { rests_until: Some(Instant::now() + Spin::REST * 1000), ..Spin::default() };
-        spin.slept(Duration::from_micros(60));
+        let mut spin = Spin { rests_until: Some(Instant::now() + Spin::REST * 1000), ..after(SHORT) };
         assert_eq!(looks(&mut spin, None), 1);
         let begun = Instant::now();
         spin.rests_until = Some(begun);
-        while spin.rests_until == Some(begun) {
-            looks(&mut spin, None);
-        }
+        looks(&mut spin, None);
+        assert_ne!(spin.rests_until, Some(begun), "the time is over");
         // A gap between two looks. The second wait is long enough for one, whatever was found before.
-        spin = Spin { budget: Spin::GAP * 4, ..Spin::default() };
+        spin = Spin { budget: Spin::GAP * 4, ..after(SHORT) };
         let mut seen = 0;
         spin.until(None, || {
             seen += 1;
