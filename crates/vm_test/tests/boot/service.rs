@@ -46,13 +46,16 @@ fn service(case: &Case) -> Result<()> {
     ensure!(told == "app is off\nbase is off", "they were not shut down in order: {told:?}");
     let second = lives(&mut shell)?;
     ensure!(first.iter().zip(&second).all(|(first, second)| first != second), "{first:?} and {second:?}");
-    let started = shell.check("arnia ls -o json | tr -d ' \n'")?;
+    let started = shell.check("arnia ls -o json | tr -d ' \\n'")?;
     let started: Value = serde_json::from_str(&started).context("the list of machines")?;
     let when = |name: &str| {
         let vm = started.as_array()?.iter().find(|vm| vm["name"] == name)?;
-        Some(vm["started"].to_string())
+        vm["started"].as_i64()
     };
-    ensure!(when("base") <= when("app"), "they were not started in order: {started}");
+    ensure!(
+        when("base").is_some() && when("base") <= when("app"),
+        "they were not started in order: {started}"
+    );
     debian::settle(&mut shell)?;
     shell.send("systemctl poweroff")?;
     vm.wait(Patience::Shutdown)?.expect_code(0)
