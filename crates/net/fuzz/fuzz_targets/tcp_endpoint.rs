@@ -1,3 +1,4 @@
+//! Runs [`net::fuzzing::tcp_endpoint`].
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| net::fuzzing::tcp_endpoint(data));

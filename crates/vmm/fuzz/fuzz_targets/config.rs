@@ -1,2 +1,4 @@
+//! Runs [`vmm::fuzzing::config`].
 #![no_main]
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| vmm::fuzzing::config(data));
