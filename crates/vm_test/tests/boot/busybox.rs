@@ -45,18 +45,20 @@ fn expect_passed(vm: &mut Vm, names: &[&str]) -> Result<()> {
 
 /// Processors, memory, clock, processes and random numbers; then the guest turns itself off.
 fn self_tests(case: &Case) -> Result<()> {
-    self_tests_with(case, &[])
+    self_tests_with(case, &[], SELF_TESTS)
 }
 
-/// The same with more options for the worker.
-pub(crate) fn self_tests_with(case: &Case, options: &[(&str, &str)]) -> Result<()> {
-    const TESTS: [&str; 5] = ["smp", "memory", "time", "processes", "rng"];
+/// What a guest finds out about itself.
+pub(crate) const SELF_TESTS: &[&str] = &["smp", "memory", "time", "processes", "rng"];
+
+/// Some of them, with more options for the worker.
+pub(crate) fn self_tests_with(case: &Case, options: &[(&str, &str)], tests: &[&str]) -> Result<()> {
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let guest = options.iter().fold(guest(case), |guest, (name, value)| guest.worker_option(name, *value));
-    let guest = guest.test(&TESTS.join(",")).variable("cpus", case.cpus);
+    let guest = guest.test(&tests.join(",")).variable("cpus", case.cpus);
     let guest = guest.variable("memory", MEMORY_MIB).variable("epoch", epoch).after(After::Poweroff);
     let mut vm = guest.start(&case.program, &case.folder)?;
-    expect_passed(&mut vm, &TESTS)?;
+    expect_passed(&mut vm, tests)?;
     vm.wait(Patience::Shutdown)?.expect_code(0)
 }
 

@@ -1,9 +1,10 @@
 //! The software engine in its forced modes: what is rare otherwise happens all the time, and the guest must
 //! not notice.
 
-use vm_test::Suite;
+use anyhow::Result;
+use vm_test::{Case, Suite};
 
-use crate::busybox::self_tests_with as forced;
+use crate::busybox::{SELF_TESTS, self_tests_with};
 
 type Options = &'static [(&'static str, &'static str)];
 
@@ -16,6 +17,8 @@ const AT_ONCE: Options = &[("--jit-hot", "0")];
 const SMALLEST_CACHE: Options = &[("--jit-cache", "256K")];
 const INTERPRETED: Options = &[("--jit", "off")];
 const LOCKSTEP: Options = &[("--jit", "lockstep")];
+/// In lock-step all is done twice, and compared: what writes and reads much memory would take a quarter of an hour.
+const LOCKSTEP_TESTS: &[&str] = &["smp", "time", "processes", "rng"];
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.bt_matrix("forced::flush", &[2], |case| forced(case, FLUSH));
@@ -24,5 +27,9 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.full_bt_matrix("forced::translated_at_once", &[1, 2, 4], |case| forced(case, AT_ONCE));
     suite.full_bt_matrix("forced::smallest_cache", &[1, 2, 4], |case| forced(case, SMALLEST_CACHE));
     suite.full_bt_matrix("forced::interpreted", &[1, 2], |case| forced(case, INTERPRETED));
-    suite.full_bt_matrix("forced::lockstep", &[1, 2], |case| forced(case, LOCKSTEP));
+    suite.full_bt_matrix("forced::lockstep", &[1, 2], |case| self_tests_with(case, LOCKSTEP, LOCKSTEP_TESTS));
+}
+
+fn forced(case: &Case, options: Options) -> Result<()> {
+    self_tests_with(case, options, SELF_TESTS)
 }
