@@ -15,7 +15,6 @@ use std::path::Path;
 use std::sync::Arc;
 use store::{Records, VmRecord};
 
-/// Limits that the worker has, too; here they are refused when they are written and not when they are started.
 /// Disks and network cards that fit on the bus beside what every machine has, what an image brings, and a display.
 const DEVICES_MAX: usize = 21;
 const LABELS_MAX: usize = 100;

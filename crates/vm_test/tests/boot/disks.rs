@@ -159,14 +159,20 @@ fn lifted(vm: &mut Vm) -> Result<()> {
     run(vm, "while [ ! -e /tmp/done ]; do sleep 0.1; done").map(drop)
 }
 
-/// Disks of one SCSI host have limits of their own. What waits for one holds up no other, and outlives a pause.
-fn scsi_limits(case: &Case) -> Result<()> {
+/// A guest with two SCSI disks, which it has found.
+fn start_with_scsi(case: &Case) -> Result<Vm> {
     let (path, other) = (case.empty_disk("disk.img", SIZE)?, case.empty_disk("other.img", SIZE)?);
     let mut vm = start(case, |guest| guest.disk(&path).disk(&other).scsi())?;
     run(
         &mut vm,
         "modprobe -a virtio_scsi sd_mod; while [ ! -b /dev/sda ] || [ ! -b /dev/sdb ]; do sleep 0.1; done",
     )?;
+    Ok(vm)
+}
+
+/// Disks of one SCSI host have limits of their own. What waits for one holds up no other, and outlives a pause.
+fn scsi_limits(case: &Case) -> Result<()> {
+    let mut vm = start_with_scsi(case)?;
     keeps_limits(&mut vm, "/dev/sda")?;
     // Thousands of seconds, if it had to wait behind the other one.
     time_to_write(&mut vm, "/dev/sdb", 16 * MIB)?;
@@ -187,12 +193,7 @@ fn scsi_limits(case: &Case) -> Result<()> {
 /// By ioctl(2), because Linux' driver never gives up a request to a virtio disk by itself: it waits for as long as it takes.
 fn scsi_reset(case: &Case) -> Result<()> {
     const RESETS: u32 = 5;
-    let (path, other) = (case.empty_disk("disk.img", SIZE)?, case.empty_disk("other.img", SIZE)?);
-    let mut vm = start(case, |guest| guest.disk(&path).disk(&other).scsi())?;
-    run(
-        &mut vm,
-        "modprobe -a virtio_scsi sd_mod; while [ ! -b /dev/sda ] || [ ! -b /dev/sdb ]; do sleep 0.1; done",
-    )?;
+    let mut vm = start_with_scsi(case)?;
     order(&vm, Request::DiskLimits { disk: 0, limits: very_slow() })?;
     let job =
         |disk: &str| format!("workloads --disk {disk} write block=65536 threads=8 requests=256 span={SIZE}");

@@ -1,6 +1,6 @@
 //! Comparing models: may a machine that runs with one set of leaves go on with another?
 
-use super::features::FEATURES;
+use super::features::{FEATURES, value};
 use super::{Leaf, Register};
 
 /// KVM's paravirtual features by bit.
@@ -41,10 +41,6 @@ const WORDS: [(u32, u32, Register, u32); 16] = [
 /// Lists, by name, the features that `needed` has and `offered` lacks, so that a guest which has seen
 /// `needed` could not go on with `offered`. Empty when it can. A different vendor counts as a feature.
 pub fn missing(needed: &[Leaf], offered: &[Leaf]) -> Vec<String> {
-    let value = |leaves: &[Leaf], function, index, register| {
-        let same = |leaf: &&Leaf| leaf.function == function && leaf.index.unwrap_or(0) == index;
-        leaves.iter().find(same).map_or(0, |leaf| leaf.register(register))
-    };
     let vendor = |leaves: &[Leaf]| {
         let words =
             [Register::Ebx, Register::Edx, Register::Ecx].map(|register| value(leaves, 0, 0, register));

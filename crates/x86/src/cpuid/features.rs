@@ -79,6 +79,12 @@ impl Leaf {
     }
 }
 
+/// One register of one of the leaves; zero where there is no such leaf.
+pub(super) fn value(leaves: &[Leaf], function: u32, index: u32, register: Register) -> u32 {
+    let same = |leaf: &&Leaf| (leaf.function, leaf.index.unwrap_or(0)) == (function, index);
+    leaves.iter().find(same).map_or(0, |leaf| leaf.register(register))
+}
+
 impl Feature {
     /// Whether instructions of this feature use the upper halves of YMM registers, so that the host's
     /// operating system must have enabled them.

@@ -1,6 +1,6 @@
 //! From the name of a model to its leaves.
 
-use super::features::{FEATURES, Feature, Source, Vendor};
+use super::features::{FEATURES, Feature, Source, Vendor, value};
 use super::{HostCpuid, LINEAR_BITS, Leaf, PHYS_BITS, Register, kvm_features, topology};
 use crate::reg::xcr0;
 use std::fmt;
@@ -125,33 +125,29 @@ fn add_protection(leaves: &mut [Leaf], vendor: Vendor, offered: &[Leaf]) {
         feature.source == Source::Protection && feature.vendor.is_none_or(|only| only == vendor)
     };
     for feature in FEATURES.iter().filter(protection) {
-        let same =
-            |leaf: &&Leaf| (leaf.function, leaf.index.unwrap_or(0)) == (feature.function, feature.index);
-        let value = offered.iter().find(same).map_or(0, |leaf| leaf.register(feature.register));
-        if let Some(leaf) = leaves.iter_mut().find(|leaf| same(&&**leaf)) {
-            *leaf.register_mut(feature.register) |= value & 1 << feature.bit;
+        let (function, index) = (feature.function, feature.index);
+        let same = |leaf: &&mut Leaf| (leaf.function, leaf.index.unwrap_or(0)) == (function, index);
+        if let Some(leaf) = leaves.iter_mut().find(same) {
+            let offer = value(offered, function, index, feature.register);
+            *leaf.register_mut(feature.register) |= offer & 1 << feature.bit;
         }
     }
 }
 
 /// Takes away from `leaves` every feature that is not in `offered`.
 pub fn limit(leaves: &mut [Leaf], offered: &[Leaf]) {
-    let value = |function: u32, index: u32, register: Register| {
-        let same = |leaf: &&Leaf| leaf.function == function && leaf.index.unwrap_or(0) == index;
-        offered.iter().find(same).map_or(0, |leaf| leaf.register(register))
-    };
     for leaf in leaves {
         let (function, index) = (leaf.function, leaf.index.unwrap_or(0));
         for feature in FEATURES.iter().filter(|f| (f.function, f.index) == (function, index)) {
-            if value(function, index, feature.register) >> feature.bit & 1 == 0 {
+            if value(offered, function, index, feature.register) >> feature.bit & 1 == 0 {
                 *leaf.register_mut(feature.register) &= !(1 << feature.bit);
             }
         }
         match function {
-            0x4000_0001 => leaf.eax &= value(function, index, Register::Eax),
+            0x4000_0001 => leaf.eax &= value(offered, function, index, Register::Eax),
             0x8000_0008 => {
                 // Processors that address less cannot translate what a guest would map further up.
-                let bits = value(function, index, Register::Eax) & 0xff;
+                let bits = value(offered, function, index, Register::Eax) & 0xff;
                 leaf.eax = leaf.eax & !0xff | (leaf.eax & 0xff).min(bits);
             }
             _ => {}
