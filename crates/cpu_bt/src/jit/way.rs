@@ -206,11 +206,20 @@ fn way(vm: &VmShared, insn: &Instruction, key: Key) -> (Way, Option<Plan>) {
     }
 }
 
+/// Whether an instruction may change more than registers and memory, so that it cannot be undone.
+pub(crate) fn is_done_once(vm: &VmShared, insn: &Instruction, key: Key) -> bool {
+    classify(vm, insn, key.block_key()) == Class::System && !is_harmless(insn, key)
+}
+
+/// Whether a system instruction changes nothing but registers and memory. There are more; these are frequent.
+fn is_harmless(insn: &Instruction, key: Key) -> bool {
+    key.mmu() != MmuIndex::User && matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq)
+}
+
 /// How a system instruction is done.
 fn system_way(vm: &VmShared, insn: &Instruction, key: Key) -> Way {
     let supervisor = key.mmu() != MmuIndex::User;
-    let harmless = supervisor && matches!(insn.mnemonic(), M::Cli | M::Sti | M::Pushfq);
-    if vm.options.jit == Jit::Lockstep && !harmless {
+    if vm.options.jit == Jit::Lockstep && !is_harmless(insn, key) {
         // What they do beyond registers and memory must be done once only.
         return Way::Depart;
     }

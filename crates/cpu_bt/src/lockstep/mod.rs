@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Both executions are *guarded*: what they write to RAM is noted with what was there before, and they
-//! stop before an instruction that meets a device or watched code, which then executes once, interpreted.
+//! stop before an instruction that meets a device or watched code, or that changes more than registers and RAM,
+//! which then executes once, interpreted.
 //! Traces do not go on into each other. One vCPU executes at a time; a device may still write to memory
 //! in between, so a difference counts only if it is there again at the next try.
 //!
@@ -34,8 +35,9 @@ use crate::block::{Block, Flow};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
 use crate::jit::liveness;
-use crate::jit::page_of;
 use crate::jit::state::NO_EXIT;
+use crate::jit::way;
+use crate::jit::{key_of, page_of};
 use crate::regs::{RIP, Regs};
 use crate::signals::signal;
 use cpu::VmExit;
@@ -114,12 +116,18 @@ impl Cpu {
         let loops = self.vm.code.cache().find(gpa, key).is_some_and(|found| found.loops);
         let start = self.regs.clone();
         let mut first = None;
-        for attempt in 0..TRIES {
+        let mut ended_early = 0;
+        let mut attempt = 0;
+        while attempt < TRIES {
             self.jit.note_page(self.mode.data, linear & !0xfff, id);
             let translated = self.translated_end(code);
             self.regs = start.clone();
             if translated.is_nothing(&start) {
-                self.signals.take(signal::TURN);
+                if self.signals.take(signal::TURN) != 0 && ended_early < TRIES {
+                    // The end of long loops was asked for just when the trace began.
+                    ended_early += 1;
+                    continue;
+                }
                 // It may have asked to go on with care.
                 return if self.jit.careful != 0 && !key.careful() {
                     self.compare_trace()
@@ -146,6 +154,7 @@ impl Cpu {
                     if attempt > 0 {
                         first.get_or_insert((translated, difference));
                     }
+                    attempt += 1;
                 }
                 followed => {
                     self.guard.end();
@@ -209,7 +218,9 @@ impl Cpu {
                 }
             }
             let stop = match self.interpret_one(&mut follower) {
-                _ if self.guard.blocked() => Some("the interpreter met a device or watched code"),
+                _ if self.guard.blocked() => {
+                    Some("the interpreter met a device, watched code or a system instruction")
+                }
                 Ok(()) if loops && follower.count >= LOOP_INSTRUCTIONS_MAX => return Followed::Uncertain,
                 Ok(()) if !loops && follower.count >= INSTRUCTIONS_MAX => {
                     Some("the interpreter did not get there")
@@ -247,6 +258,11 @@ impl Cpu {
             _ => (self.find_block(rip)?, 0),
         };
         let op = &block.ops()[index];
+        // Beyond the end of the trace, where the interpreter only gets if the two differ.
+        if op.detail.is_some() && way::is_done_once(&self.vm, op.insn(), key_of(self)) && self.guard.blocks()
+        {
+            return Ok(());
+        }
         follower.count += 1;
         if follower.careful {
             follower.note(rip, &self.instruction_at(&block, index));

@@ -3,6 +3,7 @@
 use crate::cpu::Cpu;
 use crate::engine;
 use crate::fault::{Fault, Result};
+use crate::options::Options;
 use crate::regs::{RIP, RSP};
 use ::cpu::{CpuIo, VmConfig};
 use clock::{Clock, Timers};
@@ -153,19 +154,24 @@ impl Machine {
     }
 
     pub(super) fn of(start: Start, vendor: Vendor) -> Machine {
-        Machine::with(start, cpuid(vendor))
+        Machine::with(start, cpuid(vendor), &Options::default())
     }
 
     /// A processor whose CPUID has only the vendor.
     pub(super) fn without_features(start: Start) -> Machine {
-        Machine::with(start, cpuid(Vendor::Intel)[..1].to_vec())
+        Machine::with(start, cpuid(Vendor::Intel)[..1].to_vec(), &Options::default())
     }
 
-    fn with(start: Start, cpuid: Vec<Leaf>) -> Machine {
+    /// One whose engine has `options`.
+    pub(super) fn with_options(start: Start, options: &Options) -> Machine {
+        Machine::with(start, cpuid(Vendor::Intel), options)
+    }
+
+    fn with(start: Start, cpuid: Vec<Leaf>, options: &Options) -> Machine {
         let ram = Arc::new(Ram::new(4 << 20).unwrap());
         let clock = Arc::new(Clock::new());
         let timers = Timers::new(clock.clone()).unwrap();
-        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 2, cpuid }, &Default::default());
+        let vm = engine::share(VmConfig { ram, clock, timers, vcpus: 2, cpuid }, options);
         let cpu = Cpu::new(vm.clone(), 0, vm.lapics[0].clone(), vm.signals[0].clone());
         let mut machine = Machine { cpu, bus: Recorder::default() };
         machine.cpu.signals.take(u32::MAX);

@@ -1,12 +1,14 @@
 //! System instructions in running code: shadows, single steps, breakpoints of the loop, interrupts.
 
 use super::machine::*;
+use crate::options::{Jit, Options};
 use crate::regs::{RAX, RBX, RCX, RDI, RSP};
 use crate::signals::signal;
 use ::cpu::{CpuIo, VmExit};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use x86::reg::{cr0, efer, rflags};
+use x86::state::seg;
 
 /// A bus whose port 0xf4 ends the run.
 struct StopPort<'a>(&'a crate::signals::Signals);
@@ -162,6 +164,37 @@ fn a_system_call_runs_and_returns() {
     assert_eq!(exit, VmExit::Kicked);
     assert_eq!(machine.cpu.regs.r[RBX], 2);
     assert_eq!(count(&machine, 1), 1);
+}
+
+/// Where the two differ, the interpreter goes on beyond the trace in search of its end: SWAPGS, done there, could not be
+/// undone, and the next try (or, after a race, the guest) would have the wrong base.
+#[test]
+fn lockstep_does_no_system_instruction_in_search_of_a_traces_end() {
+    let options = Options { jit: Jit::Lockstep, ..Options::default() };
+    let mut machine = Machine::with_options(Start::Long { cpl: 0 }, &options);
+    put(&mut machine, CODE, |a| {
+        a.mov(eax, 1)?;
+        a.mov(qword_ptr(DATA), rax)?;
+        a.swapgs()?;
+        a.nop()?;
+        a.hlt()
+    });
+    machine.cpu.sys.kernel_gs_base = 0x1234_5000;
+    let cpu = &mut machine.cpu;
+    crate::jit::runtime::use_vcpu(&raw mut **cpu).unwrap();
+    let key = crate::jit::key_of(cpu);
+    assert!(matches!(cpu.translate_trace(CODE, None, key), crate::jit::translator::Made::Code(_)));
+    // Behind the engine's back, so that the translated trace is wrong.
+    let page = cpu.ram.host_page(CODE).unwrap();
+    // SAFETY: a byte of that page.
+    unsafe { page.ptr.add((CODE & 0xfff) as usize + 1).write(3) };
+    let vm = cpu.vm.clone();
+    let turn = vm.turns.take(cpu);
+    assert_eq!(machine.cpu.compare_trace(), Ok(true));
+    drop(turn);
+    let report = machine.cpu.failure.take().expect("a difference");
+    assert!(report.contains("the ends differ"), "{report}");
+    assert_eq!((machine.cpu.regs.seg[seg::GS].base, machine.cpu.sys.kernel_gs_base), (0, 0x1234_5000));
 }
 
 #[test]
