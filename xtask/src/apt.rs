@@ -92,12 +92,28 @@ pub(crate) const BINUTILS: &[Need] = &[Need { probe: "strip", package: "binutils
 /// What the coverage-guided fuzzers link with.
 pub(crate) const FUZZ: &[Need] = &[Need { probe: "c++", package: "g++" }];
 
+/// How often packages are installed before it is given up.
+const ROUNDS: usize = 2;
+
 /// Installs what is missing as root; otherwise refuses with the command that would.
 pub(crate) fn ensure(groups: &[&[Need]]) -> Result<()> {
-    let missing = missing(groups);
-    if missing.is_empty() {
-        return Ok(());
+    // Packages from elsewhere (Debian's backports, say) may have to give way to what is installed, and with them a
+    // program that was there at first.
+    for _ in 0..ROUNDS {
+        let missing = missing(groups);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install(&missing)?;
     }
+    match missing(groups) {
+        missing if missing.is_empty() => Ok(()),
+        missing => bail!("apt-get removes one for the other; install these yourself: {}", missing.join(" ")),
+    }
+}
+
+/// Installs packages.
+fn install(missing: &[&str]) -> Result<()> {
     let list = missing.join(" ");
     if host::find_program("apt-get").is_none() {
         bail!("these Debian packages' programs are missing and this host has no apt-get: {list}");
@@ -109,7 +125,7 @@ pub(crate) fn ensure(groups: &[&[Need]]) -> Result<()> {
     let install = || {
         host::run(
             host::command(["apt-get", "install", "--yes", "--no-install-recommends", "-qq"])
-                .args(&missing)
+                .args(missing)
                 .env("DEBIAN_FRONTEND", "noninteractive")
                 // Two lines for each package, which nobody reads; errors go elsewhere.
                 .stdout(Stdio::null()),
