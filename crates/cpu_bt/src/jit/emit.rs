@@ -343,16 +343,15 @@ impl Emit {
         self.byte(0x50 | reg & 7);
     }
 
-    /// `pop reg`
-    pub(crate) fn pop(&mut self, reg: u8) {
-        self.rex(false, 0, 0, reg);
-        self.byte(0x58 | reg & 7);
-    }
-
     /// `cmp a, b`
     pub(crate) fn cmp(&mut self, a: u8, b: u8) {
         self.rex(true, b, 0, a);
         self.bytes(&[0x39, 0xc0 | (b & 7) << 3 | a & 7]);
+    }
+
+    /// `cmp reg, [base + displacement]`
+    pub(crate) fn cmp_at(&mut self, reg: u8, base: u8, displacement: i32) {
+        self.memory(true, 0x3b, reg, Some(base), None, displacement);
     }
 
     /// `ret`
@@ -653,17 +652,6 @@ impl Emit {
         self.bytes(&[0xf7, 0xd0 | reg & 7]);
     }
 
-    /// `xchg rcx, reg`
-    pub(crate) fn xchg_rcx(&mut self, reg: u8) {
-        self.rex(true, host::RCX, 0, reg);
-        self.bytes(&[0x87, 0xc0 | host::RCX << 3 | reg & 7]);
-    }
-
-    /// `jrcxz`: over so many bytes of code if RCX is zero
-    pub(crate) fn jrcxz_over(&mut self, bytes: i8) {
-        self.bytes(&[0xe3, bytes as u8]);
-    }
-
     /// `sar reg, count`
     pub(crate) fn sar(&mut self, reg: u8, count: u8) {
         self.rex(true, 0, 0, reg);
@@ -842,7 +830,7 @@ mod tests {
             (|e| e.gs_push(0x40), "push qword ptr gs:[40h]"),
             (|e| e.gs_call_scaled(13, 0x40), "call qword ptr gs:[r13*8+40h]"),
             (|e| e.push(14), "push r14"),
-            (|e| e.pop(13), "pop r13"),
+            (|e| e.cmp_at(14, 4, 8), "cmp r14,[rsp+8]"),
             (|e| e.cmp(14, 13), "cmp r14,r13"),
             (Emit::ret, "ret"),
             (|e| e.gs_sub(14, 0x40), "sub r14,gs:[40h]"),

@@ -36,8 +36,6 @@ pub(super) struct Step {
     at_target: Option<u32>,
     /// Flags that matter after it.
     pub(super) live: u32,
-    /// For a call: those that matter when it has returned.
-    pub(super) live_on_return: u32,
 }
 
 impl Step {
@@ -117,7 +115,6 @@ impl Kinds {
                 flags_set: flags_set as u32,
                 at_target: Some(liveness::ALL),
                 live: liveness::ALL,
-                live_on_return: liveness::ALL,
             });
             if way == Way::Hand || way == Way::Callout && changes_addresses(&insn) {
                 break;
@@ -188,12 +185,6 @@ impl Kinds {
             }
             at_head = live;
             trace.live = live;
-        }
-        if let Some(last) = trace.steps.last_mut()
-            && matches!(last.insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
-        {
-            let next = last.offset as u64 + last.insn.len() as u64;
-            last.live_on_return = live_at(next).unwrap_or(at_head);
         }
         // What was looked at decides about flags, so it counts as much as what is executed.
         trace.lines |= looked_at;

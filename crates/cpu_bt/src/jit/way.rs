@@ -97,7 +97,7 @@ fn leaves_flags_away(insn: &Instruction, way: Way, plan: Option<&Plan>) -> bool 
         Way::Native => !liveness::is_shift(insn.mnemonic()),
         Way::Special => match insn.mnemonic() {
             M::Push => insn.op0_kind() != OpKind::Memory,
-            mnemonic => matches!(mnemonic, M::Pop | M::Leave | M::Vzeroupper),
+            mnemonic => matches!(mnemonic, M::Pop | M::Leave | M::Vzeroupper | M::Ret),
         },
         _ => false,
     };

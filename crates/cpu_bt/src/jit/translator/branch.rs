@@ -6,7 +6,7 @@ use super::lookup::Free;
 use crate::block::decode::gpr_number;
 use crate::interp::condition;
 use crate::jit::cache::{Exit, Key};
-use crate::jit::emit::{Label, cc};
+use crate::jit::emit::{Label, cc, host};
 use crate::jit::groups::Form;
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::{Site, TARGETS};
@@ -17,7 +17,6 @@ use iced_x86::{Mnemonic as M, OpKind};
 impl Translator {
     /// Emits a branch; true when the trace has ended with it.
     pub(super) fn branch_step(&mut self, step: &Step, head: u16) -> bool {
-        let live_after = step.live_on_return;
         let insn = &step.insn;
         let next = step.offset as u64 + insn.len() as u64;
         match insn.mnemonic() {
@@ -28,10 +27,12 @@ impl Translator {
                     self.key.width() as i32 + if insn.op_count() > 0 { insn.immediate(0) as i32 } else { 0 };
                 self.load_word(S0, operand);
                 self.move_stack(pop);
-                self.mapping.emit_leave(&mut self.e);
+                if !self.mapping.is_canonical() || !self.key.uses_return_stack() {
+                    self.restore_flags();
+                    self.mapping.emit_leave(&mut self.e);
+                }
                 if self.key.uses_return_stack() {
-                    // To where this was called from, or whatever is the lowest on the return stack.
-                    self.e.ret();
+                    self.return_if_called();
                 } else {
                     self.jump_indirect();
                 }
@@ -69,7 +70,7 @@ impl Translator {
                 self.move_stack(-(self.key.width() as i32));
                 let target = direct.then(|| target_of(insn));
                 if self.key.uses_return_stack() {
-                    self.call(target, scratch, next, live_after);
+                    self.call(target, scratch, next);
                 } else if let Some(target) = target {
                     self.branch(target, head);
                 } else {
@@ -126,10 +127,8 @@ impl Translator {
 
     /// Calls `target`, or what [`JitState::target`](crate::jit::state::JitState) says, on the return stack,
     /// so that the host predicts where the guest returns to. `pushed` has the guest's return address, which lies
-    /// at `next` of the page. `live` are the flags that matter on return. Touches none before.
-    fn call(&mut self, target: Option<u64>, pushed: u8, next: u64, live: u32) {
-        /// Bytes of an exchange with RCX, and a jump.
-        const ELSEWHERE: i8 = 3 + 5;
+    /// at `next` of the page. Touches no flags.
+    fn call(&mut self, target: Option<u64>, pushed: u8, next: u64) {
         self.mapping.emit_leave(&mut self.e);
         self.e.push(pushed);
         match target {
@@ -153,30 +152,23 @@ impl Translator {
                 self.cold.push(Cold::Exit { label: unlinked, target, number: Some(number), key: self.key });
             }
         }
-        // The guest returned to the address in S0: is it this one? Where it is not, flags may matter.
-        let elsewhere = self.e.label();
-        self.e.pop(S1);
-        if live != 0 {
-            self.save_flags();
-            self.e.cmp(S0, S1);
-            self.e.jcc(cc::NE, elsewhere);
-            self.restore_flags();
-        } else {
-            // Here they do not: leaving them alone costs less than keeping them, which RAX would wait for.
-            self.e.not(S1);
-            self.e.lea(true, S1, Some(S0), Some((S1, 0)), 1);
-            self.e.xchg_rcx(S1);
-            let begun = self.e.here();
-            self.e.jrcxz_over(ELSEWHERE);
-            self.e.xchg_rcx(S1);
-            self.e.jmp(elsewhere);
-            debug_assert_eq!(self.e.here() - begun, 2 + ELSEWHERE as u64);
-            self.e.xchg_rcx(S1);
-        }
-        self.cold.push(Cold::Elsewhere { label: elsewhere, flags_saved: live != 0, key: self.key });
+        // A return comes here only with this address in S0.
+        self.e.lea(true, host::RSP, Some(host::RSP), None, 8);
         self.add_to_page(S1, S0, -(next as i32));
         self.e.gs_store(jit!(page), S1);
         self.exit_to(next);
+    }
+
+    /// Returns to the address in S0 as the host does, if it is what lies on the return stack beside the host's own
+    /// address. The flags are mostly away already, for the look at the guest's stack: the comparison costs little here.
+    fn return_if_called(&mut self) {
+        let elsewhere = self.e.label();
+        self.save_flags();
+        self.e.cmp_at(S0, host::RSP, 8);
+        self.e.jcc(cc::NE, elsewhere);
+        self.cold.push(Cold::Elsewhere { label: elsewhere, key: self.key });
+        self.restore_flags();
+        self.e.ret();
     }
 
     /// The table that indirect branches of this privilege go through.

@@ -2,7 +2,7 @@
 
 use super::Translator;
 use crate::jit::cache::Key;
-use crate::jit::emit::Label;
+use crate::jit::emit::{Label, Operand, cc, host};
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::Site;
 use crate::jit::stubs::jit;
@@ -25,8 +25,8 @@ pub(super) enum Cold {
     LoadSimd { label: Label, back: Label },
     /// A branch out.
     Exit { label: Label, target: u64, number: Option<u32>, key: Key },
-    /// The guest returns elsewhere than it was called from: to the address in S0.
-    Elsewhere { label: Label, flags_saved: bool, key: Key },
+    /// The guest returns elsewhere than it was called from: to the address in S0. Flags are in AX.
+    Elsewhere { label: Label, key: Key },
     /// An instruction done by its handler after all.
     Callout { label: Label, after: Label, site: Site, flags_saved: bool },
     /// The same, where only the handler knows where the guest goes on.
@@ -42,9 +42,9 @@ impl Cold {
             | Cold::Poll { flags_saved, .. }
             | Cold::LoopPoll { flags_saved, .. }
             | Cold::Unverified { flags_saved, .. }
-            | Cold::Elsewhere { flags_saved, .. }
             | Cold::Hand { flags_saved, .. }
             | Cold::Callout { flags_saved, .. } => flags_saved,
+            Cold::Elsewhere { .. } => true,
             Cold::Guess { .. } | Cold::LoadSimd { .. } | Cold::Exit { .. } => false,
         }
     }
@@ -156,12 +156,17 @@ impl Translator {
                     }
                     self.hand(site);
                 }
-                Cold::Elsewhere { label, flags_saved, key } => {
+                Cold::Elsewhere { label, key } => {
                     self.e.bind(label);
                     self.key = key;
-                    if flags_saved {
-                        self.restore_flags();
-                    }
+                    // What was called from here is done with; the bottom stays.
+                    let bottom = self.e.label();
+                    self.e.load64_at(S1, Operand { base: host::RSP, index: None, displacement: 0 });
+                    self.e.gs_cmp(S1, jit!(underflow));
+                    self.e.jcc(cc::E, bottom);
+                    self.e.lea(true, host::RSP, Some(host::RSP), None, 16);
+                    self.e.bind(bottom);
+                    self.restore_flags();
                     self.jump_indirect();
                 }
             }
