@@ -194,7 +194,7 @@ fn name(displacement: i32) -> Option<String> {
         careful,
         guess,
         return_stack_end,
-        underflow,
+        host_rsp,
         simd_loaded,
         saved_rax,
         target,

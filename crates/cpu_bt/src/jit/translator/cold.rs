@@ -2,7 +2,7 @@
 
 use super::Translator;
 use crate::jit::cache::Key;
-use crate::jit::emit::{Label, Operand, cc, host};
+use crate::jit::emit::{Label, cc, host};
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::Site;
 use crate::jit::stubs::jit;
@@ -159,11 +159,12 @@ impl Translator {
                 Cold::Elsewhere { label, key } => {
                     self.e.bind(label);
                     self.key = key;
-                    // What was called from here is done with; the bottom stays.
+                    // What was called from here is done with. The bottom stays, whatever it says: beyond it lies the
+                    // host's own stack.
                     let bottom = self.e.label();
-                    self.e.load64_at(S1, Operand { base: host::RSP, index: None, displacement: 0 });
-                    self.e.gs_cmp(S1, jit!(underflow));
-                    self.e.jcc(cc::E, bottom);
+                    self.e.lea(true, S1, Some(host::RSP), None, 16);
+                    self.e.gs_cmp(S1, jit!(host_rsp));
+                    self.e.jcc(cc::AE, bottom);
                     self.e.lea(true, host::RSP, Some(host::RSP), None, 16);
                     self.e.bind(bottom);
                     self.restore_flags();
