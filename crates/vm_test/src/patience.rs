@@ -12,6 +12,8 @@ pub enum Patience {
     Command,
     /// A busybox guest from power-on to the end of its tests.
     Boot,
+    /// The same in lock-step, where all is done twice and compared.
+    LockStep,
     /// A Debian guest from power-on to its login prompt.
     Login,
     /// A real program's tests in the guest.
@@ -27,6 +29,7 @@ impl Patience {
             Self::Host => 20,
             Self::Command => 120,
             Self::Boot => 240,
+            Self::LockStep => 1200,
             Self::Login => 600,
             Self::Software => 2400,
             Self::Shutdown => 180,

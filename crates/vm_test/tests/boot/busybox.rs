@@ -32,8 +32,8 @@ fn guest(case: &Case) -> Guest {
 }
 
 /// Waits for the end of the guest's own tests, each of which must have passed.
-fn expect_passed(vm: &mut Vm, names: &[&str]) -> Result<()> {
-    let log = vm.console().expect("ARNIA-DONE", Patience::Boot)?;
+fn expect_passed(vm: &mut Vm, names: &[&str], patience: Patience) -> Result<()> {
+    let log = vm.console().expect("ARNIA-DONE", patience)?;
     for name in names {
         if !log.contains(&format!("ARNIA-TEST {name} ok")) {
             let from = log.find("ARNIA-INIT").unwrap_or(0);
@@ -45,20 +45,25 @@ fn expect_passed(vm: &mut Vm, names: &[&str]) -> Result<()> {
 
 /// Processors, memory, clock, processes and random numbers; then the guest turns itself off.
 fn self_tests(case: &Case) -> Result<()> {
-    self_tests_with(case, &[], SELF_TESTS)
+    self_tests_with(case, &[], SELF_TESTS, Patience::Boot)
 }
 
 /// What a guest finds out about itself.
 pub(crate) const SELF_TESTS: &[&str] = &["smp", "memory", "time", "processes", "rng"];
 
-/// Some of them, with more options for the worker.
-pub(crate) fn self_tests_with(case: &Case, options: &[(&str, &str)], tests: &[&str]) -> Result<()> {
+/// Some of them, with more options for the worker, and as long as that takes.
+pub(crate) fn self_tests_with(
+    case: &Case,
+    options: &[(&str, &str)],
+    tests: &[&str],
+    patience: Patience,
+) -> Result<()> {
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let guest = options.iter().fold(guest(case), |guest, (name, value)| guest.worker_option(name, *value));
     let guest = guest.test(&tests.join(",")).variable("cpus", case.cpus);
     let guest = guest.variable("memory", MEMORY_MIB).variable("epoch", epoch).after(After::Poweroff);
     let mut vm = guest.start(&case.program, &case.folder)?;
-    expect_passed(&mut vm, tests)?;
+    expect_passed(&mut vm, tests, patience)?;
     vm.wait(Patience::Shutdown)?.expect_code(0)
 }
 
@@ -75,7 +80,7 @@ fn disks(case: &Case) -> Result<()> {
     let guest = guest(case).disk(&data).disk(&scratch).read_only_disk(&sealed);
     let guest = guest.test("disk").variable("disk_sha", sha256_hex(&first)).after(After::Poweroff);
     let mut vm = guest.start(&case.program, &case.folder)?;
-    expect_passed(&mut vm, &["disk"])?;
+    expect_passed(&mut vm, &["disk"], Patience::Boot)?;
     vm.wait(Patience::Shutdown)?.expect_code(0)?;
 
     let mut file = fs::File::open(&data)?;
@@ -100,7 +105,7 @@ fn network(case: &Case) -> Result<()> {
     let guest = guest(case).network().test("net").variable("port", server.port());
     let guest = guest.variable("download_sha", sum).after(After::Poweroff);
     let mut vm = guest.start(&case.program, &case.folder)?;
-    expect_passed(&mut vm, &["net"])?;
+    expect_passed(&mut vm, &["net"], Patience::Boot)?;
     vm.wait(Patience::Shutdown)?.expect_code(0)
 }
 
@@ -111,7 +116,7 @@ fn forwarded_port(case: &Case) -> Result<()> {
     let sum = sha256_hex(&HttpServer::bytes(3_000_000));
     let guest = guest(case).forward(port, 80).variable("port", server.port()).variable("download_sha", sum);
     let mut vm = guest.test("net,serve").after(After::Shell).start(&case.program, &case.folder)?;
-    expect_passed(&mut vm, &["net", "serve"])?;
+    expect_passed(&mut vm, &["net", "serve"], Patience::Boot)?;
 
     let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
     for _ in 0..3 {

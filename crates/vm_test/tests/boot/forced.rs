@@ -2,7 +2,7 @@
 //! not notice.
 
 use anyhow::Result;
-use vm_test::{Case, Suite};
+use vm_test::{Case, Patience, Suite};
 
 use crate::busybox::{SELF_TESTS, self_tests_with};
 
@@ -27,9 +27,13 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.full_bt_matrix("forced::translated_at_once", &[1, 2, 4], |case| forced(case, AT_ONCE));
     suite.full_bt_matrix("forced::smallest_cache", &[1, 2, 4], |case| forced(case, SMALLEST_CACHE));
     suite.full_bt_matrix("forced::interpreted", &[1, 2], |case| forced(case, INTERPRETED));
-    suite.full_bt_matrix("forced::lockstep", &[1, 2], |case| self_tests_with(case, LOCKSTEP, LOCKSTEP_TESTS));
+    suite.full_bt_matrix("forced::lockstep", &[1, 2], lockstep);
 }
 
 fn forced(case: &Case, options: Options) -> Result<()> {
-    self_tests_with(case, options, SELF_TESTS)
+    self_tests_with(case, options, SELF_TESTS, Patience::Boot)
+}
+
+fn lockstep(case: &Case) -> Result<()> {
+    self_tests_with(case, LOCKSTEP, LOCKSTEP_TESTS, Patience::LockStep)
 }
