@@ -267,7 +267,7 @@ impl Cpu {
         // SAFETY: as above; all that is left of `jit` are integers and raw pointers, for which zero is a
         // value, and what `initialise` writes.
         let mut cpu = unsafe {
-            runtime::initialise(&raw mut (*at).jit, signals.word(), at);
+            runtime::initialise(&raw mut (*at).jit, Arc::as_ptr(&signals), at);
             (*at).tlb.initialise();
             (&raw mut (*at).signals).write(signals);
             boxed.assume_init()

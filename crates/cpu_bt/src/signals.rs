@@ -1,4 +1,8 @@
 //! What other threads want from a vCPU: one word that it polls at every block, and sleep and wake-up.
+//!
+//! Translated code does not look at the word but compares its stack pointer with [`Signals`]'s limit, which it
+//! must do anyway to know when the return stack is full: who makes a request raises the limit, so that the
+//! comparison fails. Before translated code is entered, [`Signals::arm`] puts it back.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,12 +11,20 @@ use std::time::Duration;
 #[repr(C, align(64))]
 pub(crate) struct Signals {
     word: AtomicU32,
+    /// How far down the return stack of translated code may go; [`RAISED`] to end traces.
+    limit: AtomicU64,
     /// The vCPU may hold cached host pointers, so requests to drop them have to be waited for.
     in_guest: AtomicBool,
     sleeping: AtomicBool,
     /// Which page [`signal::FLUSH_WRITES`] is about: its host address, [`MANY`], or 0.
     revoked: AtomicU64,
 }
+
+/// A limit that no stack pointer reaches.
+const RAISED: u64 = u64::MAX;
+/// Where the word and the limit are, for translated code.
+pub(crate) const WORD_AT: i32 = std::mem::offset_of!(Signals, word) as i32;
+pub(crate) const LIMIT_AT: i32 = std::mem::offset_of!(Signals, limit) as i32;
 
 /// Stands for more than one page.
 const MANY: u64 = u64::MAX;
@@ -66,6 +78,7 @@ impl Signals {
     pub(crate) fn new() -> Signals {
         Signals {
             word: AtomicU32::new(0),
+            limit: AtomicU64::new(RAISED),
             in_guest: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
             revoked: AtomicU64::new(0),
@@ -94,9 +107,23 @@ impl Signals {
         }
     }
 
-    /// The request word, for translated code.
-    pub(crate) fn word(&self) -> *const u32 {
-        self.word.as_ptr()
+    /// Lets translated code run with its return stack down to `end`, unless there are requests but for those that
+    /// are `deferred`. To be called whenever fewer are deferred than before. The vCPU's thread.
+    #[inline]
+    pub(crate) fn arm(&self, end: u64, deferred: u32) {
+        if self.limit.load(Ordering::Relaxed) != end {
+            // Who makes a request does so before raising the limit: either it is seen here, or the limit is raised
+            // after this.
+            self.limit.swap(end, Ordering::SeqCst);
+        }
+        if self.word.load(Ordering::SeqCst) & !deferred != 0 {
+            self.limit.store(RAISED, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether traces end, or would have to look again.
+    pub(crate) fn ends_traces(&self) -> bool {
+        self.limit.load(Ordering::Relaxed) == RAISED
     }
 
     /// The pending requests: what translated code polls.
@@ -107,7 +134,7 @@ impl Signals {
 
     /// Makes requests and wakes the vCPU if it sleeps. Any thread.
     pub(crate) fn raise(&self, bits: u32) {
-        self.word.fetch_or(bits, Ordering::SeqCst);
+        self.ask(bits);
         if self.sleeping.load(Ordering::SeqCst) {
             // SAFETY: FUTEX_WAKE on an address that lives as long as `self`.
             unsafe {
@@ -120,6 +147,7 @@ impl Signals {
     /// sleeping. Any thread.
     pub(crate) fn ask(&self, bits: u32) {
         self.word.fetch_or(bits, Ordering::SeqCst);
+        self.limit.store(RAISED, Ordering::SeqCst);
     }
 
     /// Takes requests: clears `bits` and returns which of them were set. The vCPU's thread.

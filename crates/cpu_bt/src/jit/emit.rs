@@ -354,6 +354,12 @@ impl Emit {
         self.memory(true, 0x3b, reg, Some(base), None, displacement);
     }
 
+    /// `test dword [base + displacement], imm`
+    pub(crate) fn test32_imm_at(&mut self, base: u8, displacement: i32, value: u32) {
+        self.memory(false, 0xf7, 0, Some(base), None, displacement);
+        self.imm32(value as i32);
+    }
+
     /// `ret`
     pub(crate) fn ret(&mut self) {
         self.byte(0xc3);
@@ -703,13 +709,6 @@ impl Emit {
         self.bytes(&[0xf6, 0xc0 | reg & 7, value]);
     }
 
-    /// `mov dst32, [base]`; `base` is not RSP, RBP, R12, R13.
-    pub(crate) fn load32(&mut self, dst: u8, base: u8) {
-        debug_assert!(base & 7 != 4 && base & 7 != 5);
-        self.rex(false, dst, 0, base);
-        self.bytes(&[0x8b, (dst & 7) << 3 | base & 7]);
-    }
-
     /// `lahf; seto al`: flags into AX.
     pub(crate) fn flags_to_ax(&mut self) {
         self.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
@@ -817,7 +816,7 @@ mod tests {
             (|e| e.and32_imm(13, 0x3ff0), "and r13d,3FF0h"),
             (|e| e.cmp_imm(14, 4088), "cmp r14,0FF8h"),
             (|e| e.test8_imm(14, 15), "test r14b,0Fh"),
-            (|e| e.load32(14, 14), "mov r14d,[r14]"),
+            (|e| e.test32_imm_at(14, 8, 1), "test dword ptr [r14+8],1"),
             (|e| e.load64_at(13, Operand::at(14)), "mov r13,[r14]"),
             (|e| e.load64_at(0, Operand { base: 13, index: None, displacement: 0 }), "mov rax,[r13]"),
             (

@@ -187,13 +187,11 @@ fn name(displacement: i32) -> Option<String> {
     let fields = fields!(
         page,
         signals,
-        poll_mask,
         system_flags,
         site,
         exit,
         careful,
         guess,
-        return_stack_end,
         host_rsp,
         simd_loaded,
         saved_rax,

@@ -22,7 +22,7 @@
 //! Translations depend on their bytes and a [`cache::Key`]: privilege, the size of code, and whether vector
 //! instructions may execute as themselves. Code of 32 bits is translated where its segments are flat; it executes in
 //! 64-bit mode like all other, with addresses cut to 32 bits, and each of its accesses is looked up by itself. All vCPUs share them ([`cache`]); the vCPU is addressed through GS.
-//! Events are polled at trace heads ([`state::JitState::poll_mask`]).
+//! Events are polled at trace heads: see [`crate::signals`].
 
 pub(crate) mod arena;
 pub(crate) mod cache;

@@ -9,7 +9,7 @@ use super::stubs::{empty_return_stack, if_simd_loaded, jit};
 use crate::cpu::{Cpu, Mode};
 use crate::mmu::tlb::MmuIndex;
 use crate::regs::Regs;
-use crate::signals::signal;
+use crate::signals::{WORD_AT, signal};
 use std::mem::offset_of;
 use x86::Segment;
 use x86::reg::rflags;
@@ -46,7 +46,6 @@ pub(super) fn syscall(e: &mut Emit, hand: u64, store_simd: u64) -> u64 {
     e.gs_and(S1, fast!(keep));
     e.gs_store(jit!(system_flags), S1);
     e.gs_or32_imm(jit!(system_flags), rflags::FIXED as u32);
-    e.gs_and32_imm(jit!(poll_mask), !signal::INTERRUPT);
     e.gs_store8_imm(mode!(cpl), 0);
     copy8(e, fast!(kernel_mmu), mode!(data));
     copy8(e, fast!(kernel_key), mode!(key));
@@ -73,6 +72,10 @@ pub(super) fn sysret(e: &mut Emit, hand: u64) -> u64 {
     e.align(16, 0);
     let entry = e.here();
     let slow = begin(e);
+    // An interrupt that waited for this.
+    e.gs_load(S0, jit!(signals));
+    e.test32_imm_at(S0, WORD_AT, signal::INTERRUPT);
+    e.jcc(cc::NE, slow);
     // What is not an address of the lower half may fault.
     e.mov(S0, host::RCX);
     e.shr(S0, 47);
@@ -86,7 +89,6 @@ pub(super) fn sysret(e: &mut Emit, hand: u64) -> u64 {
     e.and32_imm(S0, (SYSRET_FLAGS & !rflags::STATUS) as u32);
     e.gs_store(jit!(system_flags), S0);
     e.gs_or32_imm(jit!(system_flags), rflags::FIXED as u32);
-    e.gs_or32_imm(jit!(poll_mask), signal::INTERRUPT);
     e.gs_store8_imm(mode!(cpl), 3);
     e.gs_store8_imm(mode!(data), MmuIndex::User as u8);
     copy8(e, fast!(user_key), mode!(key));

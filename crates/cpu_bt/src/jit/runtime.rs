@@ -2,7 +2,7 @@
 
 use super::cache::Key;
 use super::mapping::{Mapping, S0, S1};
-use super::state::{JitState, NO_EXIT, Site, TARGETS};
+use super::state::{Bytes, JitState, NO_EXIT, Site, TARGETS};
 use super::translator::Made;
 use super::{FRAMES, key_of, page_id, page_of};
 use crate::block::arena::BlockRef;
@@ -10,13 +10,17 @@ use crate::block::cache::Known;
 use crate::block::{Block, Flow, TRANSLATED, UNTRANSLATABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, Result};
+use crate::mmu::access::crosses;
 use crate::mmu::guess::Guess;
 use crate::mmu::tlb::MmuIndex;
 use crate::mmu::walk::Access;
 use crate::options::Jit;
 use crate::regs::RIP;
-use crate::signals::signal;
+use crate::signals::{Signals, signal};
 use x86::reg::{cr4, rflags};
+
+/// Length of the return stack in bytes: what deeper calls do leaves translated code now and then.
+const RETURN_STACK: u64 = 64 * 1024;
 
 /// What a helper tells translated code.
 mod verdict {
@@ -77,7 +81,7 @@ impl Cpu {
 
     /// Puts in order what translated code expects in [`JitState`].
     pub(crate) fn prepare_entry(&mut self) {
-        self.jit.poll_mask = !self.deferred();
+        self.arm();
         self.jit.entered = self.regs.r[RIP];
         self.jit.handled = false;
         // Returns are by the return stack only where the supervisor may not touch user pages, if SMAP is on.
@@ -87,6 +91,12 @@ impl Cpu {
         };
         self.jit.underflow = self.jit.underflows[returning as usize];
         self.split_flags();
+    }
+
+    /// Traces end from now on only if there is something to do first.
+    #[inline]
+    fn arm(&self) {
+        self.signals.arm(self.jit.return_stack_end, self.deferred());
     }
 
     /// What the next translation depends on, at `linear`.
@@ -143,7 +153,7 @@ impl Cpu {
         } else if std::mem::take(&mut self.jit.handled) {
             counts.exits_handler.add();
             "handler"
-        } else if self.signals.pending() & self.jit.poll_mask != 0 {
+        } else if self.signals.ends_traces() {
             counts.exits_request.add();
             "request"
         } else {
@@ -158,6 +168,12 @@ impl Cpu {
     pub(crate) fn enter_translated(&mut self, code: u64) {
         let linear = self.regs.r[RIP];
         let enter = self.jit.enter;
+        // The return stack begins a few frames further down.
+        let end = (&raw const linear as u64).wrapping_sub(RETURN_STACK);
+        if self.jit.return_stack_end != end {
+            self.jit.return_stack_end = end;
+            self.arm();
+        }
         // SAFETY: `enter` is the generated routine with this signature; `code` is a trace in the same
         // arena, which is emptied only when no vCPU is in translated code. Both keep the ABI's promises;
         // what they write is this vCPU and guest memory.
@@ -315,7 +331,7 @@ impl Cpu {
                     // What was waiting for interrupts to be enabled must not wait until they are disabled again.
                     && self.signals.pending() & signal::INTERRUPT & !self.deferred() == 0 =>
             {
-                self.jit.poll_mask = !self.deferred();
+                self.arm();
                 self.unsettle();
                 verdict::DONE
             }
@@ -368,7 +384,7 @@ impl Cpu {
 
     /// Goes to the present instruction by the table of branch targets, as an indirect branch would.
     fn go_on_elsewhere(&mut self) -> u64 {
-        self.jit.poll_mask = !self.deferred();
+        self.arm();
         let linear = self.regs.r[RIP];
         let target = &raw const self.jit.targets[self.mode.data as usize][linear as usize % TARGETS];
         Mapping::CANONICAL.to_host(&self.regs, &mut self.jit.host);
@@ -395,6 +411,20 @@ impl Cpu {
         verdict::LEAVE
     }
 
+    /// An access of two pages. What is read from known ones is put together where the instruction finds it; all
+    /// else is for the handler.
+    fn access_across(&mut self, site: Site, linear: u64) -> u64 {
+        if !site.writes() {
+            let mut bytes = [0; size_of::<Bytes>()];
+            if self.read_known_across(linear, &mut bytes[..site.len()], self.mode.data) {
+                self.jit.across = Bytes(bytes);
+                return &raw const self.jit.across as u64;
+            }
+        }
+        self.counts.slow_instructions.add();
+        self.interpret_site()
+    }
+
     fn access(&mut self, linear: u64) -> u64 {
         let site = Site(self.jit.site);
         if site.aligned() && !linear.is_multiple_of(site.len() as u64) {
@@ -403,6 +433,9 @@ impl Cpu {
         // Beyond the limit of flat segments comes nothing, and that is looked at before pages are.
         if !self.mode.is_64() && linear + site.len() as u64 > 1 << 32 {
             return self.interpret_site();
+        }
+        if crosses(linear, site.len()) {
+            return self.access_across(site, linear);
         }
         let flushes = self.tlb.flushes();
         let host = match site.writes() {
@@ -519,7 +552,7 @@ pub(super) unsafe extern "sysv64" fn resume(cpu: *mut Cpu) -> u64 {
 ///
 /// # Safety
 /// `jit` is writable; nobody else uses it.
-pub(crate) unsafe fn initialise(jit: *mut JitState, signals: *const u32, cpu: *mut Cpu) {
+pub(crate) unsafe fn initialise(jit: *mut JitState, signals: *const Signals, cpu: *mut Cpu) {
     // SAFETY: by the caller. `fault` is the one field for which zeroes need not be a value.
     let jit = unsafe {
         (&raw mut (*jit).fault).write(None);

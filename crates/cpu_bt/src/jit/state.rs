@@ -13,15 +13,17 @@ const NOTED: usize = 128;
 /// No exit to link.
 pub(crate) const NO_EXIT: u32 = u32::MAX;
 
+/// As much as an instruction reads at once.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(crate) struct Bytes(pub(crate) [u8; 32]);
+
 /// Shared between translated code and its helpers.
 #[repr(C)]
 pub(crate) struct JitState {
     /// Linear address of the page that executes.
     pub(crate) page: u64,
-    /// The request word of [`Signals`](crate::signals::Signals).
-    pub(crate) signals: *const u32,
-    /// The requests that end a trace now.
-    pub(crate) poll_mask: u32,
+    pub(crate) signals: *const crate::signals::Signals,
     /// RFLAGS without the status flags, which are the host's.
     pub(crate) system_flags: u64,
     /// Which instruction calls a helper: see [`Site`].
@@ -48,11 +50,13 @@ pub(crate) struct JitState {
     pub(crate) target: u64,
     /// Host registers while a helper runs.
     pub(crate) host: [u64; 16],
+    /// What an instruction reads from two pages.
+    pub(crate) across: Bytes,
     /// Host flags while a helper runs, or as a trace left them.
     pub(crate) flags: u64,
     /// The host's stack pointer at entry.
     pub(crate) host_rsp: u64,
-    /// How far down the return stack may go.
+    /// How far down the return stack may go: see [`Signals::arm`](crate::signals::Signals::arm).
     pub(crate) return_stack_end: u64,
     /// Where a return goes when nothing is on the return stack, for the present privilege.
     pub(crate) underflow: u64,

@@ -53,9 +53,6 @@ pub(crate) struct Stubs {
     pub(crate) underflow: [u64; 3],
 }
 
-/// Length of the return stack in bytes: what deeper calls do leaves translated code now and then.
-const RETURN_STACK: i32 = 64 * 1024;
-
 const HOST_SAVED: [u8; 6] = [host::RBX, host::RBP, host::R12, host::R13, host::R14, host::R15];
 
 /// Generates the routines at the emitter's place.
@@ -81,8 +78,6 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
     // Six registers and the return address: eight more bytes align the stack for calls.
     e.bytes(&[0x48, 0x83, 0xec, 0x08]); // sub rsp, 8
     e.gs_store(jit!(host_rsp), host::RSP);
-    e.lea(true, S0, Some(host::RSP), None, -RETURN_STACK);
-    e.gs_store(jit!(return_stack_end), S0);
     e.gs_store(jit!(target), host::RDI);
     e.mov(S0, host::RSI);
     load_guest(e);

@@ -22,6 +22,19 @@ enum Place {
     Device(u64),
 }
 
+/// Where the two parts of an access across pages are.
+struct Across {
+    /// How many bytes lie in the first page.
+    here: usize,
+    first: *mut u8,
+    second: *mut u8,
+}
+
+/// Whether an access of `len` bytes, at least one, goes beyond its page.
+pub(crate) fn crosses(linear: u64, len: usize) -> bool {
+    linear % PAGE_SIZE + len as u64 > PAGE_SIZE
+}
+
 impl Cpu {
     // ---- explicit accesses at the present privilege ----
 
@@ -82,6 +95,11 @@ impl Cpu {
 
     pub(crate) fn check_write_as(&mut self, linear: u64, len: usize, mmu: MmuIndex) -> Result<()> {
         check_alignment(mmu, linear, len)?;
+        if self.tlb.lookup_write(mmu, linear, len).is_some()
+            || self.known_across(linear, len, true, mmu).is_some()
+        {
+            return Ok(());
+        }
         let last = linear.wrapping_add(len as u64 - 1);
         self.translate(linear, Access::Write, mmu)?;
         if (linear ^ last) & !0xfff != 0 {
@@ -110,6 +128,9 @@ impl Cpu {
         if let Some(ptr) = self.tlb.lookup_read(mmu, linear, len) {
             return Ok(Some(ptr));
         }
+        if crosses(linear, len) {
+            return Ok(None);
+        }
         check_alignment(self.mode.data, linear, len)?;
         self.fill(linear, Access::Read, mmu)?;
         Ok(self.tlb.lookup_read(mmu, linear, len))
@@ -121,6 +142,9 @@ impl Cpu {
         let mmu = self.mode.data;
         if let Some(ptr) = self.tlb.lookup_write(mmu, linear, len) {
             return Ok(Some(ptr));
+        }
+        if crosses(linear, len) {
+            return Ok(None);
         }
         if self.vm.options.jit == Jit::Lockstep {
             return self.noted_for_write(linear, len);
@@ -176,6 +200,9 @@ impl Cpu {
 
     pub(crate) fn read_bytes_as(&mut self, linear: u64, bytes: &mut [u8], mmu: MmuIndex) -> Result<()> {
         check_alignment(mmu, linear, bytes.len())?;
+        if self.read_known_across(linear, bytes, mmu) {
+            return Ok(());
+        }
         let first = self.fill(linear, Access::Read, mmu)?;
         let here = bytes.len().min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
         let (head, tail) = bytes.split_at_mut(here);
@@ -193,6 +220,15 @@ impl Cpu {
 
     pub(crate) fn write_bytes_as(&mut self, linear: u64, bytes: &[u8], mmu: MmuIndex) -> Result<()> {
         check_alignment(mmu, linear, bytes.len())?;
+        if let Some(known) = self.known_across(linear, bytes.len(), true, mmu) {
+            let (head, tail) = bytes.split_at(known.here);
+            // SAFETY: TLB entries map whole pages of RAM, and each part lies in its page.
+            unsafe {
+                std::ptr::copy(head.as_ptr(), known.first, head.len());
+                std::ptr::copy(tail.as_ptr(), known.second, tail.len());
+            }
+            return Ok(());
+        }
         let first = self.fill(linear, Access::Write, mmu)?;
         let here = bytes.len().min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
         let (head, tail) = bytes.split_at(here);
@@ -205,6 +241,33 @@ impl Cpu {
             self.write_place(second.gpa, tail);
         }
         Ok(())
+    }
+
+    /// Reads bytes that lie in two pages, if the TLB knows both.
+    pub(crate) fn read_known_across(&self, linear: u64, bytes: &mut [u8], mmu: MmuIndex) -> bool {
+        let Some(known) = self.known_across(linear, bytes.len(), false, mmu) else { return false };
+        let (head, tail) = bytes.split_at_mut(known.here);
+        // SAFETY: TLB entries map whole pages of RAM, and each part lies in its page.
+        unsafe {
+            std::ptr::copy(known.first, head.as_mut_ptr(), head.len());
+            std::ptr::copy(known.second, tail.as_mut_ptr(), tail.len());
+        }
+        true
+    }
+
+    /// Where `len` bytes are that lie in two pages, if the TLB knows both for that access.
+    fn known_across(&self, linear: u64, len: usize, write: bool, mmu: MmuIndex) -> Option<Across> {
+        if !crosses(linear, len) || len > PAGE_SIZE as usize {
+            return None;
+        }
+        let here = (PAGE_SIZE - linear % PAGE_SIZE) as usize;
+        let look_up = |linear, len| match write {
+            true => self.tlb.lookup_write(mmu, linear, len),
+            false => self.tlb.lookup_read(mmu, linear, len).map(<*const u8>::cast_mut),
+        };
+        let first = look_up(linear, here)?;
+        let second = look_up(self.next_page(linear), len - here)?;
+        Some(Across { here, first, second })
     }
 
     /// The first address of the page after that of `linear`; 32-bit addresses wrap.

@@ -2,10 +2,11 @@
 
 use super::Translator;
 use crate::jit::cache::Key;
-use crate::jit::emit::{Label, cc, host};
+use crate::jit::emit::{Label, Operand, cc, host};
 use crate::jit::mapping::{S0, S1};
 use crate::jit::state::Site;
 use crate::jit::stubs::jit;
+use crate::signals::LIMIT_AT;
 
 /// Code that is rarely executed and stands behind the trace.
 pub(super) enum Cold {
@@ -23,6 +24,8 @@ pub(super) enum Cold {
     Unverified { label: Label, flags_saved: bool },
     /// The vector registers are not loaded.
     LoadSimd { label: Label, back: Label },
+    /// The trace has to end where one looks for requests next.
+    EndSoon { label: Label, back: Label },
     /// A branch out.
     Exit { label: Label, target: u64, number: Option<u32>, key: Key },
     /// The guest returns elsewhere than it was called from: to the address in S0. Flags are in AX.
@@ -45,7 +48,7 @@ impl Cold {
             | Cold::Hand { flags_saved, .. }
             | Cold::Callout { flags_saved, .. } => flags_saved,
             Cold::Elsewhere { .. } => true,
-            Cold::Guess { .. } | Cold::LoadSimd { .. } | Cold::Exit { .. } => false,
+            Cold::Guess { .. } | Cold::LoadSimd { .. } | Cold::EndSoon { .. } | Cold::Exit { .. } => false,
         }
     }
 }
@@ -129,6 +132,12 @@ impl Translator {
                 Cold::LoadSimd { label, back } => {
                     self.e.bind(label);
                     self.e.call_to(self.stubs.load_simd);
+                    self.e.jmp(back);
+                }
+                Cold::EndSoon { label, back } => {
+                    self.e.bind(label);
+                    self.e.gs_load(S0, jit!(signals));
+                    self.e.store64_imm_at(Operand { base: S0, index: None, displacement: LIMIT_AT }, -1);
                     self.e.jmp(back);
                 }
                 Cold::Exit { label, target, number: None, key } => {

@@ -8,6 +8,7 @@ use crate::jit::page_id;
 use crate::jit::state::{PAGES, Site};
 use crate::jit::stubs::jit;
 use crate::jit::trace::{Step, Trace};
+use crate::signals::LIMIT_AT;
 
 impl Translator {
     pub(super) fn prologue(&mut self, trace: &Trace, head: u16) {
@@ -52,10 +53,8 @@ impl Translator {
             self.save_flags();
         }
         self.e.bind(polling);
-        self.test_requests(poll);
-        // Calls come here too.
-        self.e.gs_cmp(host::RSP, jit!(return_stack_end));
-        self.e.jcc(cc::B, poll);
+        // Calls come here too: the return stack must have room.
+        self.look_at_limit(poll);
         self.cold.push(Cold::Poll { label: poll, flags_saved: live });
         // What is entered from further up in the page need not look for requests: not all of a circle
         // leads down.
@@ -93,7 +92,7 @@ impl Translator {
             if live {
                 self.save_flags();
             }
-            self.test_requests(pending);
+            self.look_at_limit(pending);
             self.cold.push(Cold::LoopPoll { label: pending, flags_saved: live });
             self.restore_flags();
             self.e.bind(first);
@@ -131,10 +130,10 @@ impl Translator {
         table + self.key.mmu() as i32 * PAGES as i32 * width
     }
 
-    /// Goes to `pending` if there are requests among those at S0. Spoils flags.
-    fn test_requests(&mut self, pending: Label) {
-        self.e.load32(S0, S0);
-        self.e.gs_test32(S0, jit!(poll_mask));
-        self.e.jcc(cc::NE, pending);
+    /// Goes to `label` if a request raised the limit of the return stack, or that is reached. S0 has the address of
+    /// the requests. Spoils flags.
+    fn look_at_limit(&mut self, label: Label) {
+        self.e.cmp_at(host::RSP, S0, LIMIT_AT);
+        self.e.jcc(cc::B, label);
     }
 }

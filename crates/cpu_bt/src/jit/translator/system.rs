@@ -14,27 +14,31 @@ use crate::jit::stubs::jit;
 use crate::jit::trace::Step;
 use crate::mmu::tlb::MmuIndex;
 use crate::regs::Regs;
-use crate::signals::signal;
+use crate::signals::{WORD_AT, signal};
 use iced_x86::Mnemonic;
 use std::mem::offset_of;
 use x86::Segment;
 use x86::reg::{cr4, rflags};
 
 impl Translator {
-    /// CLI and STI of a supervisor: RFLAGS.IF, and whether interrupts end traces.
+    /// CLI and STI of a supervisor: RFLAGS.IF. An interrupt that waited for it ends the trace.
     pub(super) fn set_interrupts(&mut self, step: &Step, enable: bool) {
         let keep = step.live != 0;
         if keep {
             self.save_flags();
         }
-        let (flag, request) = (rflags::IF as u32, signal::INTERRUPT);
+        let flag = rflags::IF as u32;
         if enable {
             self.looks_next = true;
             self.e.gs_or32_imm(jit!(system_flags), flag);
-            self.e.gs_or32_imm(jit!(poll_mask), request);
+            self.e.gs_load(S0, jit!(signals));
+            self.e.test32_imm_at(S0, WORD_AT, signal::INTERRUPT);
+            let (label, back) = (self.e.label(), self.e.label());
+            self.e.jcc(cc::NE, label);
+            self.e.bind(back);
+            self.cold.push(Cold::EndSoon { label, back });
         } else {
             self.e.gs_and32_imm(jit!(system_flags), !flag);
-            self.e.gs_and32_imm(jit!(poll_mask), !request);
         }
         if keep {
             self.restore_flags();
