@@ -222,6 +222,49 @@ mod tests {
     }
 
     #[test]
+    fn traces_end_for_requests_that_are_not_deferred() {
+        let signals = Signals::new();
+        signals.arm(0x1000, 0);
+        assert!(!signals.ends_traces());
+        signals.ask(signal::INTERRUPT);
+        assert!(signals.ends_traces());
+        // With interrupts disabled they go on, and end when they are enabled.
+        signals.arm(0x1000, signal::INTERRUPT);
+        assert!(!signals.ends_traces());
+        signals.arm(0x1000, 0);
+        assert!(signals.ends_traces());
+        assert_eq!(signals.take(u32::MAX), signal::INTERRUPT);
+        signals.arm(0x1000, 0);
+        assert!(!signals.ends_traces());
+    }
+
+    #[test]
+    fn no_request_is_lost_while_the_limit_is_put_back() {
+        const REQUESTS: u32 = 20_000;
+        let signals = std::sync::Arc::new(Signals::new());
+        let asking = signals.clone();
+        let thread = std::thread::spawn(move || {
+            for _ in 0..REQUESTS {
+                asking.ask(signal::KICK);
+                // Seen to before the next.
+                while asking.pending() & signal::KICK != 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut taken = 0;
+        while taken < REQUESTS {
+            signals.arm(0x1000, 0);
+            // As a trace does that loops.
+            while !signals.ends_traces() {
+                std::hint::spin_loop();
+            }
+            taken += (signals.take(signal::KICK) != 0) as u32;
+        }
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn revoked_pages_are_told_once_and_none_is_lost() {
         let signals = Signals::new();
         assert_eq!(signals.take_revoked(), None);

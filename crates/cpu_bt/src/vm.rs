@@ -2,6 +2,7 @@
 
 use crate::counters::VcpuCounts;
 use crate::jit::cache::CodeCache;
+use crate::jit::guessing::{Experience, Learned};
 use crate::jit::translator::Buffers;
 use crate::lapic::Lapic;
 use crate::lockstep::Turns;
@@ -217,11 +218,14 @@ impl CodePages {
         }
     }
 
-    /// Has the access at a physical address translated anew, without a guess of its page.
-    pub(crate) fn stop_guessing(&self, gpa: u64) {
-        if self.cache().stop_guessing(gpa) {
+    /// Hears what was found out about the guess for the access at a physical address. True if there will hardly be more
+    /// to find out.
+    pub(crate) fn learn(&self, gpa: u64, experience: Experience) -> bool {
+        let learned = self.cache().learn(gpa, experience);
+        if learned == Learned::Voided {
             self.tell_of_voided();
         }
+        learned == Learned::Known
     }
 
     /// Has all vCPUs leave translations that are void, and forget them.
@@ -392,6 +396,11 @@ impl crate::cpu::Cpu {
         if self.signals.take(signal::CODE_VOIDED) != 0 {
             // Some of the noted code addresses lead straight out again.
             self.blocks.forget_translated();
+            let (code, mut seen) = (self.vm.code.clone(), self.jit.voided_seen);
+            for voided in code.cache().voided_since(&mut seen) {
+                self.jit.forget_target(voided);
+            }
+            self.jit.voided_seen = seen;
         }
         if self.signals.take(signal::DROP_CODE) != 0 {
             self.forget_translations();

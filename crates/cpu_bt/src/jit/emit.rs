@@ -599,6 +599,12 @@ impl Emit {
         self.byte(1);
     }
 
+    /// `sub dword gs:[displacement], 1`
+    pub(crate) fn gs_decrement(&mut self, displacement: i32) {
+        self.gs_op(false, &[0x83], 5, displacement);
+        self.byte(1);
+    }
+
     /// `add dword gs:[displacement], 1`
     pub(crate) fn gs_increment(&mut self, displacement: i32) {
         self.gs_op(false, &[0x83], 0, displacement);
@@ -785,7 +791,7 @@ mod tests {
     #[test]
     fn a_decoder_reads_what_was_meant() {
         type Case = (fn(&mut Emit), &'static str);
-        let cases: [Case; 62] = [
+        let cases: [Case; 63] = [
             (|e| e.gs_load(14, 0x40), "mov r14,gs:[40h]"),
             (|e| e.gs_store(0x40, 3), "mov gs:[40h],rbx"),
             (|e| e.gs_store_imm32(0x40, 7), "mov dword ptr gs:[40h],7"),
@@ -840,6 +846,7 @@ mod tests {
             (|e| e.gs_store_indexed(1, 0x40, 13), "mov gs:[rcx+40h],r13"),
             (|e| e.gs_cmp_indexed(0, 13, 0x40), "cmp rax,gs:[r13+40h]"),
             (|e| e.gs_decrement_indexed(1, 0x40), "sub dword ptr gs:[rcx+40h],1"),
+            (|e| e.gs_decrement(0x40), "sub dword ptr gs:[40h],1"),
             (|e| e.gs_increment(0x40), "add dword ptr gs:[40h],1"),
             (|e| e.gs_store32_scaled(0, 0x40, 1), "mov gs:[rax*4+40h],ecx"),
             (|e| e.and_imm(0, -4096), "and rax,0FFFFFFFFFFFFF000h"),

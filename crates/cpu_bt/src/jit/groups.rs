@@ -6,6 +6,7 @@
 //! where no flags matter if there is such a place; if that fails, the careful translation
 //! goes on, which checks each access. See [`crate::mmu::guess`].
 
+use super::guessing::Guessing;
 use super::trace::Step;
 use super::way::Way;
 use crate::block::decode::gpr_number;
@@ -84,11 +85,16 @@ pub(crate) struct Group {
     pub(super) last: usize,
     /// It has one access.
     pub(super) single: bool,
-    /// Its page is not to be guessed but looked up.
-    pub(super) often_wrong: bool,
+    /// Whether its page is to be guessed, as far as experience tells.
+    pub(super) guessing: Option<Guessing>,
 }
 
 impl Group {
+    /// Whether its page is not to be guessed but looked up.
+    pub(super) fn looked_up(&self) -> bool {
+        self.guessing == Some(Guessing::Never)
+    }
+
     /// Length of the range in bytes.
     pub(super) fn span(&self) -> i32 {
         (self.high - self.low) as i32
@@ -293,7 +299,7 @@ impl Analysis {
             first: steps[index].offset,
             last: index,
             single: true,
-            often_wrong: false,
+            guessing: None,
         };
         if access.alone {
             (group.low, group.high) = (access.displacement, access.displacement + access.len);

@@ -33,6 +33,7 @@ pub(crate) mod fast;
 #[cfg(test)]
 mod golden;
 mod groups;
+pub(crate) mod guessing;
 pub(crate) mod liveness;
 mod mapping;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The way into translated code and back, and the helpers that it calls.
 
 use super::cache::Key;
+use super::guessing::Experience;
 use super::mapping::{Mapping, S0, S1};
 use super::state::{Bytes, JitState, NO_EXIT, Site, TARGETS};
 use super::translator::Made;
@@ -425,6 +426,26 @@ impl Cpu {
         self.interpret_site()
     }
 
+    /// Makes something of how a guess has done since its count began: in so many host cycles, and whether it
+    /// began with the noted site. The count begins anew.
+    fn learn_of_guess(&mut self, experience: impl FnOnce(u64, bool) -> Option<Experience>) -> u64 {
+        let (site, mmu) = (Site(self.jit.site), self.mode.data);
+        if let Some(id) = self.jit.known_page(mmu, self.jit.page) {
+            let number = (self.jit.guess & 0xffff) as usize / size_of::<Guess>();
+            let access = page_of(id) | site.offset();
+            // SAFETY: reads the time-stamp counter.
+            let now = unsafe { std::arch::x86_64::_rdtsc() };
+            let bank = &mut self.tlb.guesses[mmu as usize][site.writes() as usize];
+            let (cycles, same) = bank.count_anew(number, now, access);
+            if let Some(experience) = experience(cycles, same)
+                && self.vm.code.learn(access, experience)
+            {
+                bank.ask_seldom(number);
+            }
+        }
+        verdict::DONE
+    }
+
     fn access(&mut self, linear: u64) -> u64 {
         let site = Site(self.jit.site);
         if site.aligned() && !linear.is_multiple_of(site.len() as u64) {
@@ -513,27 +534,25 @@ pub(super) unsafe extern "sysv64" fn enter_known_page(cpu: *mut Cpu, linear: u64
     cpu.enter_known_page(linear, access) as u64
 }
 
-/// Looks at how often a guess is wrong; called by translated code.
+/// Looks at how often a guess is wrong, after it was so [`MISSES`](crate::mmu::guess::MISSES) times; called by
+/// translated code.
 ///
 /// # Safety
 /// As for [`slow_access`].
 pub(super) unsafe extern "sysv64" fn guessed_wrong(cpu: *mut Cpu) -> u64 {
-    /// Host cycles in which 64 wrong guesses cost more than looking up all that may be accessed there meanwhile:
-    /// somewhat more than a hundredth of the time.
-    const OFTEN: u64 = 150_000;
     // SAFETY: by the caller.
     let cpu = unsafe { &mut *cpu };
-    let site = Site(cpu.jit.site);
-    let number = (cpu.jit.guess & 0xffff) as usize / size_of::<Guess>();
-    let bank = &mut cpu.tlb.guesses[cpu.mode.data as usize][site.writes() as usize];
-    // SAFETY: reads the time-stamp counter.
-    let now = unsafe { std::arch::x86_64::_rdtsc() };
-    if bank.is_often_wrong(number, now, OFTEN)
-        && let Some(id) = cpu.jit.known_page(cpu.mode.data, cpu.jit.page)
-    {
-        cpu.vm.code.stop_guessing(page_of(id) | site.offset());
-    }
-    verdict::DONE
+    cpu.learn_of_guess(|cycles, own| Some(Experience::Wrong { cycles, own }))
+}
+
+/// Hears that a guess was made as often as it is counted; called by translated code.
+///
+/// # Safety
+/// As for [`slow_access`].
+pub(super) unsafe extern "sysv64" fn guessed_enough(cpu: *mut Cpu) -> u64 {
+    // SAFETY: by the caller.
+    let cpu = unsafe { &mut *cpu };
+    cpu.learn_of_guess(|_, own| own.then_some(Experience::Right))
 }
 
 /// Goes on after the guest's state was put in order in the vCPU: the address of translated code for it,

@@ -1,5 +1,6 @@
 //! What translated code keeps in the vCPU besides registers.
 
+use super::cache::Voided;
 use crate::fault::Fault;
 use crate::mmu::tlb::MmuIndex;
 
@@ -72,6 +73,8 @@ pub(crate) struct JitState {
     /// Leave translated code after every trace that is not linked, and with every fault: for
     /// tests and lock-step.
     pub(crate) always_leave: bool,
+    /// How many translations became void before those that were seen to.
+    pub(crate) voided_seen: u64,
     /// The tables have been set up.
     pub(crate) ready: bool,
     /// Address of the routine that enters translated code.
@@ -200,6 +203,19 @@ impl JitState {
         let miss = self.leave;
         for targets in &mut self.targets {
             targets.fill(miss);
+        }
+    }
+
+    /// Sends indirect branches to a translation out.
+    pub(crate) fn forget_target(&mut self, voided: Voided) {
+        let miss = self.leave;
+        // Which linear pages led there is not known.
+        for targets in &mut self.targets {
+            for entry in targets.iter_mut().skip(voided.offset as usize).step_by(1 << 12) {
+                if *entry == voided.verified {
+                    *entry = miss;
+                }
+            }
         }
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Stubs {
     /// By privilege and direction: look in the soft TLB for the page of the range at S0, and note it as the
     /// guess told. Keep everything but flags and S1. Return five bytes further when it is not there.
     pub(crate) guess: [u64; 6],
+    /// Tells that a guess was made as often as it is counted. Keeps everything.
+    pub(crate) guessed_enough: u64,
     /// By privilege: where a return goes when nothing is on the return stack.
     pub(crate) underflow: [u64; 3],
 }
@@ -169,6 +171,13 @@ pub(crate) fn generate(e: &mut Emit, avx: bool) -> Stubs {
         }
     }
 
+    e.align(16, 0);
+    stubs.guessed_enough = e.here();
+    save_host(e);
+    call_helper(e, runtime::guessed_enough as *const () as u64, store_simd);
+    reload(e, stubs.load_simd);
+    e.byte(0xc3);
+
     stubs.strings = Routines::generate(e, stubs.callout);
     stubs.syscall = passage::syscall(e, stubs.hand, store_simd);
     stubs.sysret = passage::sysret(e, stubs.hand);
@@ -227,11 +236,7 @@ fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u
     // Pages have zeroes there.
     e.test8_imm(S1, EMPTY);
     e.jcc(cc::NE, empty);
-    // It was another page's: is that so often? What goes through memory page by page is guessed well enough.
-    e.sub(S1, RAX);
-    e.lea(true, S1, Some(S1), None, 0x1000);
-    e.and_imm(S1, !0x2000);
-    e.jcc(cc::E, done);
+    // It was another page's: is that so often?
     // The guess for the stack stays one.
     e.shr(RCX, 2);
     e.jcc(cc::E, done);

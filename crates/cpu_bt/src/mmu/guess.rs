@@ -7,11 +7,14 @@
 use std::hash::{BuildHasher, Hasher};
 
 /// Guesses of a bank; a power of two.
-pub(crate) const GUESSES: usize = 1024;
+pub(crate) const GUESSES: usize = 4096;
 /// How many filled guesses of a bank are remembered one by one.
-const FILLED: usize = 256;
+const FILLED: usize = 1024;
 /// Misses after which the time is looked at.
 pub(crate) const MISSES: u32 = 64;
+/// Checks after which a guess that is counted was right often enough. A wrong guess costs as much as so many accesses
+/// by way of the soft TLB cost more than by a guess.
+const CHECKS: u32 = 28 * MISSES;
 /// The lowest byte of what stands in place of a page where nothing is guessed. Pages have 0 there. It keeps the
 /// lower bits, for the distance from it tells whether an address is aligned.
 pub(crate) const EMPTY: u8 = 0x40;
@@ -34,8 +37,12 @@ pub(crate) struct GuessBank {
     pub(crate) entries: [Guess; GUESSES],
     /// Counts down how often the guess was wrong.
     pub(crate) misses: [u32; GUESSES],
-    /// When it was last looked at how often that is, in host cycles.
+    /// Counts down how often it was made, where that is counted.
+    pub(crate) checks: [u32; GUESSES],
+    /// When both were last looked at, in host cycles.
     stamps: [u64; GUESSES],
+    /// For which access that was.
+    accesses: [u64; GUESSES],
     /// Byte offsets of guesses that are not empty, as far as there is room.
     pub(crate) filled: [u32; FILLED],
     /// Addends of pages that were looked up; of no meaning between traces.
@@ -113,10 +120,18 @@ impl GuessBank {
         }
     }
 
-    /// Whether a guess that was wrong [`MISSES`] times has been so within `cycles`. Counts anew.
-    pub(crate) fn is_often_wrong(&mut self, index: usize, now: u64, cycles: u64) -> bool {
+    /// Looks at a guess only after it was wrong many more times.
+    pub(crate) fn ask_seldom(&mut self, index: usize) {
+        self.misses[index] = 64 * MISSES;
+    }
+
+    /// Counts anew how often a guess is wrong, and how often it is made, on behalf of `access`. Returns how many host
+    /// cycles ago it was done so before, and whether for the same access.
+    pub(crate) fn count_anew(&mut self, index: usize, now: u64, access: u64) -> (u64, bool) {
         self.misses[index] = MISSES;
+        self.checks[index] = CHECKS;
         let before = std::mem::replace(&mut self.stamps[index], now);
-        now.wrapping_sub(before) < cycles
+        let same = std::mem::replace(&mut self.accesses[index], access) == access;
+        (now.wrapping_sub(before), same)
     }
 }

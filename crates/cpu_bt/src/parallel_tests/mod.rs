@@ -2,6 +2,7 @@
 //! others execute it, interrupts between any two instructions. Each with ordinary options and with every
 //! forced mode.
 
+mod accesses;
 mod changing_code;
 mod interrupts;
 mod litmus;

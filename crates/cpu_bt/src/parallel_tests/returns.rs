@@ -57,3 +57,51 @@ fn returns_to_the_same_privilege_do_not_leave_translated_code() {
         }
     }
 }
+
+/// Returns that lead elsewhere than behind the last call: with nothing on the return stack, and with calls whose
+/// returns never come.
+fn elsewhere(smp: &mut Smp) {
+    smp.program(0, |a| {
+        let (mut head, mut next, mut callee, mut other) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, RETURNS)?;
+        a.set_label(&mut head)?;
+        a.lea(rax, ptr(next))?;
+        a.push(rax)?;
+        a.stc()?;
+        a.ret()?;
+        a.set_label(&mut callee)?;
+        // Instead of where it was called from.
+        a.add(rsp, 8)?;
+        a.lea(rax, ptr(other))?;
+        a.push(rax)?;
+        a.test(ecx, 1)?;
+        a.ret()?;
+        a.set_label(&mut next)?;
+        a.adc(rbx, 0)?;
+        a.call(callee)?;
+        a.ud2()?;
+        a.set_label(&mut other)?;
+        a.setne(al)?;
+        a.movzx(eax, al)?;
+        a.add(rbx, rax)?;
+        a.dec(ecx)?;
+        a.jne(head)
+    });
+}
+
+const RETURNS: u32 = 30_000;
+
+#[test]
+fn thousands_of_returns_elsewhere_keep_the_stacks_in_order() {
+    for options in all_options().into_iter().chain([Options::default()]) {
+        let mut smp = Smp::new(1, &options);
+        elsewhere(&mut smp);
+        let stack = smp.cpus[0].regs.r[RSP];
+        smp.run(|_| {});
+        let (cpu, what) = (&smp.cpus[0], format!("{options:?}"));
+        assert_eq!(cpu.regs.r[RBX], RETURNS as u64 + RETURNS as u64 / 2, "{what}");
+        assert_eq!(cpu.regs.r[RSP], stack, "{what}");
+    }
+}

@@ -9,7 +9,7 @@ use crate::jit::cache::{Exit, Key};
 use crate::jit::emit::{Label, cc, host};
 use crate::jit::groups::Form;
 use crate::jit::mapping::{S0, S1};
-use crate::jit::state::{Site, TARGETS};
+use crate::jit::state::{NO_EXIT, Site, TARGETS};
 use crate::jit::stubs::jit;
 use crate::jit::trace::{Step, is_direct, target_of};
 use iced_x86::{Mnemonic as M, OpKind};
@@ -250,7 +250,15 @@ impl Translator {
 
     fn note_exit_to(&mut self, patch: u64, target: u64, key: Key) -> u32 {
         let forward = target > self.gpa & 0xfff && !self.looks_next;
-        let exit = Exit { patch, page: self.gpa >> 12, key, same_page: target < 4096, forward };
+        let exit = Exit {
+            patch,
+            page: self.gpa >> 12,
+            key,
+            same_page: target < 4096,
+            forward,
+            to: NO_EXIT,
+            before: NO_EXIT,
+        };
         self.exits.push(exit);
         self.first_exit + self.exits.len() as u32 - 1
     }

@@ -14,6 +14,8 @@ pub(super) enum Cold {
     Miss { label: Label, back: Label, after: Label, site: Site, table: i32, flags_saved: bool },
     /// A page was guessed wrongly: look in the soft TLB, or go on with care.
     Guess { label: Label, back: Label, careful: Label, guess: i32, argument: u32, bank: usize, site: Site },
+    /// A guess that is counted has been made often enough.
+    Counted { label: Label, back: Label, argument: u32, site: Site },
     /// Go on in the careful translation.
     Careful { label: Label, offset: u16, flags_saved: bool },
     /// Requests are pending at the head: leave for it.
@@ -48,7 +50,11 @@ impl Cold {
             | Cold::Hand { flags_saved, .. }
             | Cold::Callout { flags_saved, .. } => flags_saved,
             Cold::Elsewhere { .. } => true,
-            Cold::Guess { .. } | Cold::LoadSimd { .. } | Cold::EndSoon { .. } | Cold::Exit { .. } => false,
+            Cold::Counted { .. }
+            | Cold::Guess { .. }
+            | Cold::LoadSimd { .. }
+            | Cold::EndSoon { .. }
+            | Cold::Exit { .. } => false,
         }
     }
 }
@@ -89,6 +95,13 @@ impl Translator {
                     // Five bytes, which the routine skips when there is no such page.
                     self.e.jmp(back);
                     self.e.jmp(careful);
+                }
+                Cold::Counted { label, back, argument, site } => {
+                    self.e.bind(label);
+                    self.e.gs_store_imm32(jit!(site), site.0);
+                    self.e.gs_store_imm32(jit!(guess), argument);
+                    self.e.call_to(self.stubs.guessed_enough);
+                    self.e.jmp(back);
                 }
                 Cold::Careful { label, offset, flags_saved } => {
                     self.e.bind(label);

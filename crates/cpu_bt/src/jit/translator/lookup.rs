@@ -6,6 +6,7 @@ use crate::block::decode::gpr_number;
 use crate::cpu::Cpu;
 use crate::jit::emit::{Label, Operand, cc};
 use crate::jit::groups::Form;
+use crate::jit::guessing::Guessing;
 use crate::jit::mapping::{Loc, S0, S1};
 use crate::jit::state::Site;
 use crate::jit::stubs::{self, jit};
@@ -101,7 +102,7 @@ impl Translator {
     /// Where the addend of a group is, from the start of the vCPU. That of a page that was looked up is for
     /// this trace only: the number may be another's too.
     fn addend_place(&self, group: usize) -> i32 {
-        match self.groups.list[group].often_wrong {
+        match self.groups.list[group].looked_up() {
             false => self.guess(group) + offset_of!(Guess, addend) as i32,
             true => {
                 let bank = stubs::guesses(self.key.mmu(), self.groups.list[group].write);
@@ -138,7 +139,8 @@ impl Translator {
         let later = self.groups.list[number + 1..].iter().any(|later| later.check_at == self.at);
         let operand = self.groups.of_step[self.at][0] == Some(number as u16);
         let at_once = group.single && operand && !later;
-        let (write, first, often_wrong) = (group.write, group.first, group.often_wrong);
+        let (write, first, looked_up) = (group.write, group.first, group.looked_up());
+        let counted = matches!(group.guessing, Some(Guessing::Counted(_)));
         let guess = self.guess(number);
         let keep = step.needs_flags() || self.exact_flags;
         if !keep {
@@ -152,7 +154,7 @@ impl Translator {
         }
         let careful = self.e.label();
         self.cold.push(Cold::Careful { label: careful, offset: step.offset, flags_saved: keep });
-        if often_wrong {
+        if looked_up {
             // By the table, which also gives the addend.
             self.held = None;
             let table = self.table(write);
@@ -172,6 +174,17 @@ impl Translator {
             self.held = Some(number as u16);
         } else {
             let (label, back) = (self.e.label(), self.e.label());
+            let site = Site::new(first, self.mapping, 1, write, false);
+            let offset = self.guess_numbers[number] * size_of::<Guess>() as u32;
+            let argument = offset | (span as u32) << 16;
+            if counted {
+                let checks = stubs::guesses(self.key.mmu(), write) + offset_of!(GuessBank, checks) as i32;
+                self.e.gs_decrement(checks + self.guess_numbers[number] as i32 * 4);
+                let (label, back) = (self.e.label(), self.e.label());
+                self.e.jcc(cc::B, label);
+                self.e.bind(back);
+                self.cold.push(Cold::Counted { label, back, argument, site });
+            }
             self.e.gs_sub(S0, guess + offset_of!(Guess, page) as i32);
             if align > 1 {
                 // Another page would not help.
@@ -180,10 +193,7 @@ impl Translator {
             }
             self.check_range(1, span, label);
             self.e.bind(back);
-            let site = Site::new(first, self.mapping, 1, write, false);
             let bank = self.key.mmu() as usize * 2 + write as usize;
-            let offset = self.guess_numbers[number] * size_of::<Guess>() as u32;
-            let argument = offset | (span as u32) << 16;
             self.cold.push(Cold::Guess { label, back, careful, guess, argument, bank, site });
             // Looking for another page needs it.
             self.held = None;

@@ -26,7 +26,7 @@ use super::groups::{self, Groups};
 use super::liveness;
 use super::mapping::{Mapping, S0};
 use super::source::Source;
-use super::state::Site;
+use super::state::{NO_EXIT, Site};
 use super::strings;
 use super::stubs::{Stubs, jit};
 use super::trace::{Step, Trace, changes_addresses};
@@ -127,8 +127,19 @@ fn make(
     let len = (code.len() as u64 - (verified - place.at)) as u32;
     let (lines, loops) = (trace.lines, trace.loops);
     let second_frame = translator.second;
-    let translation =
-        Translation { gpa, key, direct, verified, forward, depart, lines, second: second_frame, len, loops };
+    let translation = Translation {
+        gpa,
+        key,
+        direct,
+        verified,
+        forward,
+        depart,
+        lines,
+        second: second_frame,
+        len,
+        loops,
+        linked: NO_EXIT,
+    };
     let mut cache = vm.code.cache();
     let watched = |gpa: u64, version: u32| vm.code.version(gpa) == version;
     let holds = !cache.emptying
