@@ -63,7 +63,15 @@ impl Context {
     /// # Errors
     /// When the list of contexts cannot be read.
     pub(crate) fn is_local(&self) -> Result<bool, Error> {
-        Ok(self.socket.is_none() && Contexts::read()?.choose(self.context.as_deref())?.is_none())
+        Ok(self.socket.is_none() && !self.is_remote()?)
+    }
+
+    /// Whether the daemon that is meant is on another host, whose files this program does not see.
+    ///
+    /// # Errors
+    /// When the list of contexts cannot be read.
+    pub(crate) fn is_remote(&self) -> Result<bool, Error> {
+        Ok(self.socket.is_none() && Contexts::read()?.choose(self.context.as_deref())?.is_some())
     }
 
     /// A client of the daemon that is meant; nothing if it is this user's own and does not run.

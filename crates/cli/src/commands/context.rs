@@ -162,11 +162,15 @@ fn read_token(path: &Path) -> Result<String, Error> {
     };
     let text =
         text.map_err(|e| Error::bad_input(format!("the token in {path:?} cannot be read")).with_source(e))?;
-    match text.trim() {
-        token if token.starts_with("arnia_") => Ok(token.to_owned()),
-        _ => Err(Error::bad_input(format!("there is no token in {path:?}"))
-            .with_remedy("`arnia token create` on the daemon's host shows one; it begins with arnia_")),
-    }
+    secret_in(&text).map(str::to_owned).ok_or_else(|| {
+        Error::bad_input(format!("there is no token in {path:?}"))
+            .with_remedy("`arnia token create` on the daemon's host shows one; it begins with arnia_")
+    })
+}
+
+/// The token in what `arnia token create` writes, in whatever form, or by itself.
+fn secret_in(text: &str) -> Option<&str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).find(|word| word.starts_with("arnia_"))
 }
 
 /// A context in a table.
@@ -214,4 +218,22 @@ fn list(context: &Global) -> Result<(), Error> {
         },
     });
     context.output.list(&std::iter::once(local).chain(remote).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_found_in_whatever_form_it_was_written() {
+        for text in [
+            "arnia_12_ab\n",
+            "Token:   12\nSecret:  arnia_12_ab\n",
+            "{\n  \"token\": {\"id\": \"12\"},\n  \"secret\": \"arnia_12_ab\"\n}\n",
+            "token:\n  id: '12'\nsecret: arnia_12_ab\n",
+        ] {
+            assert_eq!(secret_in(text), Some("arnia_12_ab"), "{text:?}");
+        }
+        assert_eq!(secret_in("Token:   12\n"), None);
+    }
 }

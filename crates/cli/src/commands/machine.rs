@@ -137,20 +137,20 @@ impl Machine {
         let mut config = match &what {
             Some(image) if is_image => VmConfig::of_image(image),
             _ => VmConfig::booting(BootConfig {
-                kernel: self.kernel.as_deref().map(absolute).transpose()?,
+                kernel: self.kernel.as_deref().map(|path| absolute(context, path)).transpose()?,
                 firmware: self.firmware,
                 ..BootConfig::default()
             }),
         };
         let default_append = if self.kernel.is_some() { "console=ttyS0" } else { "" };
         config.boot.append = self.append.clone().unwrap_or_else(|| default_append.into());
-        config.boot.initrd = self.initrd.as_deref().map(absolute).transpose()?;
+        config.boot.initrd = self.initrd.as_deref().map(|path| absolute(context, path)).transpose()?;
         config.cpus = self.cpus;
         config.memory = self.memory;
         config.description = self.description.clone();
         config.limits = self.limits.limits();
         config.autostart = Autostart { enabled: self.autostart, order: 0 };
-        let size = self.add_disks(&mut config, is_image)?;
+        let size = self.add_disks(context, &mut config, is_image)?;
         config.nics = match self.no_network {
             true => Vec::new(),
             false => self.cards(),
@@ -195,7 +195,12 @@ impl Machine {
     }
 
     /// Adds the disks; returns the size that the image's disk shall have.
-    fn add_disks(&self, config: &mut VmConfig, is_image: bool) -> Result<Option<ByteSize>, Error> {
+    fn add_disks(
+        &self,
+        context: &Context,
+        config: &mut VmConfig,
+        is_image: bool,
+    ) -> Result<Option<ByteSize>, Error> {
         let mut size = None;
         for disk in &self.disk {
             if let (true, Ok(wanted)) = (is_image && size.is_none(), disk.parse::<ByteSize>()) {
@@ -204,7 +209,7 @@ impl Machine {
             }
             let (path, read_only) =
                 disk.strip_suffix(",ro").map_or((disk.as_str(), false), |path| (path, true));
-            let path = Some(absolute(Path::new(path))?);
+            let path = Some(absolute(context, Path::new(path))?);
             config.disks.push(DiskConfig { path, read_only, ..DiskConfig::default() });
         }
         for volume in &self.volume {
@@ -253,9 +258,17 @@ fn ssh_key(path: &Path) -> Result<String, Error> {
     Ok(text.trim().to_owned())
 }
 
-/// The daemon has another working directory.
-pub(in crate::commands) fn absolute(path: &Path) -> Result<String, Error> {
+/// A path as the daemon is to know it, which has another working directory. One on another host has other files, too:
+/// what is relative is refused, for it can only be meant here.
+pub(in crate::commands) fn absolute(context: &Context, path: &Path) -> Result<String, Error> {
     let bad = || Error::bad_input(format!("the path {path:?} cannot be used"));
+    if path.is_relative() && context.is_remote()? {
+        return Err(Error::bad_input(format!(
+            "{} is a path on this host, and the daemon is on another",
+            path.display()
+        ))
+        .with_remedy("give the whole path on the daemon's host"));
+    }
     let path = std::path::absolute(path).map_err(|e| bad().with_source(e))?;
     path.into_os_string().into_string().map_err(|_| bad().with_remedy("use a path of UTF-8 characters"))
 }

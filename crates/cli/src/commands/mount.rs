@@ -68,7 +68,7 @@ impl Run for Mount {
         };
         let (vm, target) = place(target)?;
         let mount = MountConfig {
-            folder: here(folder)?,
+            folder: here(context, folder)?,
             target: target.to_owned(),
             read_only: self.read_only,
             owner: self.owner.clone(),
@@ -93,11 +93,12 @@ impl Run for Mount {
     }
 }
 
-/// A folder of this host as the daemon is to know it. What is not here may be on the daemon's host.
-fn here(folder: &Path) -> Result<String, Error> {
+/// A folder as the daemon is to know it.
+fn here(context: &Context, folder: &Path) -> Result<String, Error> {
     match folder.canonicalize() {
-        Ok(path) => absolute(&path),
-        Err(_) => absolute(folder),
+        // Without links, which may change.
+        Ok(path) if !context.is_remote()? => absolute(context, &path),
+        _ => absolute(context, folder),
     }
 }
 

@@ -38,7 +38,7 @@ impl Run for Pool {
         context.with_daemon(async |client| {
             match self {
                 Pool::Create { name, path } => {
-                    let path = absolute(path)?;
+                    let path = absolute(context, path)?;
                     let params = PoolParams { name: name.clone(), driver: PoolDriver::Directory, path };
                     let pool = client.pool_create(&params).await?;
                     context

@@ -6,6 +6,7 @@ mod busybox;
 mod cgroups;
 mod cloud_init;
 mod completion;
+mod contexts;
 mod copies;
 mod crash;
 mod daemon;
@@ -50,6 +51,7 @@ fn main() -> Result<ExitCode> {
     daemon::add(&mut suite);
     product::add(&mut suite);
     completion::add(&mut suite);
+    contexts::add(&mut suite);
     inside::add(&mut suite);
     cgroups::add(&mut suite);
     service::add(&mut suite);

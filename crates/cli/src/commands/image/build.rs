@@ -20,19 +20,19 @@ use std::process::Command;
 pub(super) struct Build {
     /// A recipe file, or `debian`
     #[arg(value_name = "RECIPE")]
-    recipe: String,
+    pub(super) recipe: String,
     /// Make everything anew
     #[arg(long)]
-    no_cache: bool,
-    /// Virtual CPUs for the commands
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    cpus: u32,
+    pub(super) no_cache: bool,
+    /// Virtual CPUs for the commands [default: 2]
+    #[arg(long, value_name = "N")]
+    pub(super) cpus: Option<u32>,
     /// Show what the tools and commands print
     #[arg(short, long)]
-    verbose: bool,
+    pub(super) verbose: bool,
     /// Install the Debian packages that building takes, if they are missing (as root)
     #[arg(long)]
-    install_tools: bool,
+    pub(super) install_tools: bool,
 }
 
 impl Act for Build {
@@ -42,7 +42,7 @@ impl Act for Build {
             install_tools()?;
         }
         let programs = Programs { worker: programs::worker()?, agent: programs::agent()? };
-        let options = BuildOptions { no_cache: self.no_cache, cpus: self.cpus };
+        let options = BuildOptions { no_cache: self.no_cache, cpus: self.cpus.unwrap_or(2) };
         let mut watch = Watch::new(self.verbose);
         let digest = build(store, &source, &programs, &options, &mut watch).map_err(explain)?;
         drop(watch);

@@ -15,7 +15,7 @@ use image::{PruneOptions, Store};
 pub(super) struct Rm {
     /// Their names
     #[arg(value_name = "NAME", required = true)]
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
 }
 
 /// Free the room of images that have no name and that nobody needs.
@@ -45,11 +45,16 @@ impl Act for Rm {
         for name in &names {
             let digest = store.remove_name(name).map_err(explain)?;
             let users = store.view(digest).map(|view| view.pinned_by.len()).unwrap_or_default();
-            let kept = if users > 0 { format!("; {users} instances keep the image") } else { String::new() };
-            context.output.say(&format!("removed the name {name}{kept}"))?;
+            context.output.say(&removed(name, users))?;
         }
         Ok(())
     }
+}
+
+/// What is said when a name is gone.
+pub(super) fn removed(name: &ImageName, users: usize) -> String {
+    let kept = if users > 0 { format!("; {users} instances keep the image") } else { String::new() };
+    format!("removed the name {name}{kept}")
 }
 
 impl Act for Prune {

@@ -1,11 +1,12 @@
-//! `arnia image`: building, moving and keeping images. All of it works without a daemon, on this user's
-//! store.
+//! `arnia image`: building, moving and keeping images. On this user's store all of it works without a daemon; images of
+//! another daemon are reached by its API.
 
 mod build;
 mod keep;
 mod list;
 mod moving;
 mod publish;
+mod remote;
 mod signing;
 mod watch;
 
@@ -58,6 +59,13 @@ impl Run for Image {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         if let Command::Publish(publish) = &self.command {
             return publish.run(context);
+        }
+        let about_images = !matches!(self.command, Command::Keygen(_));
+        if about_images && self.store.is_none() && !context.is_local()? {
+            return context.with_daemon(async |client| {
+                self.command.act_by_api(&client, context).await?;
+                Ok(ExitCode::SUCCESS)
+            });
         }
         let folder = match &self.store {
             Some(folder) => folder.clone(),

@@ -130,12 +130,12 @@ fn export_form(text: &str) -> Result<ExportForm, String> {
 pub(super) struct Pull {
     /// https://HOST/PATH/TAG.json or oci://HOST/PATH:TAG
     #[arg(value_name = "PLACE")]
-    place: String,
+    pub(super) place: String,
     /// The image's name here
     #[arg(long, value_name = "NAME")]
-    name: Option<ImageName>,
+    pub(super) name: Option<ImageName>,
     #[command(flatten)]
-    trust: Trust,
+    pub(super) trust: Trust,
 }
 
 /// Send an image to a web server (by PUT) or a registry. What is there already is not sent again.

@@ -1,5 +1,6 @@
 //! The file, and what there is.
 
+use crate::Context;
 use crate::commands::machine::absolute;
 use crate::{Error, ErrorKind};
 use api::ByteSize;
@@ -71,8 +72,8 @@ impl Serialize for LabVm {
 }
 
 impl Lab {
-    /// Reads a file; paths in it are made absolute.
-    pub(super) fn read(path: &Path) -> Result<Lab, Error> {
+    /// Reads a file; paths in it are made absolute: they are meant from where it is.
+    pub(super) fn read(context: &Context, path: &Path) -> Result<Lab, Error> {
         let unreadable =
             |e: std::io::Error| Error::bad_input(format!("{path:?} cannot be read")).with_source(e);
         let mut text = String::new();
@@ -98,7 +99,14 @@ impl Lab {
                 .chain(config.disks.iter_mut().filter_map(|d| d.path.as_mut()))
                 .chain(folders);
             for path in paths.chain(&mut boot.kernel).filter(|path| !path.is_empty()) {
-                *path = absolute(&folder.join(PathBuf::from(&*path)))?;
+                let whole = folder.join(PathBuf::from(&*path));
+                // Of a file in a folder with an absolute path, what is relative is on this host all the same.
+                let meant = if Path::new(&*path).is_relative() && context.is_remote()? {
+                    Path::new(&*path)
+                } else {
+                    &whole
+                };
+                *path = absolute(context, meant)?;
             }
         }
         Ok(lab)

@@ -50,8 +50,8 @@ struct Source {
 }
 
 impl Source {
-    async fn plan(&self, client: &Client) -> Result<Vec<Step>, Error> {
-        let lab = Lab::read(&self.file)?;
+    async fn plan(&self, context: &Context, client: &Client) -> Result<Vec<Step>, Error> {
+        let lab = Lab::read(context, &self.file)?;
         if self.prune && lab.name.is_none() {
             return Err(Error::bad_input(
                 "the file has no name, so that nothing is known to have come from it",
@@ -88,7 +88,7 @@ pub struct Apply {
 impl Run for Apply {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         context.with_daemon(async |client| {
-            let steps = self.source.plan(&client).await?;
+            let steps = self.source.plan(context, &client).await?;
             show(context, &steps)?;
             if steps.is_empty() || !self.yes && !agreed(&steps)? {
                 return Ok(ExitCode::SUCCESS);
@@ -144,7 +144,7 @@ pub struct Diff {
 
 impl Run for Diff {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        let steps = context.with_daemon(async |client| self.source.plan(&client).await)?;
+        let steps = context.with_daemon(async |client| self.source.plan(context, &client).await)?;
         show(context, &steps)?;
         Ok(if self.exit_code && !steps.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
