@@ -9,6 +9,8 @@ const FLAGS: u64 = 0xcd5;
 /// MXCSR: overflow and underflow; loss of precision.
 const OUT_OF_RANGE: u32 = 0x18;
 const PRECISION: u32 = 0x20;
+const RSI: usize = 6;
+const RDI: usize = 7;
 const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15",
@@ -26,6 +28,8 @@ pub(crate) struct Tolerance {
     pub(crate) fault_offset: bool,
     /// Vectors of faults of different accesses and checks: which of them comes first is the processor's choice.
     pub(crate) fault_order: &'static [u32],
+    /// Which of two operands, at RSI and RDI, is told if both fault.
+    pub(crate) either_operand: bool,
     /// Memory, if there was a fault: part of it may have been written.
     pub(crate) memory_after_fault: bool,
     /// Ranges of the data.
@@ -44,10 +48,20 @@ pub(crate) fn differences(case: &Case, host: &Ending, guest: &Ending, tolerance:
         ending.trap().map(|trap| Trap { code: code(trap), address: address(trap.address), ..trap })
     };
     let trapped = host.trapped && guest.trapped;
+    // Outside 64-bit mode the upper halves are out of reach, and undefined afterwards.
+    let mask = u64::MAX >> (64 - case.bits as u32);
+    let (host_state, guest_state) = (&host.state, &guest.state);
     let open = match (host.trap(), guest.trap()) {
         (Some(host), Some(guest)) => {
             let order = |trap: Trap| tolerance.fault_order.contains(&trap.vector);
-            host.vector != guest.vector && order(host) && order(guest)
+            let operands = |trap: Trap, state: &State| {
+                [RSI, RDI].iter().any(|&register| trap.address.wrapping_sub(state.gpr[register]) & mask < 8)
+            };
+            let both = tolerance.either_operand
+                && (host.vector, host.code) == (guest.vector, guest.code)
+                && operands(host, host_state)
+                && operands(guest, guest_state);
+            host.vector != guest.vector && order(host) && order(guest) || both
         }
         _ => false,
     };
@@ -59,8 +73,6 @@ pub(crate) fn differences(case: &Case, host: &Ending, guest: &Ending, tolerance:
         _ = writeln!(text, "  rip: host {:#x}, engine {:#x}", h.rip, g.rip);
     }
     let registers = case.bits.registers();
-    // Outside 64-bit mode the upper halves are out of reach, and undefined afterwards.
-    let mask = u64::MAX >> (64 - case.bits as u32);
     for (index, name) in GPR.iter().enumerate().take(registers) {
         if (h.gpr[index] ^ g.gpr[index]) & mask != 0 {
             _ = writeln!(text, "  {name}: host {:#x}, engine {:#x}", h.gpr[index], g.gpr[index]);

@@ -297,7 +297,11 @@ impl Suite {
                 }
                 // Two reads. Priorities within the class of faults on executing an instruction are the processor's choice
                 // (SDM volume 3, table 6-2, note 1).
-                Cmpsb | Cmpsw | Cmpsd | Cmpsq => tolerance.fault_order = &[PAGE_FAULT, ALIGNMENT_FAULT],
+                Cmpsb | Cmpsw | Cmpsd | Cmpsq => {
+                    tolerance.fault_order = &[PAGE_FAULT, ALIGNMENT_FAULT];
+                    // One of the two pages that an operand crosses may be looked for after the other operand's.
+                    tolerance.either_operand = true;
+                }
                 // The target's check and the push: Intel's manual checks first (SDM volume 2, CALL), AMD's pushes first
                 // (APM volume 3, CALL (Near)).
                 Call => tolerance.fault_order = &[STACK_FAULT, PROTECTION_FAULT, PAGE_FAULT, ALIGNMENT_FAULT],

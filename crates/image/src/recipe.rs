@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use api::ByteSize;
-use api::image::{ImageName, ImagePort, Minimum, PersonalitySource};
+use api::image::{ImageFirmware, ImageName, ImagePort, Minimum, PersonalitySource};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AboutFile;
@@ -56,6 +56,10 @@ pub struct Recipe {
     /// What gives instances their identity. Default: what the base has, which is the agent where packages make it.
     #[serde(default)]
     pub personality: Option<RecipePersonality>,
+    /// The firmware that boots it: the system then lies in a partition, with GRUB, as an appliance has it. Default: its
+    /// kernel, which the host loads.
+    #[serde(default)]
+    pub firmware: Option<ImageFirmware>,
     /// More words for the kernel's command line.
     #[serde(default)]
     pub append: String,
@@ -248,6 +252,12 @@ impl Recipe {
                 return fail(format!("{} needs either `content` or `source`", file.path));
             }
             file.mode_bits()?;
+        }
+        if self.firmware.is_some() && self.append.contains(['"', '`', '$', '\\']) {
+            return fail("`append` has signs that mean something to GRUB's configuration".to_owned());
+        }
+        if self.firmware.is_some() && self.disk.is_some_and(|size| size.0 < 512 << 20) {
+            return fail("a disk for firmware has 512M at least".to_owned());
         }
         if self.append.contains(['\n', '\0']) || self.append.len() > 1024 {
             return fail("`append` is too long or has odd characters".to_owned());

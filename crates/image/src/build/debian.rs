@@ -71,6 +71,7 @@ pub(super) fn build(
         disk: take(root_disk::DISK, "taking the disk")?,
         append: APPEND.to_owned(),
         personality: PersonalitySource::Agent,
+        firmware: None,
     })
 }
 

@@ -1,9 +1,9 @@
 //! Building images by recipe.
 //!
 //! ```text
-//! recipe ── base layer ──────────────────── machine layer ──────────── manifest, names
-//!           Debian: mmdebstrap, mke2fs       files and commands, in a
-//!           or another image                 virtual machine with agent
+//! recipe ── base layer ──────────────────── machine layer ──────────── loader layer ────── manifest, names
+//!           Debian: mmdebstrap, mke2fs       files and commands, in a     for firmware: GRUB
+//!           or another image                 virtual machine with agent   on another disk
 //! ```
 //!
 //! A layer is a [`Layer`]: a disk and what boots it. Each has a key made of everything that it depends on;
@@ -11,13 +11,16 @@
 //! the recipe runs on the host but Debian's own package tools, in their sandbox.
 
 mod debian;
+mod loader;
 mod machine;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use api::image::{Blob, Digest, ImageBoot, ImageDisk, MANIFEST_VERSION, Manifest, PersonalitySource};
+use api::image::{
+    Blob, Digest, ImageBoot, ImageDisk, ImageFirmware, MANIFEST_VERSION, Manifest, PersonalitySource,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AboutFile;
@@ -57,6 +60,9 @@ struct Layer {
     append: String,
     disk: Blob,
     personality: PersonalitySource,
+    /// What boots the disk; the kernel where nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    firmware: Option<ImageFirmware>,
 }
 
 /// Builds an image and gives it its names. Returns its digest.
@@ -80,13 +86,18 @@ pub fn build(
             machine::build(&session, source, &layer, programs, options, progress)
         })?;
     }
-    let append = [layer.append.as_str(), recipe.append.as_str()].join(" ").trim().to_owned();
+    if let Some(firmware) = recipe.firmware {
+        let key = loader::key(firmware, &recipe.append, &layer);
+        layer = cached(&session, &key, options, progress, &mut |progress| {
+            loader::build(&session, (firmware, &recipe.append), &layer, programs, options, progress)
+        })?;
+    }
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         architecture: "x86_64".into(),
         description: recipe.description.clone(),
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        boot: ImageBoot::Kernel { kernel: layer.kernel, initrd: layer.initrd, append },
+        boot: boot(&layer, &recipe.append),
         disks: vec![ImageDisk { name: "root".into(), blob: layer.disk }],
         minimum: recipe.minimum,
         default_user: recipe.default_user.clone(),
@@ -109,6 +120,18 @@ pub fn build(
         session.set_name(name, digest)?;
     }
     Ok(digest)
+}
+
+/// What boots a layer; `append` has more words for its kernel.
+fn boot(layer: &Layer, append: &str) -> ImageBoot {
+    match layer.firmware {
+        Some(firmware) => ImageBoot::Firmware { firmware },
+        None => ImageBoot::Kernel {
+            kernel: layer.kernel,
+            initrd: layer.initrd,
+            append: [layer.append.as_str(), append].join(" ").trim().to_owned(),
+        },
+    }
 }
 
 fn base(
@@ -137,7 +160,14 @@ fn base(
                     "{name} has not exactly one disk; recipes begin with such images"
                 )));
             };
-            Ok(Layer { kernel, initrd, append, disk: disk.blob, personality: manifest.personality })
+            Ok(Layer {
+                kernel,
+                initrd,
+                append,
+                disk: disk.blob,
+                personality: manifest.personality,
+                firmware: None,
+            })
         }
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn details(view: &ImageView, context: &Context) -> Result<(), Error> 
     let manifest = &view.manifest;
     let boot = match &manifest.boot {
         ImageBoot::Kernel { append, .. } => format!("kernel, with {append:?}"),
-        ImageBoot::Firmware { firmware } => format!("firmware, {firmware:?}"),
+        ImageBoot::Firmware { firmware } => format!("firmware, {firmware}"),
     };
     let disks = manifest.disks.iter().map(|disk| format!("{} {}", disk.name, size(disk.blob.size)));
     let ports = manifest.ports.iter().map(|port| format!("{} {}", port.port, port.name).trim().to_owned());

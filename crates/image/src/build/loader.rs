@@ -1,0 +1,94 @@
+//! The loader layer: the system that was built, on a disk that firmware boots.
+//!
+//! It is made in a virtual machine, which boots the layer below from a copy and writes another disk: partitions, file
+//! systems and GRUB are the guest's own programs' work, and nothing of it is read on the host.
+
+use std::fs::{self, File};
+
+use api::agent::Exit;
+use api::image::{ImageFirmware, PersonalitySource};
+use api::worker::config::DiskConfig;
+
+use super::{BuildOptions, Key, Layer, Programs};
+use crate::error::AboutFile;
+use crate::files::{self, RemoveUnlessKept};
+use crate::machine::{Machine, Wanted, run_command};
+use crate::progress::Progress;
+use crate::{Error, Result, Session};
+
+const SCRIPT: &str = include_str!("loader.sh");
+
+pub(super) fn key(firmware: ImageFirmware, append: &str, below: &Layer) -> String {
+    Key::new("loader")
+        .text(SCRIPT)
+        .text(&firmware.to_string())
+        .text(append)
+        .text(&format!("{below:?}"))
+        .finish()
+}
+
+pub(super) fn build(
+    session: &Session<'_>,
+    (firmware, append): (ImageFirmware, &str),
+    below: &Layer,
+    programs: &Programs,
+    options: &BuildOptions,
+    progress: &mut dyn Progress,
+) -> Result<Layer> {
+    if below.personality == PersonalitySource::None {
+        return Err(Error::bad_input(
+            "a loader is installed by the guest agent, which the base does not have",
+        )
+        .with_remedy("begin with an image that arnia built, such as debian"));
+    }
+    let folder = session.partial("loader");
+    let _undo = RemoveUnlessKept::new(&folder);
+    fs::create_dir(&folder).about("create", &folder)?;
+    let (system, disk) = (folder.join("system.img"), folder.join("disk.img"));
+    progress.begin("copying the system", Some(below.disk.size));
+    files::copy_sparse(&session.store().blob_path(&below.disk)?, &system, progress)?;
+    File::create_new(&disk).and_then(|file| file.set_len(below.disk.size)).about("create", &disk)?;
+    let wanted = Wanted {
+        kernel: &below.kernel,
+        initrd: below.initrd.as_ref(),
+        append: &below.append,
+        disks: vec![DiskConfig::new(&system), DiskConfig::new(&disk)],
+        cpus: options.cpus,
+        network: true,
+    };
+    let mut machine = Machine::start(session, wanted, &folder, &programs.worker)?;
+    let result = install(&machine, firmware, append, progress).and_then(|()| machine.finish(progress));
+    if let Err(error) = result {
+        let console = machine.console_tail();
+        return Err(if error.kind() == crate::ErrorKind::Cancelled {
+            error
+        } else {
+            machine.explain(error, &console)
+        });
+    }
+    drop(machine);
+    progress.begin("taking the disk", Some(below.disk.size));
+    Ok(Layer { disk: session.take_file(&disk, progress)?, firmware: Some(firmware), ..below.clone() })
+}
+
+fn install(
+    machine: &Machine,
+    firmware: ImageFirmware,
+    append: &str,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    progress.begin("booting a virtual machine", None);
+    machine.wait_until_ready(progress)?;
+    progress.begin("waiting for the machine's network", None);
+    run_command(&machine.agent, "systemctl is-system-running --wait >/dev/null 2>&1 || true", progress)?;
+    progress.begin(&format!("installing the loader for {firmware}"), None);
+    // Between quotes nothing but they themselves means anything to the shell.
+    let append = append.replace('\'', r"'\''");
+    let (exit, last) =
+        run_command(&machine.agent, &format!("firmware={firmware} append='{append}'\n{SCRIPT}"), progress)?;
+    match exit {
+        Exit::Status(0) => Ok(()),
+        _ => Err(Error::failed(format!("the loader cannot be installed; the machine said last:\n  {last}"))
+            .with_remedy("`--verbose` shows all that it says; the disk may be too small (`disk:`), or the base no Debian")),
+    }
+}
