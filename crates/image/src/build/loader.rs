@@ -82,8 +82,6 @@ fn install(
     progress.begin("waiting for the machine's network", None);
     run_command(&machine.agent, "systemctl is-system-running --wait >/dev/null 2>&1 || true", progress)?;
     progress.begin(&format!("installing the loader for {firmware}"), None);
-    // Between quotes nothing but they themselves means anything to the shell.
-    let append = append.replace('\'', r"'\''");
     let (exit, last) =
         run_command(&machine.agent, &format!("firmware={firmware} append='{append}'\n{SCRIPT}"), progress)?;
     match exit {

@@ -18,6 +18,7 @@ mod firmware;
 mod forced;
 mod inside;
 mod killed;
+mod loaders;
 mod mounts;
 mod moving;
 mod networks;
@@ -61,6 +62,7 @@ fn main() -> Result<ExitCode> {
     mounts::add(&mut suite);
     cloud_init::add(&mut suite);
     root_files::add(&mut suite);
+    loaders::add(&mut suite);
     debian::add(&mut suite);
     firmware::add(&mut suite);
     discs::add(&mut suite);
