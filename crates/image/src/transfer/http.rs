@@ -47,7 +47,15 @@ fn authorities() -> RootCerts {
 
 /// An error of the connection.
 pub(super) fn broken(url: &str, error: ureq::Error) -> Error {
-    Error::new(ErrorKind::Transfer, format!("{url} cannot be reached")).with_source(error)
+    // RFC 8446, 5.1: a record of TLS begins with its content type, of which "HTTP" has none.
+    let speaks_no_tls = error.to_string().contains("InvalidContentType");
+    let broken = Error::new(ErrorKind::Transfer, format!("{url} cannot be reached")).with_source(error);
+    match speaks_no_tls {
+        true => broken.with_remedy(
+            "what answers there speaks no TLS; registries are reached without it as localhost or 127.0.0.1 only",
+        ),
+        false => broken,
+    }
 }
 
 /// A status that is not good.

@@ -189,6 +189,24 @@ fn a_server_that_gives_something_else_is_found_out() {
 }
 
 #[test]
+fn a_server_without_tls_is_told_from_none() {
+    let folder = Folder::new("plain");
+    let (one, _) = stores(&folder);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Once, as servers answer what they do not understand.
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]);
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    let place = Place::parse(&format!("https://127.0.0.1:{port}/web/1.json")).unwrap();
+    let error = pull(&one, &place, &PullOptions::default(), &mut Silent).unwrap_err();
+    server.join().unwrap();
+    assert!(error.remedy().is_some_and(|remedy| remedy.contains("no TLS")), "{error:?}");
+}
+
+#[test]
 fn only_signed_images_are_pulled_if_a_key_is_given() {
     let folder = Folder::new("signed");
     let (one, two) = stores(&folder);
