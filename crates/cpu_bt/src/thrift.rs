@@ -7,14 +7,13 @@
 //! some tens of milliseconds. Nothing of this is looked at but where the guest halts.
 
 use crate::cpu::Cpu;
-use crate::jit::state::TARGETS;
 use crate::jit::way::Kinds;
+use crate::mmu::guess::Guess;
 use crate::mmu::spaces::Spaces;
 use memory::{PAGE_SIZE, Zeroable};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
-use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 /// It is decided over so long whether a vCPU is quiet, in nanoseconds.
@@ -140,34 +139,82 @@ impl Cpu {
         self.spaces = Spaces::default();
         self.vm.code.cache().give_back();
         *self.vm.code.buffers() = Default::default();
+        self.tlb.give_back_guesses();
         if self.jit.ready {
-            // A host that refuses leaves the tables as they are.
-            let _ = self.give_back_targets();
+            fill_thriftily(self.jit.leave, self.jit.targets.iter_mut().map(|table| &mut table[..]));
         }
         #[cfg(target_env = "gnu")]
         trim_allocator();
     }
+}
 
-    /// The tables of branch targets hold one value everywhere when they are empty, which is not zero. So pages of a
-    /// small file with that value are mapped over them, which take memory of their own only where they are written.
-    fn give_back_targets(&mut self) -> io::Result<()> {
-        self.jit.forget_targets();
-        let pattern = self.jit.targets[0][0].to_ne_bytes().repeat(PATTERN_LEN / size_of::<u64>());
-        let file = rustix::fs::memfd_create("targets", MemfdFlags::CLOEXEC)?;
-        rustix::io::write(&file, &pattern)?;
-        for table in &mut self.jit.targets {
-            let start = table.as_mut_ptr() as usize;
-            let first = start.next_multiple_of(PAGE_SIZE as usize);
-            let end = (start + TARGETS * size_of::<u64>()) & !(PAGE_SIZE as usize - 1);
-            for at in (first..end).step_by(PATTERN_LEN) {
-                let (len, access) = (PATTERN_LEN.min(end - at), ProtFlags::READ | ProtFlags::WRITE);
-                let flags = MapFlags::PRIVATE | MapFlags::FIXED;
-                // SAFETY: whole pages inside the table, which this vCPU owns, become pages with the same contents:
-                // the value of every entry, since entries do not cross pages.
-                unsafe { rustix::mm::mmap(at as *mut _, len, access, flags, file.as_fd(), 0) }?;
-            }
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        self.jit.targets.iter_mut().for_each(|table| end_thrift(&mut table[..]));
+    }
+}
+
+/// An entry of a table: integers and nothing between them, and a page holds a whole number of it.
+pub(crate) trait Plain: Copy {}
+impl Plain for u64 {}
+impl Plain for Guess {}
+
+/// Sets all entries of tables to one value. Tables of branch targets and of guesses hold one everywhere when they are
+/// empty, which is not zero. So pages of a small file with that value are mapped over them, which take memory of their own
+/// only where they are written. A host that refuses gives its memory.
+pub(crate) fn fill_thriftily<'a, T: Plain + 'a>(value: T, tables: impl Iterator<Item = &'a mut [T]>) {
+    const { assert!((PAGE_SIZE as usize).is_multiple_of(size_of::<T>())) };
+    let file = pattern(value);
+    for table in tables {
+        let (first, last) = whole_pages(table);
+        let aligned = (table.as_ptr() as usize).is_multiple_of(size_of::<T>());
+        let pieces = || (first..last).step_by(PATTERN_LEN).map(|at| (at, PATTERN_LEN.min(last - at)));
+        let mapped = file.as_ref().ok().filter(|_| aligned && first < last).is_some_and(|file| {
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
+            // SAFETY: whole pages inside the table, which is borrowed for writing, become pages whose every entry is
+            // the value, since entries do not cross pages.
+            let map =
+                |(at, len)| unsafe { rustix::mm::mmap(at as *mut _, len, access, flags, file.as_fd(), 0) };
+            pieces().all(|piece| map(piece).is_ok())
+        });
+        if !mapped {
+            table.fill(value);
+            continue;
         }
-        Ok(())
+        let start = table.as_ptr() as usize;
+        let entries = |to: usize| (to - start) / size_of::<T>();
+        table[..entries(first)].fill(value);
+        table[entries(last)..].fill(value);
+    }
+}
+
+/// Gives a table memory of its own again, before what it lies in is freed: the allocator expects no pages of files. What
+/// is in it is of no meaning then.
+pub(crate) fn end_thrift<T: Plain>(table: &mut [T]) {
+    let (first, last) = whole_pages(table);
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
+    if first < last {
+        // SAFETY: whole pages inside the table, which is borrowed for writing, become zero, which is a value of integers. A
+        // host that refuses leaves them as they are.
+        let _ = unsafe { rustix::mm::mmap_anonymous(first as *mut _, last - first, access, flags) };
+    }
+}
+
+/// The first page that begins in a table, and where the last ends that is whole inside it.
+fn whole_pages<T>(table: &mut [T]) -> (usize, usize) {
+    let (range, page) = (table.as_mut_ptr_range(), PAGE_SIZE as usize);
+    ((range.start as usize).next_multiple_of(page), range.end as usize & !(page - 1))
+}
+
+/// A file that holds a value over and over.
+fn pattern<T: Plain>(value: T) -> rustix::io::Result<OwnedFd> {
+    let entries = vec![value; PATTERN_LEN / size_of::<T>()];
+    // SAFETY: the bytes of the entries, which are integers with nothing between.
+    let bytes = unsafe { std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), PATTERN_LEN) };
+    let file = rustix::fs::memfd_create("pattern", MemfdFlags::CLOEXEC)?;
+    match rustix::io::write(&file, bytes)? {
+        PATTERN_LEN => Ok(file),
+        _ => Err(rustix::io::Errno::NOSPC),
     }
 }
 
@@ -210,9 +257,9 @@ fn trim_allocator() {
 
 /// Sets all entries of a table to zero and gives its memory back to the host. What they were is not dropped.
 pub(crate) fn discard<T: Zeroable>(table: &mut [T]) {
-    let (start, page) = (table.as_mut_ptr() as usize, PAGE_SIZE as usize);
+    let (first, last) = whole_pages(table);
+    let start = table.as_mut_ptr() as usize;
     let end = start + size_of_val(table);
-    let (first, last) = (start.next_multiple_of(page), end & !(page - 1));
     // SAFETY: bytes of the table become zero, which is a value of its entries; pages that are whole inside it are
     // replaced by zero pages, for the heap's memory is private and of no file.
     unsafe {
@@ -244,6 +291,30 @@ mod tests {
             *now += work;
         }
         None
+    }
+
+    #[test]
+    fn a_table_of_one_value_is_that_and_may_be_written() {
+        let filled = |table: &[u64], value: u64| table.iter().all(|&entry| entry == value);
+        // Longer than the file, and beginning and ending within pages.
+        let mut whole = vec![7u64; 3 * PATTERN_LEN / 8];
+        let len = whole.len();
+        for value in [0x1122_3344_5566_7788, 9] {
+            let table = &mut whole[5..len - 3];
+            fill_thriftily(value, [&mut *table].into_iter());
+            assert!(filled(table, value));
+            table[1000] = 1;
+            table[len - 100] = 2;
+            assert_eq!(table.iter().filter(|&&entry| entry != value).count(), 2);
+            assert!(filled(&whole[..5], 7) && filled(&whole[len - 3..], 7), "what is beside it is as it was");
+        }
+        let mut small = [0u64; 3];
+        fill_thriftily(4, [&mut small[..]].into_iter());
+        assert_eq!(small, [4; 3]);
+        end_thrift(&mut whole[5..len - 3]);
+        whole.fill(0);
+        discard(&mut whole);
+        assert!(filled(&whole, 0), "pages of the file are gone");
     }
 
     #[test]

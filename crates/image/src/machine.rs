@@ -16,7 +16,7 @@ use api::worker::config::{CharDevice, DiskConfig, NetConfig, OnReset, UserNetCon
 use crate::error::AboutFile;
 use crate::files::RemoveUnlessKept;
 use crate::progress::{self, Progress};
-use crate::{Error, Result, Session};
+use crate::{Error, ErrorKind, Result, Session};
 
 /// How long the machine may take to boot: engines in software on busy hosts take their time.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
@@ -118,7 +118,7 @@ impl Machine {
     }
 
     /// Shuts the machine down in order, so that its disk is whole.
-    pub(crate) fn finish(&mut self, progress: &mut dyn Progress) -> Result<()> {
+    fn finish(&mut self, progress: &mut dyn Progress) -> Result<()> {
         progress.begin("shutting the machine down", None);
         let failed = |error| Error::failed("cannot shut the machine down").with_source(error);
         self.agent.shutdown(ShutdownMode::Poweroff, false).map_err(failed)?;
@@ -140,7 +140,30 @@ impl Machine {
         }
     }
 
-    pub(crate) fn console_tail(&self) -> String {
+    /// Waits until the system in the machine has started, with its network if it has one. Commands that need none must not
+    /// fail for lack of it.
+    pub(crate) fn wait_until_online(&self, progress: &mut dyn Progress) -> Result<()> {
+        progress.begin("waiting for the machine's network", None);
+        run_command(&self.agent, "systemctl is-system-running --wait >/dev/null 2>&1 || true", progress)
+            .map(drop)
+    }
+
+    /// Has work done in the machine and shuts it down, so that what was written to its disks is whole.
+    ///
+    /// # Errors
+    /// If the work fails or the machine does, with the last that came from it.
+    pub(crate) fn carry_out(
+        mut self,
+        progress: &mut dyn Progress,
+        work: impl FnOnce(&Machine, &mut dyn Progress) -> Result<()>,
+    ) -> Result<()> {
+        progress.begin("booting a virtual machine", None);
+        let ready = self.wait_until_ready(progress);
+        let done = ready.and_then(|()| work(&self, progress)).and_then(|()| self.finish(progress));
+        done.map_err(|error| self.explain(error))
+    }
+
+    fn console_tail(&self) -> String {
         let tail = |path: &Path| -> std::io::Result<String> {
             let mut file = File::open(path)?;
             let len = file.metadata()?.len();
@@ -152,8 +175,13 @@ impl Machine {
         [&self.messages, &self.console].map(|path| tail(path).unwrap_or_default()).join("")
     }
 
-    pub(crate) fn explain(&self, error: Error, console: &str) -> Error {
-        if self.has_ended() && !console.trim().is_empty() {
+    /// The error, with the last that came from the machine if it has ended by itself.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        if error.kind() == ErrorKind::Cancelled || !self.has_ended() {
+            return error;
+        }
+        let console = self.console_tail();
+        if !console.trim().is_empty() {
             let text = format!("{error}; the last that came from it:\n{}", console.trim_end());
             return Error::new(error.kind(), text);
         }

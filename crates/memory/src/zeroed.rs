@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 pub unsafe trait Zeroable {}
 
 // SAFETY: an integer may be zero.
+unsafe impl Zeroable for u32 {}
+// SAFETY: an integer may be zero.
 unsafe impl Zeroable for AtomicU8 {}
 // SAFETY: an integer may be zero.
 unsafe impl Zeroable for AtomicU32 {}

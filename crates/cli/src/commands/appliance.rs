@@ -1,13 +1,12 @@
 //! Images that are run from where they are: fetched, and verified before anything of them runs.
 
-use super::image::{Trust, Watch, explain};
+use super::image::{Trust, Watch, explain, fetch_there};
 use crate::connect::{default_paths, image_folder};
-use crate::{Context, Error, progress, registry};
+use crate::{Context, Error};
 use api::image::ImageName;
-use api::v1::image::{ImageParams, ImagePull, RegistryLogin};
 use client::Client;
 use image::import::{ImportOptions, import};
-use image::sign::{self, TrustedKey};
+use image::sign;
 use image::transfer::{Place, archive};
 use image::{ErrorKind, Store};
 use std::path::Path;
@@ -51,16 +50,7 @@ async fn pull(client: &Client, place: &str, trust: &Trust) -> Result<String, Err
         Error::bad_input(format!("{place} gives the image no name"))
             .with_remedy(format!("fetch it with `arnia image pull {place} --name NAME`, and run that"))
     })?;
-    let pull = ImagePull {
-        place: place.to_owned(),
-        name: Some(name.to_string()),
-        allow_unsigned: keys.is_empty(),
-        keys: keys.iter().map(TrustedKey::to_text).collect(),
-        login: registry::login(place)?
-            .map(|login| RegistryLogin { user: login.user, password: login.password }),
-    };
-    let operation = client.image_create(&ImageParams::Pull(pull)).await?;
-    progress::watched(client, operation, &format!("fetching {place}")).await?;
+    fetch_there(client, place, &name, &keys, keys.is_empty()).await?;
     Ok(name.to_string())
 }
 

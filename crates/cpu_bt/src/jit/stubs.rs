@@ -241,7 +241,7 @@ fn guess(e: &mut Emit, mmu: MmuIndex, write: bool, store_simd: u64, load_simd: u
     e.shr(RCX, 2);
     e.jcc(cc::E, done);
     e.gs_decrement_indexed(RCX, bank + offset_of!(GuessBank, misses) as i32);
-    e.jcc(cc::NE, done);
+    e.jcc(cc::AE, done);
     restore(e);
     save_host(e);
     call_helper(e, runtime::guessed_wrong as *const () as u64, store_simd);

@@ -4,6 +4,7 @@
 //! one comparison, and an addend that does not depend on the address. Each guess is a copy of a soft
 //! TLB entry of the same privilege and direction, and is forgotten whenever such entries are.
 
+use crate::thrift::discard;
 use std::hash::{BuildHasher, Hasher};
 
 /// Guesses of a bank; a power of two.
@@ -27,15 +28,27 @@ pub(crate) struct Guess {
     pub(crate) addend: u64,
 }
 
-/// As aligned as any instruction insists on.
+impl Guess {
+    /// No guess; leads to `nowhere`, which never moves. Its page is a number that ends with [`EMPTY`], chosen by lot. An
+    /// address in the page behind it is not canonical, but would be taken for a hit, and lead to `nowhere` instead of
+    /// raising an exception. There are 2^52 such pages; nobody finds it.
+    pub(crate) fn none(nowhere: &Nowhere) -> Guess {
+        let lot = std::hash::RandomState::new().build_hasher().finish();
+        // Bits 63 and 62 differ, so nothing within a page of it is canonical.
+        let page = 1 << 63 | lot >> 2 & !0xfff | EMPTY as u64;
+        Guess { page, addend: (std::ptr::from_ref(nowhere) as u64).wrapping_sub(page) }
+    }
+}
+
+/// A page behind no address. As aligned as any instruction insists on.
 #[repr(C, align(64))]
-struct Nowhere([u8; 4096]);
+pub(crate) struct Nowhere([u8; 4096]);
 
 /// The guesses for one privilege and direction.
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct GuessBank {
     pub(crate) entries: [Guess; GUESSES],
-    /// Counts down how often the guess was wrong.
+    /// Counts down how often the guess was wrong; below zero it is looked at how often that is.
     pub(crate) misses: [u32; GUESSES],
     /// Counts down how often it was made, where that is counted.
     pub(crate) checks: [u32; GUESSES],
@@ -47,11 +60,8 @@ pub(crate) struct GuessBank {
     pub(crate) filled: [u32; FILLED],
     /// Addends of pages that were looked up; of no meaning between traces.
     pub(crate) looked_up: [u64; GUESSES],
-    /// In place of a page where nothing is guessed: a number that ends with [`EMPTY`], chosen by lot. An
-    /// address in the page behind it is not canonical, but would be taken for a hit, and lead to `nowhere`
-    /// instead of raising an exception. There are 2^52 such pages; nobody finds it.
-    none: u64,
-    nowhere: Nowhere,
+    /// No guess.
+    none: Guess,
     /// How many those are; more than there is room for means that all may be filled.
     pub(crate) count: u32,
 }
@@ -59,20 +69,30 @@ pub(crate) struct GuessBank {
 impl GuessBank {
     pub(crate) const FILLED: u32 = FILLED as u32;
 
-    /// Makes a value of zeroed memory.
-    pub(crate) fn initialise(&mut self) {
-        let lot = std::hash::RandomState::new().build_hasher().finish();
-        // Bits 63 and 62 differ, so nothing within a page of it is canonical.
-        self.none = 1 << 63 | lot >> 2 & !0xfff | EMPTY as u64;
-        let empty = self.empty();
-        self.entries.fill(empty);
-        self.misses.fill(MISSES);
+    /// Makes a value of zeroed memory, of which the entries are set to `none` by the caller.
+    pub(crate) fn initialise(&mut self, none: Guess) {
+        self.none = none;
+    }
+
+    /// No guess.
+    pub(crate) fn none(&self) -> Guess {
+        self.none
+    }
+
+    /// Gives memory back to the host, but for that of the entries. All guesses are forgotten.
+    pub(crate) fn give_back(&mut self) {
+        discard(&mut self.misses);
+        discard(&mut self.checks);
+        discard(&mut self.stamps);
+        discard(&mut self.accesses);
+        discard(&mut self.filled);
+        discard(&mut self.looked_up);
     }
 
     /// Forgets all.
     #[inline]
     pub(crate) fn forget(&mut self) {
-        let empty = self.empty();
+        let empty = self.none;
         match std::mem::take(&mut self.count) as usize {
             count @ 0..=FILLED => {
                 for &offset in &self.filled[..count] {
@@ -83,18 +103,13 @@ impl GuessBank {
         }
     }
 
-    /// No guess. The bank never moves.
-    fn empty(&self) -> Guess {
-        Guess { page: self.none, addend: ((&raw const self.nowhere) as u64).wrapping_sub(self.none) }
-    }
-
     /// Forgets one page.
     pub(crate) fn forget_page(&mut self, page: u64) {
         let count = self.count as usize;
         if count > FILLED {
             return self.forget();
         }
-        let empty = self.empty();
+        let empty = self.none;
         for &offset in &self.filled[..count] {
             let guess = &mut self.entries[offset as usize / size_of::<Guess>()];
             if guess.page == page {
@@ -106,7 +121,7 @@ impl GuessBank {
 
     /// Forgets the page at this host address, whatever linear addresses lead to it.
     pub(crate) fn forget_host(&mut self, host: u64) {
-        let (count, empty) = (self.count as usize, self.empty());
+        let (count, empty) = (self.count as usize, self.none);
         let forget = |guess: &mut Guess| {
             if guess.page.wrapping_add(guess.addend) == host {
                 *guess = empty;
@@ -128,7 +143,7 @@ impl GuessBank {
     /// Counts anew how often a guess is wrong, and how often it is made, on behalf of `access`. Returns how many host
     /// cycles ago it was done so before, and whether for the same access.
     pub(crate) fn count_anew(&mut self, index: usize, now: u64, access: u64) -> (u64, bool) {
-        self.misses[index] = MISSES;
+        self.misses[index] = MISSES - 1;
         self.checks[index] = CHECKS;
         let before = std::mem::replace(&mut self.stamps[index], now);
         let same = std::mem::replace(&mut self.accesses[index], access) == access;

@@ -5,9 +5,10 @@
 //! hold no watched code, and are in the dirty log if that is on. Anything else misses and takes the
 //! slow way, which finds out why.
 
-use super::guess::GuessBank;
+use super::guess::{Guess, GuessBank, Nowhere};
 use super::spaces::KeptPage;
 use crate::cpu::Cpu;
+use crate::thrift::{end_thrift, fill_thriftily};
 use x86::reg::{cr3, cr4};
 
 /// Entries per array; a power of two. A kernel's text and data reach over more than 4 MiB, all of which it uses at once.
@@ -94,6 +95,8 @@ pub(crate) struct Tlb {
     pub(crate) write: [[Entry; ENTRIES]; INDICES],
     /// For each index whose arrays are used, the guesses for reads, then those for writes.
     pub(crate) guesses: [[GuessBank; 2]; FILLED.len()],
+    /// Where guesses lead that are none.
+    nowhere: Nowhere,
     fetch: [FetchEntry; FETCH_ENTRIES],
     /// By [`MmuIndex`].
     locals: [Locals; INDICES],
@@ -138,12 +141,35 @@ impl Locals {
 
 const NO_LARGE: (u64, u64) = (u64::MAX, 0);
 
+impl Drop for Tlb {
+    fn drop(&mut self) {
+        self.guesses.iter_mut().flatten().for_each(|bank| end_thrift(&mut bank.entries));
+    }
+}
+
 impl Tlb {
     /// Makes a value of zeroed memory.
     pub(crate) fn initialise(&mut self) {
         self.read.iter_mut().chain(&mut self.write).for_each(empty);
         self.flush_all();
-        self.guesses.iter_mut().flatten().for_each(GuessBank::initialise);
+        let none = Guess::none(&self.nowhere);
+        self.guesses.iter_mut().flatten().for_each(|bank| bank.initialise(none));
+        self.share_guesses();
+    }
+
+    /// Gives back the memory that guesses take, which are forgotten.
+    pub(crate) fn give_back_guesses(&mut self) {
+        for bank in self.guesses.iter_mut().flatten() {
+            bank.forget();
+            bank.give_back();
+        }
+        self.share_guesses();
+    }
+
+    /// No guesses take no memory.
+    fn share_guesses(&mut self) {
+        let none = self.guesses[0][0].none();
+        fill_thriftily(none, self.guesses.iter_mut().flatten().map(|bank| &mut bank.entries[..]));
     }
 
     #[inline(always)]
@@ -465,7 +491,6 @@ impl Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mmu::guess::Guess;
 
     fn tlb() -> Box<Tlb> {
         let mut boxed = Box::<Tlb>::new_zeroed();

@@ -6,9 +6,10 @@
 use std::fs::{self, File};
 
 use api::agent::Exit;
-use api::image::{ImageFirmware, PersonalitySource};
+use api::image::ImageFirmware;
 use api::worker::config::DiskConfig;
 
+use super::machine::needs_agent;
 use super::{BuildOptions, Key, Layer, Programs};
 use crate::error::AboutFile;
 use crate::files::{self, RemoveUnlessKept};
@@ -35,12 +36,7 @@ pub(super) fn build(
     options: &BuildOptions,
     progress: &mut dyn Progress,
 ) -> Result<Layer> {
-    if below.personality == PersonalitySource::None {
-        return Err(Error::bad_input(
-            "a loader is installed by the guest agent, which the base does not have",
-        )
-        .with_remedy("begin with an image that arnia built, such as debian"));
-    }
+    needs_agent(below, "a loader for firmware needs")?;
     let folder = session.partial("loader");
     let _undo = RemoveUnlessKept::new(&folder);
     fs::create_dir(&folder).about("create", &folder)?;
@@ -56,17 +52,8 @@ pub(super) fn build(
         cpus: options.cpus,
         network: true,
     };
-    let mut machine = Machine::start(session, wanted, &folder, &programs.worker)?;
-    let result = install(&machine, firmware, append, progress).and_then(|()| machine.finish(progress));
-    if let Err(error) = result {
-        let console = machine.console_tail();
-        return Err(if error.kind() == crate::ErrorKind::Cancelled {
-            error
-        } else {
-            machine.explain(error, &console)
-        });
-    }
-    drop(machine);
+    let machine = Machine::start(session, wanted, &folder, &programs.worker)?;
+    machine.carry_out(progress, |machine, progress| install(machine, firmware, append, progress))?;
     progress.begin("taking the disk", Some(below.disk.size));
     Ok(Layer { disk: session.take_file(&disk, progress)?, firmware: Some(firmware), ..below.clone() })
 }
@@ -77,10 +64,7 @@ fn install(
     append: &str,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    progress.begin("booting a virtual machine", None);
-    machine.wait_until_ready(progress)?;
-    progress.begin("waiting for the machine's network", None);
-    run_command(&machine.agent, "systemctl is-system-running --wait >/dev/null 2>&1 || true", progress)?;
+    machine.wait_until_online(progress)?;
     progress.begin(&format!("installing the loader for {firmware}"), None);
     let (exit, last) =
         run_command(&machine.agent, &format!("firmware={firmware} append='{append}'\n{SCRIPT}"), progress)?;

@@ -73,10 +73,7 @@ pub(super) fn build(
     progress: &mut dyn Progress,
 ) -> Result<Layer> {
     let recipe = &source.recipe;
-    if below.personality != PersonalitySource::Agent {
-        return Err(Error::bad_input("files and commands need a base with the guest agent")
-            .with_remedy("begin with an image that arnia built, such as debian"));
-    }
+    needs_agent(below, "files and commands need")?;
     let folder = session.partial("machine");
     let _undo = RemoveUnlessKept::new(&folder);
     fs::create_dir(&folder).about("create", &folder)?;
@@ -103,24 +100,23 @@ pub(super) fn build(
         cpus: options.cpus,
         network: true,
     };
-    let mut machine = Machine::start(session, wanted, &folder, &programs.worker)?;
-    let result = work(&machine, source, progress).and_then(|()| machine.finish(progress));
-    if let Err(error) = result {
-        let console = machine.console_tail();
-        return Err(if error.kind() == crate::ErrorKind::Cancelled {
-            error
-        } else {
-            machine.explain(error, &console)
-        });
-    }
+    let machine = Machine::start(session, wanted, &folder, &programs.worker)?;
+    machine.carry_out(progress, |machine, progress| work(machine, source, progress))?;
     progress.begin("taking the disk", Some(recipe.disk.map_or(below.disk.size, |size| size.0)));
     Ok(Layer { disk: session.take_file(&disk, progress)?, ..below.clone() })
 }
 
+/// Refuses what is done by the agent on a base that does not have it.
+pub(super) fn needs_agent(below: &Layer, what: &str) -> Result<()> {
+    match below.personality {
+        PersonalitySource::Agent => Ok(()),
+        _ => Err(Error::bad_input(format!("{what} a base with the guest agent"))
+            .with_remedy("begin with an image that arnia built, such as debian")),
+    }
+}
+
 fn work(machine: &Machine, source: &RecipeSource, progress: &mut dyn Progress) -> Result<()> {
     let recipe = &source.recipe;
-    progress.begin("booting a virtual machine", None);
-    machine.wait_until_ready(progress)?;
     for file in &recipe.files {
         progress.begin(&format!("writing {}", file.path), None);
         write_file(&machine.agent, source, file, progress)?;
@@ -135,10 +131,7 @@ fn work(machine: &Machine, source: &RecipeSource, progress: &mut dyn Progress) -
     commands.extend(recipe.run.iter().cloned());
     commands.extend(identity(recipe).map(str::to_owned));
     if !commands.is_empty() {
-        progress.begin("waiting for the machine's network", None);
-        // Commands that need none must not fail for lack of it.
-        let online = "systemctl is-system-running --wait >/dev/null 2>&1 || true";
-        run_command(&machine.agent, online, progress)?;
+        machine.wait_until_online(progress)?;
     }
     for command in &commands {
         progress.begin(&format!("running {}", first_line(command)), None);

@@ -53,7 +53,7 @@ pub fn root(
         progress.begin("reading the root file system", None);
         archive(&machine, &devices(manifest.disks.len()), BufWriter::new(&file), to, progress)
     });
-    done.map_err(|error| machine.explain(error, &machine.console_tail()))?;
+    done.map_err(|error| machine.explain(error))?;
     file.sync_all().about("write", to)?;
     undo.keep();
     Ok(())

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use vm_test::places::Server;
 use vm_test::{Arnia, Case, KillOnDrop, Suite, free_port};
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -25,6 +26,11 @@ fn listen(far: &Arnia, port: u16) -> Result<(KillOnDrop, String)> {
     Ok((child, fingerprint))
 }
 
+/// A command for the other daemon.
+fn there<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    [&["--context", "lab"], arguments].concat()
+}
+
 fn another_host(case: &Case) -> Result<()> {
     let (near, far) = (Arnia::new()?, Arnia::new()?);
     let port = free_port()?;
@@ -39,9 +45,8 @@ fn another_host(case: &Case) -> Result<()> {
     near.run(&[&add[..], &[&fingerprint]].concat())?;
 
     // Its images and machines, not those of here.
-    let there = |arguments: &[&str]| [&["--context", "lab"], arguments].concat().join("\n");
-    let run = |arguments: &[&str]| near.run(&there(arguments).split('\n').collect::<Vec<_>>());
-    let try_run = |arguments: &[&str]| near.try_run(&there(arguments).split('\n').collect::<Vec<_>>());
+    let run = |arguments: &[&str]| near.run(&there(arguments));
+    let try_run = |arguments: &[&str]| near.try_run(&there(arguments));
     ensure!(near.run(&["image", "ls"])?.contains("There are no images"), "images of another are here");
     ensure!(run(&["image", "ls"])?.contains(Arnia::TINY), "its images are not listed");
     let info = |text: String| -> Result<serde_json::Value> { Ok(serde_json::from_str(&text)?) };
@@ -66,6 +71,21 @@ fn another_host(case: &Case) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(2) && said.contains(why), "{arguments:?}: {output:?}");
     }
+
+    // Whom that host trusts counts there, whoever is trusted here or not.
+    let registry = Server::registry(&case.folder)?;
+    let place = format!("oci://127.0.0.1:{}/team/x:1", registry.port);
+    far.run(&["image", "push", Arnia::TINY, &place])?;
+    let key = far.home().join("key");
+    far.run(&["image", "keygen", &key.to_string_lossy()])?;
+    let trusted = far.home().join("config/arnia/trusted-keys");
+    std::fs::create_dir_all(&trusted)?;
+    std::fs::copy(key.with_extension("pub"), trusted.join("key.pub"))?;
+    let unsigned = try_run(&["image", "pull", &place, "--name", "x:1"])?;
+    let said = String::from_utf8_lossy(&unsigned.stderr);
+    ensure!(!unsigned.status.success() && said.contains("not signed"), "{unsigned:?}");
+    run(&["image", "pull", &place, "--name", "x:1", "--allow-unsigned"])?;
+    run(&["image", "rm", "x:1"])?;
 
     run(&["rm", "--force", "one"])?;
     ensure!(run(&["image", "rm", Arnia::TINY])?.contains("removed the name"), "a name stays");

@@ -19,6 +19,7 @@ use image::sign::TrustedKey;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub(crate) use remote::fetch_there;
 pub(crate) use watch::Watch;
 
 /// Build, import, move and keep images: what virtual machines come from.
@@ -150,6 +151,11 @@ impl Trust {
         if self.key.is_empty() {
             return TrustedKey::all(&TrustedKey::default_folder()).map_err(explain);
         }
+        self.given()
+    }
+
+    /// Those given.
+    fn given(&self) -> Result<Vec<TrustedKey>, Error> {
         self.key.iter().map(|path| TrustedKey::read(path).map_err(explain)).collect()
     }
 

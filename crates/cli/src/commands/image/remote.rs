@@ -96,16 +96,28 @@ async fn pull(command: &moving::Pull, client: &Client) -> Result<ImageView, Erro
         Error::bad_input(format!("{} gives the image no name", command.place))
             .with_remedy("give it one: --name NAME".to_owned())
     })?;
-    let keys = command.trust.keys()?;
+    // Without a word, those decide whom the daemon's user trusts.
+    let trust = &command.trust;
+    fetch_there(client, &command.place, &name, &trust.given()?, trust.allow_unsigned).await?;
+    Ok(client.image(&name.to_string()).await?)
+}
+
+/// Has a daemon fetch an image, which one of the keys must have signed; without any, one that the daemon's user trusts.
+pub(crate) async fn fetch_there(
+    client: &Client,
+    place: &str,
+    name: &ImageName,
+    keys: &[TrustedKey],
+    allow_unsigned: bool,
+) -> Result<(), Error> {
     let params = ImageParams::Pull(ImagePull {
-        place: command.place.clone(),
+        place: place.to_owned(),
         name: Some(name.to_string()),
-        allow_unsigned: keys.is_empty(),
+        allow_unsigned,
         keys: keys.iter().map(TrustedKey::to_text).collect(),
-        login: login(&command.place)?
-            .map(|login| RegistryLogin { user: login.user, password: login.password }),
+        login: login(place)?.map(|login| RegistryLogin { user: login.user, password: login.password }),
     });
     let operation = client.image_create(&params).await?;
-    progress::watched(client, operation, &format!("fetching {}", command.place)).await?;
-    Ok(client.image(&name.to_string()).await?)
+    progress::watched(client, operation, &format!("fetching {place}")).await?;
+    Ok(())
 }
