@@ -2,7 +2,7 @@
 
 use super::machine::*;
 use crate::options::{Jit, Options};
-use crate::regs::{RAX, RBX, RCX, RDI, RSP};
+use crate::regs::{RAX, RBX, RCX, RDI, RDX, RSI, RSP};
 use crate::signals::signal;
 use ::cpu::{CpuIo, VmExit};
 use iced_x86::IcedError;
@@ -222,16 +222,20 @@ fn sti_lets_interrupts_in_after_the_next_instruction() {
     assert_eq!(machine.load::<u64>(DATA), CODE + 2);
 }
 
-/// Interrupts that the legacy controller raises at each write to port 0xf5; port 0xf4 ends the run.
+/// Interrupts that the legacy controller raises at each write to port 0xf5; port 0xf4 ends the run, others do nothing.
 struct Line<'a>(&'a crate::signals::Signals, &'a crate::vm::VmShared);
 
 impl CpuIo for Line<'_> {
     fn pio_read(&self, _port: u16, _data: &mut [u8]) {}
     fn pio_write(&self, port: u16, _data: &[u8]) {
-        if port == 0xf5 {
-            self.1.pic_line.store(true, std::sync::atomic::Ordering::SeqCst);
+        match port {
+            0xf4 => self.0.raise(signal::KICK),
+            0xf5 => {
+                self.1.pic_line.store(true, std::sync::atomic::Ordering::SeqCst);
+                self.0.raise(signal::INTERRUPT);
+            }
+            _ => {}
         }
-        self.0.raise(if port == 0xf5 { signal::INTERRUPT } else { signal::KICK });
     }
     fn mmio_read(&self, _gpa: u64, _data: &mut [u8]) {}
     fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
@@ -244,6 +248,7 @@ impl CpuIo for Line<'_> {
 
 #[test]
 fn interrupts_come_in_wherever_they_are_enabled_however_short_that_is() {
+    /// As many turns have no interrupts, so that traces are linked, as have one.
     const TURNS: u64 = 100;
     type Write = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     let enable: [(&str, Write); 2] = [
@@ -263,15 +268,19 @@ fn interrupts_come_in_wherever_they_are_enabled_however_short_that_is() {
             let mut again = a.create_label();
             a.set_label(&mut again)?;
             a.cli()?;
-            a.out(0xf5, al)?;
+            a.out(dx, al)?;
             enable(a)?;
             a.cli()?;
             a.add(r8, qword_ptr(DATA + 8 * 0x20))?;
             a.dec(rcx)?;
+            a.cmp(rcx, TURNS as i32)?;
+            a.cmove(edx, esi)?;
+            a.test(rcx, rcx)?;
             a.jne(again)?;
             a.out(0xf4, al)
         });
-        (machine.cpu.regs.r[RCX], machine.cpu.regs.r[9]) = (TURNS, rflags::IF | rflags::FIXED);
+        (machine.cpu.regs.r[RCX], machine.cpu.regs.r[9]) = (2 * TURNS, rflags::IF | rflags::FIXED);
+        (machine.cpu.regs.r[RDX], machine.cpu.regs.r[RSI]) = (0xf6, 0xf5);
         machine.cpu.signals.take(u32::MAX);
         // The loop is translated.
         crate::jit::runtime::use_vcpu(&raw mut *machine.cpu).unwrap();
@@ -353,6 +362,47 @@ fn an_instruction_breakpoint_stops_before_and_lets_go_on() {
     assert_eq!(exit, VmExit::Kicked);
     assert_eq!((machine.cpu.regs.r[RBX], machine.cpu.regs.r[RCX]), (3, 0));
     assert!(!machine.cpu.regs.flag(rflags::RF));
+}
+
+/// As above, enabled by SYSRET.
+#[test]
+fn interrupts_come_in_behind_sysret() {
+    const TURNS: u64 = 100;
+    let mut machine = Machine::new(Start::Long { cpl: 3 });
+    let cpu = &mut machine.cpu;
+    cpu.sys.star = (0x23u64 << 48) | (selector::CODE64 as u64) << 32;
+    cpu.sys.lstar = GATE;
+    cpu.sys.sfmask = rflags::STATUS | rflags::IF | rflags::TF | rflags::AC;
+    cpu.sys.efer |= efer::SCE;
+    cpu.regs.rflags |= rflags::IF;
+    cpu.update_mode();
+    put(&mut machine, GATE, |a| {
+        a.out(dx, al)?;
+        a.sysretq()
+    });
+    counting_handler(&mut machine, 0x20);
+    // Stop from the kernel: INT 0x80 is for users.
+    put(&mut machine, HANDLERS + 0x800, |a| a.out(0xf4, al));
+    put(&mut machine, CODE, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.syscall()?;
+        a.add(r8, qword_ptr(DATA + 8 * 0x20))?;
+        a.dec(rbx)?;
+        a.cmp(rbx, TURNS as i32)?;
+        a.cmove(edx, esi)?;
+        a.test(rbx, rbx)?;
+        a.jne(again)?;
+        a.int(0x80)
+    });
+    let registers = &mut machine.cpu.regs.r;
+    (registers[RBX], registers[RDX], registers[RSI]) = (2 * TURNS, 0xf6, 0xf5);
+    machine.cpu.signals.take(u32::MAX);
+    crate::jit::runtime::use_vcpu(&raw mut *machine.cpu).expect("the GS base of this thread");
+    let (signals, vm) = (machine.cpu.signals.clone(), machine.cpu.vm.clone());
+    let exit = machine.cpu.with_io(&Line(&signals, &vm), |cpu| cpu.execute());
+    assert_eq!(exit, VmExit::Kicked);
+    assert_eq!(machine.cpu.regs.r[8], TURNS * (TURNS + 1) / 2);
 }
 
 /// Hot code on both sides of SYSCALL and SYSRET; the last SYSRET returns with RFLAGS.AC.
