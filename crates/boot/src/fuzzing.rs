@@ -3,7 +3,7 @@
 use crate::{Inputs, Kernel, Method, Plan};
 use memory::Ram;
 
-/// Reads `data` as a kernel file and plans its boot in every way.
+/// Reads `data` as a kernel file, plans its boot in every way, and loads it.
 pub fn kernel(data: &[u8]) {
     let ram = Ram::new(64 << 20).expect("64 MiB are available");
     for method in [Method::Auto, Method::Direct, Method::SelfDecompressing, Method::Pvh] {
@@ -11,6 +11,7 @@ pub fn kernel(data: &[u8]) {
         let inputs = Inputs { ram: &ram, initrd_size: Some(1 << 20), command_line: "console=ttyS0", method };
         if let Ok(plan) = Plan::new(kernel, inputs) {
             let _ = plan.describe();
+            let _ = plan.load_kernel(&ram);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Where kernel, initial RAM disk and command line go.
 
 use crate::image::bzimage::SetupHeader;
+use crate::image::contents::{Contents, Image};
 use crate::image::elf::Elf;
 use crate::image::{Format, Kernel};
 use crate::layout::{self, low_ram_end};
-use crate::{Entry, Error, ErrorKind, Machine, acpi, linux, parallel, pvh, smbios};
+use crate::{Entry, Error, ErrorKind, Machine, acpi, linux, pvh, smbios};
 use memory::{Bytes, GuestAddress, PAGE_SIZE, Ram};
 use std::fs::File;
 use std::io::Seek;
@@ -40,8 +41,8 @@ pub struct Inputs<'a> {
     pub method: Method,
 }
 
-/// A complete plan of what goes where. Making it checks everything that can be checked; it holds the
-/// decompressed kernel, so it is dropped once loaded.
+/// A complete plan of what goes where. Making it checks everything that can be checked without decompressing all of
+/// the kernel; it holds the kernel, so it is dropped once loaded.
 #[derive(Debug)]
 pub struct Plan {
     image: Image,
@@ -51,32 +52,6 @@ pub struct Plan {
     kernel: Range<u64>,
     initrd: Option<Range<u64>>,
     command_line: String,
-}
-
-/// What of the kernel is written to memory.
-#[derive(Debug)]
-struct Image {
-    data: Vec<u8>,
-    /// Ranges of `data` and the addresses they go to.
-    pieces: Vec<(Range<usize>, u64)>,
-}
-
-impl Image {
-    fn write(&self, ram: &Ram) -> Result<(), Error> {
-        /// Touching fresh memory is what takes the time, and processors can do it side by side.
-        const CHUNK: usize = 4 << 20;
-        let mut chunks = Vec::new();
-        for (range, address) in &self.pieces {
-            for (index, chunk) in self.data[range.clone()].chunks(CHUNK).enumerate() {
-                chunks.push((chunk, address + (index * CHUNK) as u64));
-            }
-        }
-        parallel::for_each(chunks, |(chunk, address)| {
-            ram.populate(address, chunk.len() as u64);
-            ram.guest().write_slice(chunk, GuestAddress(address))
-        })
-        .map_err(memory_error)
-    }
 }
 
 #[derive(Debug)]
@@ -99,14 +74,20 @@ impl Plan {
         let mut plan = match kernel.format {
             Format::BzImage(header) => plan_bzimage(kernel.data, header, inputs.method, memory)?,
             Format::Elf => {
-                let elf = Elf::parse(&kernel.data)?;
-                plan_elf(kernel.data, elf, None, inputs.method)?
+                let contents = Contents::whole(kernel.data);
+                let elf = contents.elf()?;
+                plan_elf(contents, Vec::new(), elf, None, inputs.method)?
             }
         };
         plan.check_command_line(inputs.command_line)?;
         plan.command_line = inputs.command_line.to_owned();
         plan.place(memory, inputs.initrd_size)?;
         Ok(plan)
+    }
+
+    /// Writes the kernel into `ram`.
+    pub(crate) fn load_kernel(&self, ram: &Ram) -> Result<(), Error> {
+        self.image.write(ram)
     }
 
     fn header(&self) -> Option<&SetupHeader> {
@@ -175,8 +156,8 @@ impl Plan {
     /// `random_seed` goes to kernels that take it from their boot loader; fresh for each boot.
     ///
     /// # Errors
-    /// When the initial RAM disk cannot be read, the machine does not fit into its tables, or the plan
-    /// was made for other memory.
+    /// When the kernel turns out to be damaged where it is decompressed only now, the initial RAM disk cannot be read,
+    /// the machine does not fit into its tables, or the plan was made for other memory.
     pub fn load(
         &self,
         ram: &Ram,
@@ -186,11 +167,12 @@ impl Plan {
     ) -> Result<Entry, Error> {
         let write =
             |data: &[u8], at: u64| ram.guest().write_slice(data, GuestAddress(at)).map_err(memory_error);
-        self.image.write(ram)?;
+        self.load_kernel(ram)?;
         if let (Some(range), Some(mut file)) = (&self.initrd, initrd) {
             let unreadable =
                 |e| Error::new(ErrorKind::Unreadable, "the initial RAM disk cannot be read").with_source(e);
             file.rewind().map_err(unreadable)?;
+            ram.populate(range.start, range.end - range.start);
             ram.guest()
                 .read_exact_volatile_from(
                     GuestAddress(range.start),
@@ -229,7 +211,7 @@ impl Plan {
 
     /// In a few words how the kernel will be entered, for logs.
     pub fn describe(&self) -> String {
-        let how = match (&self.protocol, self.image.pieces.len()) {
+        let how = match (&self.protocol, self.image.piece_count()) {
             (Protocol::Pvh, _) => "PVH",
             (Protocol::Linux(Some(h)), 1)
                 if self.entry == self.kernel.start + 0x200 && h.has_64_bit_entry =>
@@ -259,13 +241,17 @@ fn plan_bzimage(data: Vec<u8>, header: SetupHeader, method: Method, memory: u64)
     if method == Method::SelfDecompressing {
         return plan_self_decompressing(data, header);
     }
-    let decompressed =
-        header.decompress(&data, memory).and_then(|kernel| Elf::parse(&kernel).map(|elf| (kernel, elf)));
+    // A PVH note inside a bzImage is used when asked for; Linux's own protocol tells it more.
+    let is_pvh = method == Method::Pvh;
+    let decompressed = header.decompress(&data, memory).and_then(|kernel| {
+        let kernel = if is_pvh { kernel.complete(&data)? } else { kernel };
+        let elf = kernel.elf()?;
+        Ok((kernel, elf))
+    });
     match decompressed {
         Ok((kernel, elf)) => {
-            // A PVH note inside a bzImage is used when asked for; Linux's own protocol tells it more.
-            let method = if method == Method::Auto { Method::Direct } else { method };
-            plan_elf(kernel, elf, Some(header), method)
+            let method = if is_pvh { method } else { Method::Direct };
+            plan_elf(kernel, data, elf, Some(header), method)
         }
         Err(error) => match error.kind() {
             ErrorKind::Unsupported | ErrorKind::NotAKernel
@@ -298,14 +284,21 @@ fn plan_self_decompressing(data: Vec<u8>, header: SetupHeader) -> Result<Plan, E
         // Boot protocol, "64-bit boot protocol": "the kernel is started by jumping to the 64-bit kernel
         // entry point, which is the start address of loaded 64-bit kernel plus 0x200".
         entry: start + 0x200,
-        image: Image { pieces: vec![(code, start)], data },
+        image: Image::new(Contents::whole(data), Vec::new(), vec![(code, start)]),
         protocol: Protocol::Linux(Some(header)),
         initrd: None,
         command_line: String::new(),
     })
 }
 
-fn plan_elf(data: Vec<u8>, elf: Elf, header: Option<SetupHeader>, method: Method) -> Result<Plan, Error> {
+/// A plan for the executable `contents`, which are decompressed from `file`.
+fn plan_elf(
+    contents: Contents,
+    file: Vec<u8>,
+    elf: Elf,
+    header: Option<SetupHeader>,
+    method: Method,
+) -> Result<Plan, Error> {
     let unsupported = |message: &str| Err(Error::new(ErrorKind::Unsupported, message));
     let (protocol, entry) = match (method, elf.pvh_entry) {
         (Method::SelfDecompressing, _) => {
@@ -319,7 +312,7 @@ fn plan_elf(data: Vec<u8>, elf: Elf, header: Option<SetupHeader>, method: Method
     Ok(Plan {
         kernel: elf.extent(),
         entry,
-        image: Image { data, pieces },
+        image: Image::new(contents, file, pieces),
         protocol,
         initrd: None,
         command_line: String::new(),

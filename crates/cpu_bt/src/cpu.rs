@@ -215,7 +215,7 @@ impl SystemRegs {
 impl Cpu {
     /// Creates a vCPU in its state after reset.
     pub(crate) fn new(vm: Arc<VmShared>, id: u32, lapic: Arc<Lapic>, signals: Arc<Signals>) -> Box<Cpu> {
-        let mut boxed = Box::<Cpu>::new_zeroed();
+        let mut boxed = memory::zeroed_box::<Cpu>();
         let at: *mut Cpu = boxed.as_mut_ptr();
         /// Initialises fields in place: the tables of translated code are too large for a stack.
         macro_rules! init {

@@ -32,7 +32,7 @@ pub use pages::PageSet;
 pub use ram::{HIGH_RAM_START, HostPage, LOW_RAM_END, PAGE_SIZE, Ram, RamRange};
 pub use video::VideoMemory;
 pub use watch::{CodeWatcher, WriteWatch};
-pub use zeroed::{Zeroable, prefer_huge_pages, zeroed};
+pub use zeroed::{Zeroable, prefer_huge_pages, zeroed, zeroed_box};
 
 pub use vm_memory::{Bytes, GuestAddress};
 

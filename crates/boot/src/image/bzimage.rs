@@ -1,5 +1,6 @@
 //! The setup header of a bzImage (boot protocol, "The Real-Mode Kernel Header").
 
+use super::contents::Contents;
 use super::{Bytes, decompress};
 use crate::{Error, ErrorKind};
 
@@ -140,11 +141,12 @@ impl SetupHeader {
     ///
     /// # Errors
     /// When there is none, its compression is unknown, it is damaged, or larger than `size_max`.
-    pub(crate) fn decompress(&self, data: &[u8], size_max: u64) -> Result<Vec<u8>, Error> {
-        let payload = self.payload.clone().and_then(|range| data.get(range)).ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "the kernel does not tell where its compressed part is")
-        })?;
-        decompress::payload(payload, size_max)
+    pub(crate) fn decompress(&self, data: &[u8], size_max: u64) -> Result<Contents, Error> {
+        let payload =
+            self.payload.clone().filter(|range| data.get(range.clone()).is_some()).ok_or_else(|| {
+                Error::new(ErrorKind::Unsupported, "the kernel does not tell where its compressed part is")
+            })?;
+        decompress::payload(data, payload, size_max)
     }
 }
 

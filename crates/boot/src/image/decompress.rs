@@ -4,11 +4,12 @@
 //! (the table in Linux's lib/decompress.c); its last four bytes are the uncompressed size. Gzip ends
 //! that way by itself, for the others the kernel's build appends the size.
 
-use crate::{Error, ErrorKind, parallel};
+use super::contents::Contents;
+use super::lz4;
+use crate::{Error, ErrorKind};
 use std::io::Read;
+use std::ops::Range;
 
-/// LZ4's legacy frame, the one that kernels use, has blocks of at most this uncompressed size.
-const LZ4_LEGACY_BLOCK: usize = 8 << 20;
 /// Decoders may use this much memory for their dictionaries: what the largest presets need, and more.
 const DICTIONARY_SIZE_MAX: u64 = 128 << 20;
 
@@ -34,7 +35,7 @@ impl Compression {
             (&[0x5d, 0x00], Lzma),
             (b"\xfd7zXZ\0", Xz),
             (&[0x89, 0x4c], Lzo),
-            (&[0x02, 0x21, 0x4c, 0x18], Lz4),
+            (&lz4::MAGIC, Lz4),
             (&[0x28, 0xb5, 0x2f, 0xfd], Zstd),
             (b"\x7fELF", None),
         ];
@@ -42,17 +43,19 @@ impl Compression {
     }
 }
 
-/// Decompresses a payload.
+/// Decompresses the payload that lies at `payload` in `file`, or as much of it as is needed to look at its headers.
 ///
 /// # Errors
 /// `Unsupported` when the compression is unknown, `Damaged` when the stream is, `TooLittleMemory` when
 /// the result would exceed `size_max`.
-pub(crate) fn payload(payload: &[u8], size_max: u64) -> Result<Vec<u8>, Error> {
+pub(crate) fn payload(file: &[u8], payload: Range<usize>, size_max: u64) -> Result<Contents, Error> {
     let unsupported = |what| Error::new(ErrorKind::Unsupported, what);
+    let range = payload;
+    let payload = file.get(range.clone()).ok_or_else(|| damaged(None))?;
     let kind = Compression::recognise(payload)
         .ok_or_else(|| unsupported("the kernel is compressed in a way that is not known"))?;
     match kind {
-        Compression::None => return Ok(payload.to_vec()),
+        Compression::None => return Ok(Contents::whole(payload.to_vec())),
         Compression::Lzo => {
             return Err(unsupported("the kernel is compressed with LZO, which is not supported"));
         }
@@ -69,8 +72,11 @@ pub(crate) fn payload(payload: &[u8], size_max: u64) -> Result<Vec<u8>, Error> {
     }
     let size = size as usize;
     let dictionary_kib = (DICTIONARY_SIZE_MAX >> 10) as u32;
-    match kind {
-        Compression::Lz4 => lz4_legacy(body, size),
+    let whole = match kind {
+        Compression::Lz4 => {
+            let blocks = lz4::Blocks::find(file, range.start..range.end - 4, size)?;
+            return Contents::packed(file, blocks);
+        }
         Compression::Gzip => stream(flate2::read::GzDecoder::new(payload), size),
         Compression::Bzip2 => stream(bzip2::read::BzDecoder::new(body), size),
         Compression::Xz => stream(lzma_rust2::XzReader::new_mem_limit(body, false, dictionary_kib), size),
@@ -84,7 +90,8 @@ pub(crate) fn payload(payload: &[u8], size_max: u64) -> Result<Vec<u8>, Error> {
             stream(reader.map_err(|e| damaged(Some(std::io::Error::other(e))))?, size)
         }
         Compression::None | Compression::Lzo => unreachable!("returned above"),
-    }
+    };
+    whole.map(Contents::whole)
 }
 
 fn stream(reader: impl Read, size: usize) -> Result<Vec<u8>, Error> {
@@ -94,29 +101,8 @@ fn stream(reader: impl Read, size: usize) -> Result<Vec<u8>, Error> {
     if out.len() == size { Ok(out) } else { Err(damaged(None)) }
 }
 
-/// LZ4's legacy frame: the magic, then blocks each preceded by its compressed size. Blocks do not depend on
-/// each other, and each but the last has the full uncompressed size.
-fn lz4_legacy(frame: &[u8], size: usize) -> Result<Vec<u8>, Error> {
-    let mut out = vec![0; size];
-    memory::prefer_huge_pages(&raw const out[..]);
-    let mut rest = &frame[4..];
-    let mut blocks = Vec::new();
-    for target in out.chunks_mut(LZ4_LEGACY_BLOCK) {
-        let (len, tail) = rest.split_first_chunk::<4>().ok_or_else(|| damaged(None))?;
-        let len = u32::from_le_bytes(*len) as usize;
-        let (block, tail) = tail.split_at_checked(len).ok_or_else(|| damaged(None))?;
-        blocks.push((block, target));
-        rest = tail;
-    }
-    parallel::for_each(blocks, |(block, target)| match lz4_flex::block::decompress_into(block, target) {
-        Ok(written) if written == target.len() => Ok(()),
-        Ok(_) => Err(damaged(None)),
-        Err(e) => Err(damaged(Some(std::io::Error::other(e)))),
-    })?;
-    Ok(out)
-}
-
-fn damaged(source: Option<std::io::Error>) -> Error {
+/// The error for a payload that does not decompress.
+pub(super) fn damaged(source: Option<std::io::Error>) -> Error {
     let error =
         Error::new(ErrorKind::Damaged, "the kernel is damaged: its compressed part does not decompress");
     match source {
@@ -150,6 +136,11 @@ pub(crate) mod tests {
         Some(out)
     }
 
+    fn unpack(packed: &[u8], size_max: u64) -> Result<Vec<u8>, Error> {
+        let contents = payload(packed, 0..packed.len(), size_max)?.complete(packed)?;
+        Ok(contents.beginning().to_vec())
+    }
+
     /// Bytes that compress, but not to nothing; with CALL instructions for the x86 filter to change.
     fn sample(len: usize) -> Vec<u8> {
         (0..len as u32).flat_map(|i| [0xe8, (i >> 3) as u8, (i % 7) as u8, 0, 0]).take(len).collect()
@@ -175,9 +166,9 @@ pub(crate) mod tests {
                 continue;
             };
             tried += 1;
-            assert!(payload(&packed, 1 << 20).unwrap() == data, "{program:?}");
-            assert_eq!(payload(&packed, 299_999).unwrap_err().kind(), ErrorKind::TooLittleMemory);
-            let damaged = payload(&packed[..packed.len() / 2], u64::MAX).unwrap_err();
+            assert!(unpack(&packed, 1 << 20).unwrap() == data, "{program:?}");
+            assert_eq!(unpack(&packed, 299_999).unwrap_err().kind(), ErrorKind::TooLittleMemory);
+            let damaged = unpack(&packed[..packed.len() / 2], u64::MAX).unwrap_err();
             assert!(matches!(damaged.kind(), ErrorKind::Damaged), "{program:?}: {damaged}");
         }
         assert!(tried > 0, "none of the compressors is installed");
@@ -185,23 +176,11 @@ pub(crate) mod tests {
 
     #[test]
     fn lz4_blocks_are_joined() {
-        let data = sample(LZ4_LEGACY_BLOCK + 1000);
-        let mut packed = vec![0x02, 0x21, 0x4c, 0x18];
-        for part in data.chunks(LZ4_LEGACY_BLOCK) {
-            // A block of literals only: one token, the length in steps of 255, the bytes.
-            let mut block = vec![0xf0];
-            let mut left = part.len() - 15;
-            while left >= 255 {
-                block.push(255);
-                left -= 255;
-            }
-            block.push(left as u8);
-            block.extend_from_slice(part);
-            packed.extend_from_slice(&(block.len() as u32).to_le_bytes());
-            packed.extend_from_slice(&block);
-        }
-        packed.extend_from_slice(&(data.len() as u32).to_le_bytes());
-        assert!(payload(&packed, u64::MAX).unwrap() == data);
+        let data = sample(lz4::BLOCK_LEN + 1000);
+        let packed = lz4::tests::frame(&data);
+        assert!(unpack(&packed, u64::MAX).unwrap() == data);
+        let at_first = payload(&packed, 0..packed.len(), u64::MAX).unwrap();
+        assert!(at_first.beginning() == &data[..lz4::BLOCK_LEN]);
     }
 
     #[test]
@@ -213,8 +192,8 @@ pub(crate) mod tests {
             (b"\x1f\x8b\x08", ErrorKind::Damaged),
             (b"\x02\x21\x4c\x18\xff\xff\xff\xff\x01\0\0\0", ErrorKind::Damaged),
         ] {
-            assert_eq!(payload(bytes, 1 << 20).unwrap_err().kind(), kind, "{bytes:x?}");
+            assert_eq!(unpack(bytes, 1 << 20).unwrap_err().kind(), kind, "{bytes:x?}");
         }
-        assert_eq!(payload(b"\x7fELF...", 0).unwrap(), b"\x7fELF...");
+        assert_eq!(unpack(b"\x7fELF...", 0).unwrap(), b"\x7fELF...");
     }
 }

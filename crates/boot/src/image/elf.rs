@@ -43,11 +43,12 @@ pub(crate) fn is_elf(data: &[u8]) -> bool {
 }
 
 impl Elf {
-    /// Reads the headers.
+    /// Reads the headers of an executable that is `len` bytes long and of which `data` is the beginning. A note beyond
+    /// that is not found.
     ///
     /// # Errors
     /// When it is not an executable for x86-64, or points outside itself.
-    pub(crate) fn parse(data: &[u8]) -> Result<Elf, Error> {
+    pub(crate) fn parse(data: &[u8], len: usize) -> Result<Elf, Error> {
         let bytes = Bytes(data);
         let not = |why: &str| Error::new(ErrorKind::NotAKernel, format!("it is not a kernel: {why}"));
         let damaged =
@@ -76,7 +77,7 @@ impl Elf {
             let field = |offset: u64| at.checked_add(offset).and_then(|at| bytes.u64(at)).ok_or_else(damaged);
             let (offset, vaddr, paddr, file_size, memory_size) =
                 (field(8)?, field(16)?, field(24)?, field(32)?, field(40)?);
-            let end = offset.checked_add(file_size).filter(|end| *end <= data.len() as u64);
+            let end = offset.checked_add(file_size).filter(|end| *end <= len as u64);
             match kind {
                 PT_LOAD if memory_size > 0 => {
                     let fits = file_size <= memory_size && paddr.checked_add(memory_size).is_some();
@@ -85,7 +86,8 @@ impl Elf {
                 }
                 PT_NOTE => {
                     let end = end.ok_or_else(damaged)?;
-                    pvh_entry = pvh_entry.or_else(|| find_pvh_note(&data[offset as usize..end as usize]));
+                    let notes = data.get(offset as usize..end as usize);
+                    pvh_entry = pvh_entry.or_else(|| notes.and_then(find_pvh_note));
                 }
                 _ => {}
             }
@@ -166,7 +168,8 @@ pub(crate) mod tests {
 
     #[test]
     fn segments_and_entry_points_are_found() {
-        let elf = Elf::parse(&elf(b"code", 0x5000, 0x10_0010, Some(0x10_0020))).unwrap();
+        let file = elf(b"code", 0x5000, 0x10_0010, Some(0x10_0020));
+        let elf = Elf::parse(&file, file.len()).unwrap();
         assert_eq!(elf.segments.len(), 1);
         assert_eq!(elf.segments[0].file, 0x1000..0x1004);
         assert_eq!(elf.extent(), 0x10_0000..0x10_5000);
@@ -175,7 +178,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_virtual_entry_point_becomes_physical() {
-        let elf = Elf::parse(&elf(b"code", 0x5000, 0xffff_ffff_8010_0123, None)).unwrap();
+        let file = elf(b"code", 0x5000, 0xffff_ffff_8010_0123, None);
+        // Of this one only the headers are at hand.
+        let elf = Elf::parse(&file[..0x1000], file.len()).unwrap();
         assert_eq!((elf.entry, elf.pvh_entry), (0x10_0123, None));
     }
 
@@ -185,7 +190,7 @@ pub(crate) mod tests {
         let with = |at: usize, value: &[u8]| {
             let mut file = good.clone();
             file[at..at + value.len()].copy_from_slice(value);
-            Elf::parse(&file).unwrap_err()
+            Elf::parse(&file, file.len()).unwrap_err()
         };
         assert!(with(4, &[1]).to_string().contains("not for x86-64"));
         assert!(with(18, &183u16.to_le_bytes()).to_string().contains("not for x86-64"));

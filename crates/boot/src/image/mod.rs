@@ -1,8 +1,10 @@
 //! Kernel files: what they are and what is in them. Pure functions of bytes.
 
 pub(crate) mod bzimage;
+pub(crate) mod contents;
 pub(crate) mod decompress;
 pub(crate) mod elf;
+pub(crate) mod lz4;
 
 use crate::{Error, ErrorKind};
 use bzimage::SetupHeader;

@@ -493,7 +493,7 @@ mod tests {
     use super::*;
 
     fn tlb() -> Box<Tlb> {
-        let mut boxed = Box::<Tlb>::new_zeroed();
+        let mut boxed = memory::zeroed_box::<Tlb>();
         // SAFETY: integers, for which zero is a value; `initialise` makes the rest one.
         unsafe {
             (*boxed.as_mut_ptr()).initialise();

@@ -60,16 +60,18 @@ impl KernelSource {
         }
     }
 
-    fn plan(&self, ram: &Ram) -> Result<Plan, Error> {
-        let bad = |e: boot::Error| {
-            let advice = match e.kind() {
-                boot::ErrorKind::TooLittleMemory => "give more with --memory",
-                boot::ErrorKind::BadCommandLine => "check --append",
-                boot::ErrorKind::Unsupported => "choose another kernel or another --boot",
-                _ => "check --kernel",
-            };
-            Error::bad_input(format!("{:?} cannot be booted", self.path)).with_source(e).with_advice(advice)
+    fn cannot_be_booted(&self, error: boot::Error) -> Error {
+        let advice = match error.kind() {
+            boot::ErrorKind::TooLittleMemory => "give more with --memory",
+            boot::ErrorKind::BadCommandLine => "check --append",
+            boot::ErrorKind::Unsupported => "choose another kernel or another --boot",
+            _ => "check --kernel",
         };
+        Error::bad_input(format!("{:?} cannot be booted", self.path)).with_source(error).with_advice(advice)
+    }
+
+    fn plan(&self, ram: &Ram) -> Result<Plan, Error> {
+        let bad = |e: boot::Error| self.cannot_be_booted(e);
         let initrd_size = match &self.initrd {
             None => None,
             Some(file) => {
@@ -95,7 +97,7 @@ impl KernelSource {
     /// Loads everything into `ram`, which is all zero.
     ///
     /// # Errors
-    /// When a file is no longer what it was.
+    /// When the kernel is damaged, or a file is no longer what it was.
     pub(super) fn load(
         &mut self,
         ram: &Ram,
@@ -106,7 +108,9 @@ impl KernelSource {
             Some(plan) => plan,
             None => self.plan(ram)?,
         };
-        plan.load(ram, self.initrd.as_ref(), machine, seed)
-            .map_err(|e| Error::host(format!("{:?} cannot be loaded", self.path)).with_source(e))
+        plan.load(ram, self.initrd.as_ref(), machine, seed).map_err(|e| match e.kind() {
+            boot::ErrorKind::Damaged => self.cannot_be_booted(e),
+            _ => Error::host(format!("{:?} cannot be loaded", self.path)).with_source(e),
+        })
     }
 }
