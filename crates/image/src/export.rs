@@ -59,6 +59,11 @@ pub fn export(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let manifest = store.manifest(image)?;
+    // At once, not after all the work.
+    if to.symlink_metadata().is_ok() {
+        return Err(Error::bad_input(format!("{} is there already", to.display()))
+            .with_remedy("choose another name, or remove it first"));
+    }
     match format {
         ExportFormat::Archive => archive::export(store, image, to, progress),
         ExportFormat::Disk(format) => {
@@ -67,13 +72,21 @@ pub fn export(
                     format!("the image has {} disks, and {format} has a place for one", manifest.disks.len());
                 return Err(Error::bad_input(text).with_remedy("export it as an archive (.tar)"));
             };
-            write_disk(&store.blob_path(&disk.blob)?, to, &TargetOptions::new(format), progress)
+            let what = format!("writing {}", to.display());
+            write_disk(&store.blob_path(&disk.blob)?, to, &TargetOptions::new(format), &what, progress)
         }
         ExportFormat::Ova => appliance(store, &manifest, name, to, progress),
     }
 }
 
-fn write_disk(from: &Path, to: &Path, target: &TargetOptions, progress: &mut dyn Progress) -> Result<()> {
+/// `what` is done is told by the progress.
+fn write_disk(
+    from: &Path,
+    to: &Path,
+    target: &TargetOptions,
+    what: &str,
+    progress: &mut dyn Progress,
+) -> Result<()> {
     // Raw, whatever a guest has written into it.
     let open = OpenOptions {
         format: Some(Format::Raw),
@@ -81,8 +94,7 @@ fn write_disk(from: &Path, to: &Path, target: &TargetOptions, progress: &mut dyn
         ..OpenOptions::new(Access::ReadOnly)
     };
     let image = Image::open(from, &open).map_err(refused)?;
-    let what = format!("writing {}", to.display());
-    with_progress(&what, progress, |work| disk::convert(&image.disk, to, target, work)).map_err(refused)
+    with_progress(what, progress, |work| disk::convert(&image.disk, to, target, work)).map_err(refused)
 }
 
 fn appliance(
@@ -98,6 +110,9 @@ fn appliance(
             Error::bad_input(text).with_remedy("export it as an archive (.tar), or its disk alone (.qcow2)")
         );
     };
+    // First, so that nobody else takes the name meanwhile.
+    let archive = File::options().write(true).create_new(true).open(to).about("create", to)?;
+    let archive_undo = RemoveUnlessKept::new(to);
     let session = store.session()?;
     let folder = session.partial("appliance");
     let _undo = RemoveUnlessKept::new(&folder);
@@ -108,7 +123,8 @@ fn appliance(
         let file = format!("{stem}-{}.vmdk", disk.name);
         let path = folder.join(&file);
         let target = TargetOptions { compress: true, ..TargetOptions::new(Format::Vmdk) };
-        write_disk(&store.blob_path(&disk.blob)?, &path, &target, progress)?;
+        let what = format!("compressing {} of {}", disk.name, to.display());
+        write_disk(&store.blob_path(&disk.blob)?, &path, &target, &what, progress)?;
         let len = path.metadata().about("read", &path)?.len();
         disks.push(DiskFile { name: file, len, capacity: disk.blob.size });
     }
@@ -124,20 +140,19 @@ fn appliance(
     fs::write(&path, sums.to_text()).about("write", &path)?;
     // DSP0243, section 6.4: the descriptor first, then the checksums, then the files in their order.
     let files = [descriptor, list].into_iter().chain(disks.into_iter().map(|disk| disk.name));
-    pack(files.map(|file| (folder.join(&file), file)), to)
+    pack(files.map(|file| (folder.join(&file), file)), archive, to)?;
+    archive_undo.keep();
+    Ok(())
 }
 
-fn pack(files: impl Iterator<Item = (PathBuf, String)>, to: &Path) -> Result<()> {
-    let file = File::options().write(true).create_new(true).open(to).about("create", to)?;
-    let undo = RemoveUnlessKept::new(to);
-    let mut tar = tar::Builder::new(BufWriter::new(file));
+/// Writes files, with their names, into the archive `archive`, which is at `to`.
+fn pack(files: impl Iterator<Item = (PathBuf, String)>, archive: File, to: &Path) -> Result<()> {
+    let mut tar = tar::Builder::new(BufWriter::new(archive));
     for (path, name) in files {
         let file = File::open(&path).about("open", &path)?;
         let mut header = archive::header(file.metadata().about("read", &path)?.len());
         tar.append_data(&mut header, name, file).about("write", to)?;
     }
     let mut writer = tar.into_inner().about("write", to)?;
-    writer.flush().and_then(|()| writer.get_ref().sync_all()).about("write", to)?;
-    undo.keep();
-    Ok(())
+    writer.flush().and_then(|()| writer.get_ref().sync_all()).about("write", to)
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use api::image::{Digest, ImageBoot, ImageFirmware, ImageName, PersonalitySource};
 use image::export::{ExportFormat, export};
 use image::import::{Boot, ImportOptions, import};
-use image::{ErrorKind, Silent, Store};
+use image::{ErrorKind, Progress, Silent, Store};
 
 /// A folder that goes away.
 struct Folder(PathBuf);
@@ -122,13 +122,34 @@ fn a_disk_that_stands_on_another_is_refused() {
     assert!(store.names().unwrap().is_empty());
 }
 
+/// What was said to be done.
+#[derive(Default)]
+struct Told(Vec<String>);
+
+impl Progress for Told {
+    fn begin(&mut self, what: &str, _: Option<u64>) {
+        self.0.push(what.to_owned());
+    }
+    fn advance(&mut self, _: u64) {}
+}
+
 #[test]
 fn appliances_come_and_go() {
     let folder = Folder::new("ova");
     let (store, raw, ova) = (folder.store(), folder.path("disk.img"), folder.path("box.ova"));
     fs::write(&raw, bootable()).unwrap();
     let digest = take(&store, &raw).unwrap();
-    export(&store, digest, "box", &ova, ExportFormat::of_name(&ova), &mut Silent).unwrap();
+    let mut told = Told::default();
+    export(&store, digest, "box", &ova, ExportFormat::of_name(&ova), &mut told).unwrap();
+    // What files are called in the appliance, not in the store.
+    assert!(told.0.contains(&"checksum of box.ovf".to_owned()), "{:?}", told.0);
+    assert!(!told.0.iter().any(|what| what.contains("partial")), "{:?}", told.0);
+
+    // A name that is taken is told before any work begins, and what is there stays.
+    let (mut told, before) = (Told::default(), fs::read(&ova).unwrap());
+    let error = export(&store, digest, "box", &ova, ExportFormat::Ova, &mut told).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
+    assert!(told.0.is_empty() && fs::read(&ova).unwrap() == before);
 
     // What a program that is not ours makes of it.
     let unpacked = folder.path("unpacked");

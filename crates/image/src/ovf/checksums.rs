@@ -52,6 +52,7 @@ impl Checksums {
 
     /// Adds a file.
     pub(crate) fn add(&mut self, name: &str, path: &Path, progress: &mut dyn Progress) -> Result<()> {
+        progress.begin(&format!("checksum of {name}"), Some(path.metadata().about("read", path)?.len()));
         let hex = hash::<Sha256>(path, progress)?;
         self.0.insert(name.to_owned(), Checksum { algorithm: Algorithm::Sha256, hex });
         Ok(())
