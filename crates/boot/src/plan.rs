@@ -3,12 +3,11 @@
 use crate::image::bzimage::SetupHeader;
 use crate::image::contents::{Contents, Image};
 use crate::image::elf::Elf;
-use crate::image::{Format, Kernel};
+use crate::image::{Format, Kernel, copy_to_guest};
 use crate::layout::{self, low_ram_end};
 use crate::{Entry, Error, ErrorKind, Machine, acpi, linux, pvh, smbios};
 use memory::{Bytes, GuestAddress, PAGE_SIZE, Ram};
 use std::fs::File;
-use std::io::Seek;
 use std::ops::Range;
 
 /// How a kernel is entered.
@@ -168,18 +167,10 @@ impl Plan {
         let write =
             |data: &[u8], at: u64| ram.guest().write_slice(data, GuestAddress(at)).map_err(memory_error);
         self.load_kernel(ram)?;
-        if let (Some(range), Some(mut file)) = (&self.initrd, initrd) {
-            let unreadable =
-                |e| Error::new(ErrorKind::Unreadable, "the initial RAM disk cannot be read").with_source(e);
-            file.rewind().map_err(unreadable)?;
-            ram.populate(range.start, range.end - range.start);
-            ram.guest()
-                .read_exact_volatile_from(
-                    GuestAddress(range.start),
-                    &mut file.try_clone().map_err(unreadable)?,
-                    (range.end - range.start) as usize,
-                )
-                .map_err(|e| unreadable(std::io::Error::other(e)))?;
+        if let (Some(range), Some(file)) = (&self.initrd, initrd) {
+            copy_to_guest(file, ram, range.start, range.end - range.start).map_err(|e| {
+                Error::new(ErrorKind::Unreadable, "the initial RAM disk cannot be read").with_source(e)
+            })?;
         }
         write(self.command_line.as_bytes(), layout::COMMAND_LINE)?;
         write(&[0], layout::COMMAND_LINE + self.command_line.len() as u64)?;

@@ -6,13 +6,16 @@ pub(crate) mod decompress;
 pub(crate) mod elf;
 pub(crate) mod lz4;
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, parallel};
 use bzimage::SetupHeader;
+use memory::{Bytes as _, GuestAddress, Ram};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 
 /// Larger files are refused before they are read.
 const FILE_SIZE_MAX: u64 = 1 << 30;
+/// So much of a file is read at once.
+const CHUNK: usize = 2 << 20;
 
 /// A kernel file, read and recognised.
 #[derive(Debug)]
@@ -33,17 +36,18 @@ impl Kernel {
     ///
     /// # Errors
     /// When the file cannot be read or is not a kernel.
-    pub fn read(mut file: &File) -> Result<Kernel, Error> {
+    pub fn read(file: &File) -> Result<Kernel, Error> {
         let unreadable = |e| Error::new(ErrorKind::Unreadable, "the kernel cannot be read").with_source(e);
         let size = file.metadata().map_err(unreadable)?.len();
         if size > FILE_SIZE_MAX {
             let message = format!("it is not a kernel: {} MiB is larger than any kernel", size >> 20);
             return Err(Error::new(ErrorKind::NotAKernel, message));
         }
-        file.rewind().map_err(unreadable)?;
-        let mut data = Vec::with_capacity(size as usize);
-        memory::prefer_huge_pages(std::ptr::slice_from_raw_parts(data.as_ptr(), data.capacity()));
-        file.take(FILE_SIZE_MAX).read_to_end(&mut data).map_err(unreadable)?;
+        let mut data = vec![0; size as usize];
+        memory::prefer_huge_pages(&raw const data[..]);
+        let chunks = data.chunks_mut(CHUNK).enumerate().collect();
+        parallel::for_each(chunks, |(index, chunk)| file.read_exact_at(chunk, (index * CHUNK) as u64))
+            .map_err(unreadable)?;
         Kernel::from_bytes(data)
     }
 
@@ -70,6 +74,20 @@ impl Kernel {
             Format::Elf => "ELF",
         }
     }
+}
+
+/// Writes `len` bytes of a file, from its beginning, to `address` of guest memory.
+///
+/// # Errors
+/// When they cannot be read or written.
+pub(crate) fn copy_to_guest(file: &File, ram: &Ram, address: u64, len: u64) -> std::io::Result<()> {
+    let starts = (0..len).step_by(CHUNK).collect();
+    parallel::for_each(starts, |start: u64| {
+        let (at, mut chunk) = (address + start, vec![0; (len - start).min(CHUNK as u64) as usize]);
+        file.read_exact_at(&mut chunk, start)?;
+        ram.populate(at, chunk.len() as u64);
+        ram.guest().write_slice(&chunk, GuestAddress(at)).map_err(std::io::Error::other)
+    })
 }
 
 /// Little-endian integers at offsets of untrusted bytes.

@@ -146,6 +146,22 @@ fn the_initial_ram_disk_stays_below_what_the_kernel_says() {
 }
 
 #[test]
+fn a_large_initial_ram_disk_arrives_whole_and_one_that_shrank_is_told() {
+    let ram = Ram::new(64 * MIB).unwrap();
+    let content: Vec<u8> = (0..5 * MIB as u32 + 7).map(|n| (n ^ n >> 9) as u8).collect();
+    let len = content.len() as u64;
+    let plan = plan(bzimage(&elf(b"k", 1, 0x10_0000, None)), &ram, Method::Auto, Some(len)).unwrap();
+    load(&plan, &ram, Some(&file_with(&content)));
+    let range = plan.initrd.clone().unwrap();
+    assert!(bytes(&ram, range.start, content.len()) == content);
+    assert_eq!(bytes(&ram, range.end, 9), [0; 9]);
+
+    let shorter = file_with(&content[..content.len() - 1]);
+    let error = plan.load(&ram, Some(&shorter), &Machine::example(), [7; 32]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreadable);
+}
+
+#[test]
 fn a_kernel_below_1_mib_is_refused() {
     let ram = Ram::new(64 * MIB).unwrap();
     let mut kernel = elf(b"k", 0x1000, 0x8000, None);
