@@ -78,7 +78,7 @@ impl App {
         let begun = {
             let _lifecycle = machine.lifecycle.lock().await;
             // Until the clones' records and disks refer to what they stand on.
-            let _no_sweep = self.warming.read().await;
+            let _no_sweep = self.standing.read().await;
             let from = self.clone_source(&vm, snapshot, work).await?;
             for clone in &clones {
                 self.insert_clone(&vm, clone, &from, work).await?;

@@ -97,7 +97,7 @@ impl App {
         }
         self.warm_up(vm, origin, work).await;
         // While this is held, no machine to start from disappears.
-        let _no_sweep = self.warming.read().await;
+        let _no_sweep = self.standing.read().await;
         let warm = self.find_warm(vm, origin);
         let params = InstanceParams {
             name: vm.name.clone(),

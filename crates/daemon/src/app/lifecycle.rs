@@ -77,9 +77,10 @@ impl App {
         };
         let again = fault && !stopping && self.may_restart(machine);
         if !again {
+            // Before anybody hears that it is off: its next start makes new ones.
+            self.end_shares(&machine.id);
             self.settle(machine, fault, reason.as_deref());
             self.unplug(&machine.id).await;
-            self.end_shares(&machine.id);
             return;
         }
         log::warn!("machine {} starts again: {}", machine.id, reason.as_deref().unwrap_or_default());
@@ -246,13 +247,13 @@ impl App {
             .with_remedy("wait until that is done"));
         };
         match machine.state() {
-            state if state == to => return Ok(()),
-            state if state == from => {}
+            state if state == to || state == from => {}
             state => {
                 let message = format!("the virtual machine {:?} is {state}", vm.name);
                 return Err(Error::new(ErrorCode::WrongState, message));
             }
         }
+        // Also if it is said to be so already: the answer to an earlier request may have been lost.
         self.folder(&vm.id).control().ask(request).await?;
         // It may have ended just now; that is then said already.
         if machine.state() == from {

@@ -38,6 +38,7 @@ use api::v1::image::RegistryLogin;
 use api::v1::vm::{VmState, WorkerView};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use store::Store;
@@ -52,9 +53,14 @@ pub(crate) struct App {
     images: image::Store,
     /// Where machines have control groups, if they can.
     cgroups: Option<Cgroups>,
-    /// Held alone by whoever makes or removes a machine from which others start, and together by those who make
-    /// machines that stand on one.
-    warming: tokio::sync::RwLock<warm::Failures>,
+    /// The machines from which others start, as they are made.
+    warming: Mutex<warm::Warming>,
+    /// Held together by those who make what stands on snapshots or saved machines, until it refers to them, and alone by
+    /// the sweeper. Nobody waits to have it alone: those that come then would wait behind, however long one of the
+    /// holders takes.
+    standing: tokio::sync::RwLock<()>,
+    /// A sweep was asked for while somebody held that, and is tried again.
+    sweep_waits: AtomicBool,
     machines: Mutex<HashMap<String, Arc<Machine>>>,
     operations: Mutex<HashMap<String, operations::Running>>,
     /// Logins at registries for operations that have not begun, which are written down nowhere.
@@ -157,7 +163,9 @@ impl App {
             store,
             images,
             cgroups: groups(config.mode == crate::Mode::System),
-            warming: tokio::sync::RwLock::default(),
+            warming: Mutex::default(),
+            standing: tokio::sync::RwLock::default(),
+            sweep_waits: AtomicBool::new(false),
             machines: Mutex::default(),
             operations: Mutex::default(),
             events: broadcast::channel(1024).0,

@@ -23,8 +23,17 @@ pub(crate) fn view(records: &Records<'_>, record: ProjectRecord) -> Result<Proje
 /// Refuses what goes beyond a project's quota. To be called within the transaction that has added it. What was
 /// `before` is never refused, however much it was.
 pub(super) fn check_quota(records: &Records<'_>, project: &str, before: Usage) -> Result<(), Error> {
+    check_usage(records, project, &before, &records.usage(project)?)
+}
+
+/// Refuses the same before it is added: with it the project would use so much as `now` says.
+pub(super) fn check_usage(
+    records: &Records<'_>,
+    project: &str,
+    before: &Usage,
+    now: &Usage,
+) -> Result<(), Error> {
     let quota = records.project(project)?.quota;
-    let now = records.usage(project)?;
     let rows = [
         ("virtual machines", now.vms, before.vms, quota.vms.map(u64::from)),
         ("vCPUs", now.cpus, before.cpus, quota.cpus.map(u64::from)),

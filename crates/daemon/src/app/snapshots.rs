@@ -10,7 +10,7 @@ use crate::{Error, util};
 use api::v1::error::ErrorCode;
 use api::v1::name;
 use api::v1::snapshot::{Snapshot, SnapshotParams};
-use api::v1::vm::{StopParams, VmState};
+use api::v1::vm::{StopParams, VmConfig, VmState};
 use api::worker::control::{Reply, Request, SnapshotDone, SnapshotPhase};
 use api::worker::snapshot::MANIFEST_FILE;
 use image::{Instance, InstanceDisk};
@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Desired, Resume, SnapshotRecord, VmRecord};
+use store::{Records, Resume, SnapshotRecord, VmRecord};
 
 /// How long a snapshot may take: the guest goes on meanwhile.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -72,7 +72,7 @@ impl App {
         let _lifecycle = machine.lifecycle.lock().await;
         let vm = self.read(|records| Ok(records.vm_by_id(vm)?))?;
         // While this is held, it is not taken for one that nobody needs.
-        let _no_sweep = self.warming.read().await;
+        let _no_sweep = self.standing.read().await;
         let bytes = match self.snapshot_folder(id).exists() {
             // An earlier daemon has made it, and was killed before it wrote that down.
             true => {
@@ -233,19 +233,27 @@ impl App {
         work.begin("putting the disks back", None);
         let place = self.instance_folder(&vm.id);
         if place.join(image::INSTANCE_FILE).exists() {
-            let _no_sweep = self.warming.read().await;
-            let instance = Instance::load(&place)?;
-            let bases = saved_disks_of(&folder, &instance)?;
-            instance.put_over(&place, &bases)?;
+            let _no_sweep = self.standing.read().await;
+            let folder = folder.clone();
+            on_thread(move || {
+                let instance = Instance::load(&place)?;
+                let bases = saved_disks_of(&folder, &instance)?;
+                Ok(instance.put_over(&place, &bases)?)
+            })
+            .await?;
         }
-        self.restore_volumes(&vm, &record, &folder)?;
+        {
+            let (app, vm, record, folder) = (self.clone(), vm.clone(), record.clone(), folder.clone());
+            on_thread(move || app.restore_volumes(&vm, &record, &folder)).await?;
+        }
         let vm = self.write(|records| {
-            let mut config = record.config.clone();
-            super::networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
+            let config = restored_config(records, &vm, &record)?;
+            let before = records.usage(&vm.project)?;
             let vm = match vm.config == config {
                 true => vm.clone(),
                 false => records.vm_update(&vm.id, vm.revision, &vm.name, &config)?,
             };
+            super::projects::check_quota(records, &vm.project, before)?;
             let resume = Resume { snapshot: folder.clone(), other: false };
             records.vm_set_resume(&vm.id, Some(&resume))?;
             Ok(VmRecord { resume: Some(resume), ..vm })
@@ -253,11 +261,18 @@ impl App {
         self.launch(&machine, &vm, work).await
     }
 
-    /// Refuses a machine whose disks cannot be put back.
+    /// Refuses a machine that cannot be again what it was, before anything of it is lost.
     pub(crate) fn check_restorable(&self, vm: &VmRecord, snapshot: &str) -> Result<(), Error> {
         let record = self.snapshot_record(vm, snapshot)?;
-        let mut config = record.config.clone();
-        self.read(|records| super::networks::assign_addresses(records, &vm.project, &vm.id, &mut config))?;
+        self.read(|records| {
+            let config = restored_config(records, vm, &record)?;
+            let before = records.usage(&vm.project)?;
+            let mut after = before;
+            after.cpus = after.cpus - u64::from(vm.config.cpus) + u64::from(config.cpus);
+            after.memory_bytes = after.memory_bytes.saturating_sub(vm.config.memory.0);
+            after.memory_bytes = after.memory_bytes.saturating_add(config.memory.0);
+            super::projects::check_usage(records, &vm.project, &before, &after)
+        })?;
         let disks = &record.config.disks;
         if disks != &vm.config.disks {
             return Err(Error::new(ErrorCode::WrongState, "the machine has other disks than at that time")
@@ -306,10 +321,11 @@ impl App {
         self.running(&vm)?;
         let control = self.folder(&vm.id).control();
         let was_running = machine.state() == VmState::Running;
+        // Before the guest stands still, for a sweep may take a while.
+        let _no_sweep = self.standing.read().await;
         if was_running {
             control.ask(Request::Pause {}).await?;
         }
-        let _no_sweep = self.warming.read().await;
         let snapshot = util::uuid();
         if let Err(error) = self.save(&machine, &vm, &snapshot, Saved::memory(), work).await {
             if was_running {
@@ -318,12 +334,43 @@ impl App {
             return Err(error);
         }
         let resume = Resume { snapshot: self.snapshot_folder(&snapshot), other: false };
-        self.write(|records| {
-            records.vm_set_resume(&vm.id, Some(&resume))?;
-            Ok(records.vm_set_state(&vm.id, Desired::Stopped, false, None)?)
-        })?;
+        // It is off when its process has ended, and not before: a daemon that starts meanwhile looks for the process.
+        self.write(|records| Ok(records.vm_set_resume(&vm.id, Some(&resume))?))?;
         self.stop_locked(&machine, StopParams { force: true, timeout: None }).await
     }
+}
+
+/// What a machine is when it goes on from a snapshot.
+fn restored_config(records: &Records<'_>, vm: &VmRecord, record: &SnapshotRecord) -> Result<VmConfig, Error> {
+    let mut config = still_given(&record.config, &vm.config).ok_or_else(|| {
+        Error::new(ErrorCode::WrongState, "the machine boots another kernel than at that time").with_remedy(
+            format!(
+                "have an admin set it back, or make another machine of it: `arnia clone {}@{} NEW`",
+                vm.name, record.name
+            ),
+        )
+    })?;
+    super::networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
+    Ok(config)
+}
+
+/// What a machine was `then`, but with no folders of the host that it has no longer `now`: who lets it go back need not
+/// be one who may give it those. `None` if it was started from other files of the host.
+fn still_given(then: &VmConfig, now: &VmConfig) -> Option<VmConfig> {
+    let files = |config: &VmConfig| [config.boot.kernel.clone(), config.boot.initrd.clone()];
+    let known = files(now);
+    let is_known = |file: &String| known.iter().flatten().any(|known| known == file);
+    let mut config = then.clone();
+    config.mounts.retain(|mount| now.mounts.contains(mount));
+    files(then).iter().flatten().all(is_known).then_some(config)
+}
+
+/// Does what may take long on a thread that may wait.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::internal("the disks cannot be put back", e))?
 }
 
 /// What is saved of a machine beside its memory.
@@ -402,5 +449,34 @@ fn view(vm: &VmRecord, record: SnapshotRecord) -> Snapshot {
         description: record.description,
         bytes: record.bytes,
         created: record.created,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::v1::mount::MountConfig;
+
+    #[test]
+    fn files_of_the_host_that_were_taken_away_do_not_come_back() {
+        let mount = |folder: &str| MountConfig {
+            folder: folder.into(),
+            target: "/mnt".into(),
+            read_only: true,
+            owner: None,
+            name: None,
+        };
+        let mut then = VmConfig::new("/boot/vmlinuz");
+        then.mounts = vec![mount("/srv/secret"), mount("/srv/public")];
+        let mut now = VmConfig { mounts: vec![mount("/srv/public")], ..then.clone() };
+        assert_eq!(still_given(&then, &now).map(|config| config.mounts), Some(now.mounts.clone()));
+        // The same folder with more rights is another matter.
+        then.mounts[1].read_only = false;
+        assert_eq!(still_given(&then, &now).map(|config| config.mounts), Some(Vec::new()));
+        now.boot.kernel = Some("/boot/vmlinuz.new".into());
+        assert!(still_given(&then, &now).is_none());
+        then.boot.initrd = now.boot.kernel.clone();
+        then.boot.kernel = now.boot.kernel.clone();
+        assert!(still_given(&then, &now).is_some());
     }
 }

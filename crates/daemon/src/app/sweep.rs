@@ -11,12 +11,35 @@ use image::Instance;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// When a sweep is tried again that found somebody making what may stand on anything.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 impl App {
-    /// Takes away what nobody needs.
+    /// Takes away what nobody needs: at once, or as soon as nobody is making anything that may stand on it.
     pub(super) async fn sweep(self: &Arc<App>) {
+        if self.swept().await || self.sweep_waits.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let app = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                // First: who asks from now on and finds somebody else sweeping sees to it that it is done again.
+                app.sweep_waits.store(false, Ordering::SeqCst);
+                if app.swept().await || app.sweep_waits.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Takes it away, if nobody is making anything.
+    async fn swept(self: &Arc<App>) -> bool {
         // While this is held, nobody begins to stand on anything.
-        let _alone = self.warming.write().await;
+        let Ok(_alone) = self.standing.try_write() else { return false };
         let app = self.clone();
         let swept = tokio::task::spawn_blocking(move || app.sweep_now()).await;
         match swept {
@@ -24,6 +47,7 @@ impl App {
             Ok(Err(error)) => log::warn!("what nobody needs stays: {error}"),
             Err(error) => log::warn!("what nobody needs stays: {error}"),
         }
+        true
     }
 
     fn sweep_now(&self) -> Result<(), Error> {

@@ -21,7 +21,7 @@ use api::v1::vm::{CloneKind, VmConfig};
 use api::worker::config as worker;
 use api::worker::control::Request;
 use image::{Instance, InstanceDisk, InstanceParams};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,8 +54,8 @@ pub(super) const RELEASE: &str = "
         systemctl --no-block start $(cat /run/arnia/held-back); rm -f /run/arnia/held-back
     fi";
 
-/// Keys of those that could not be made; nobody tries again until the daemon starts anew.
-pub(super) type Failures = HashSet<String>;
+/// By key: held while the machine is made, and whether that has failed; nobody tries again until the daemon starts anew.
+pub(super) type Warming = HashMap<String, Arc<tokio::sync::Mutex<bool>>>;
 
 /// A machine that was saved, to start others from.
 pub(super) struct Warm(PathBuf);
@@ -123,18 +123,20 @@ impl App {
         if self.find_warm(vm, origin).is_some() {
             return;
         }
-        let mut failures = self.warming.write().await;
         let key = key(&shape);
+        let making = super::lock(&self.warming).entry(key.clone()).or_default().clone();
+        let mut has_failed = making.lock().await;
         // Somebody else may have made it while this waited.
-        if self.find_warm(vm, origin).is_some() || failures.contains(&key) {
+        if self.find_warm(vm, origin).is_some() || *has_failed {
             return;
         }
+        let _no_sweep = self.standing.read().await;
         let folder = self.config.paths.warm().join(&key);
         let result = self.make_warm(&folder, &key, shape, origin, work).await;
         if let Err(error) = result {
             log::warn!("machines of image {} start cold: {error}", origin.image.short());
             self.remove_warm(&folder);
-            failures.insert(key);
+            *has_failed = true;
         }
     }
 

@@ -14,7 +14,8 @@ use api::v1::error::ErrorCode;
 use api::v1::vm::{VmConfig, VmParams};
 use api::worker::config as worker;
 use api::worker::control::{
-    Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, ScreenText, Screenshot, Status,
+    Counters, PortStatus, Reply, ReplyLine, ReplyResult, Request, RequestLine, ScreenText, Screenshot,
+    SnapshotDone, Status, VmState,
 };
 use client::{Client, Created};
 use daemon::{Config, Mode, Paths};
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 const PART: &str = "ARNIA_TEST_PART";
 const FOLDER: &str = "ARNIA_TEST_FOLDER";
+const TEST_FOLDER: &str = "ARNIA_TEST_RIG";
 
 /// Plays the daemon, the worker or the switch, if the variable says so. Each test program has a test `part` that calls it.
 pub(crate) fn part() {
@@ -121,10 +123,17 @@ const ENDLESS: agent::Attributes = agent::Attributes {
 };
 
 /// A worker without a guest. Its power button works, unless its command line says `deaf`; there is an agent if it says
-/// `agent`.
+/// `agent`. While there is a file `slow` beside the daemon's folders, snapshots are not ready; while there is one that
+/// is called `stuck`, it does not end when it is told to.
 fn play_worker(path: &Path) {
-    let config: worker::VmConfig =
-        serde_json::from_slice(&std::fs::read(path).expect("a configuration")).expect("a configuration");
+    let text = std::fs::read(path).expect("a configuration");
+    let fields: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let (config, mut state) = match fields.get("snapshot") {
+        None => (serde_json::from_slice(&text).expect("a configuration"), VmState::Running),
+        Some(_) => (restored(serde_json::from_slice(&text).expect("a configuration")), VmState::Paused),
+    };
+    let config: worker::VmConfig = config;
+    let test_folder = PathBuf::from(std::env::var_os(TEST_FOLDER).expect("the test's folder"));
     let report = config.report.clone().expect("a report");
     let end = move |status: u8| -> ! {
         std::fs::write(&report, format!("{{\"status\":{status}}}\n")).expect("a report");
@@ -140,7 +149,6 @@ fn play_worker(path: &Path) {
         play_agent(&config.vsock.as_ref().expect("a virtio socket").socket);
     }
     let listener = UnixListener::bind(config.control.as_ref().expect("a control socket")).expect("a socket");
-    let mut state = api::worker::control::VmState::Running;
     for client in listener.incoming().flatten() {
         let mut text = String::new();
         if BufReader::new(&client).read_line(&mut text).is_err() {
@@ -167,11 +175,11 @@ fn play_worker(path: &Path) {
             }),
             Request::Counters {} => Reply::Counters(Counters::default()),
             Request::Pause {} => {
-                state = api::worker::control::VmState::Paused;
+                state = VmState::Paused;
                 Reply::Done
             }
             Request::Resume {} => {
-                state = api::worker::control::VmState::Running;
+                state = VmState::Running;
                 Reply::Done
             }
             Request::Power {} => {
@@ -179,8 +187,22 @@ fn play_worker(path: &Path) {
                 Reply::Done
             }
             Request::Stop {} => {
-                ending = Some(3);
+                ending = (!test_folder.join("stuck").exists()).then_some(3);
                 Reply::Done
+            }
+            Request::Snapshot { name, .. } => {
+                wait("snapshots are not slow", || !test_folder.join("slow").exists());
+                let folder = config.snapshots.as_ref().expect("a folder for snapshots").join(&name);
+                std::fs::create_dir_all(folder).expect("a folder");
+                Reply::Snapshot(SnapshotDone {
+                    id: String::new(),
+                    name,
+                    bytes: 1,
+                    stopped_us: 1,
+                    longest_stop_us: 1,
+                    total_ms: 1,
+                    rounds: 1,
+                })
             }
             Request::PortAdd { card, rule } => Reply::Ports {
                 // As the host would choose it.
@@ -200,6 +222,20 @@ fn play_worker(path: &Path) {
     }
 }
 
+/// A worker that goes on from a snapshot as if it had booted.
+fn restored(config: worker::RestoreConfig) -> worker::VmConfig {
+    worker::VmConfig {
+        name: config.name,
+        uuid: config.uuid,
+        report: config.report,
+        serial: config.serial,
+        vsock: config.vsock,
+        control: config.control,
+        snapshots: config.snapshots,
+        ..worker::VmConfig::new("")
+    }
+}
+
 /// A daemon in a folder of its own.
 pub(crate) struct Daemon {
     pub(crate) folder: PathBuf,
@@ -213,7 +249,8 @@ impl Daemon {
         std::fs::create_dir_all(&folder).expect("a folder");
         let program = std::env::current_exe().expect("this program");
         let script = format!(
-            "#!/bin/sh\nexec env {PART}=worker {FOLDER}=\"$2\" {} part --exact --nocapture\n",
+            "#!/bin/sh\nexec env {PART}=worker {FOLDER}=\"$2\" {TEST_FOLDER}={} {} part --exact --nocapture\n",
+            folder.display(),
             program.display()
         );
         // A worker is called with `--config FILE`, a switch with `switch --config FILE`.
@@ -274,6 +311,9 @@ impl Drop for Daemon {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
+
+/// Only a guard against waiting for ever.
+pub(crate) const GUARD: Duration = Duration::from_secs(120);
 
 /// Waits for a condition; how long is only a guard against waiting for ever.
 pub(crate) fn wait(what: &str, mut condition: impl FnMut() -> bool) {
