@@ -12,6 +12,7 @@ use crate::{
     Access, Buffers, Content, Disk, Durability, Error, ErrorKind, Format, Image, ImageInfo, OpenOptions,
     Operation, Progress, Unmap,
 };
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ const PIECE: u64 = 1 << 20;
 /// made in constant time. The other must not be changed from then on.
 ///
 /// # Errors
-/// As the other image, or as [`create`](crate::create).
+/// As the other image, or as [`create`](crate::create); [`ErrorKind::Unsupported`] when it would replace an image that
+/// it is to stand on.
 pub fn create_overlay(
     target: &Path,
     backing: &Path,
@@ -72,9 +74,11 @@ fn overlay(
     let below = Image::open(backing, open)?;
     let size = if options.size == 0 { below.disk.info().size } else { options.size };
     let name = name_for(target, backing)?;
+    let below_path = backing;
     let backing = Backing { name, format: Some(below.format.name().into()) };
     let options = CreateOptions { size, backing: Some(backing), ..options.clone() };
     let draft = Draft::new(target, replace, Operation::Create)?;
+    check_not_itself(target, below_path, &below, Operation::Create)?;
     let image = Qcow2::create(&draft.path, &options, Some(below.disk))?;
     prepare(&image);
     image.close()?;
@@ -242,7 +246,7 @@ pub fn rebase(
     let below =
         Image::open(new_path, &OpenOptions { format: new_format, ..OpenOptions::new(Access::ReadOnly) })?;
     if unsafely {
-        check_not_itself(path, new_path, &below)?;
+        check_not_itself(path, new_path, &below, operation)?;
         let backing = Backing { name: name_for(path, new_path)?, format: Some(below.format.name().into()) };
         return image.set_backing(Some(backing), Some(below.disk));
     }
@@ -257,16 +261,17 @@ pub(crate) fn rebase_open(
     below: &Image,
     progress: &Progress,
 ) -> Result<(), Error> {
-    check_not_itself(path, new_path, below)?;
+    check_not_itself(path, new_path, below, Operation::Rebase)?;
     copy_differences(image, &*below.disk, progress)?;
     let backing = Backing { name: name_for(path, new_path)?, format: Some(below.format.name().into()) };
     image.set_backing(Some(backing), Some(below.disk.clone()))
 }
 
-fn check_not_itself(path: &Path, new_path: &Path, below: &Image) -> Result<(), Error> {
+/// Refuses an image at `path` that is to stand on `below` at `new_path` when it is that image, or one further down.
+fn check_not_itself(path: &Path, new_path: &Path, below: &Image, operation: Operation) -> Result<(), Error> {
     let is_itself = |other: &Path| same_file(path, other);
     if is_itself(new_path) || below.chain.iter().any(|other| is_itself(other)) {
-        return Err(Error::new(ErrorKind::Unsupported, Operation::Rebase)
+        return Err(Error::new(ErrorKind::Unsupported, operation)
             .with_path(path)
             .with_detail("it would stand on itself"));
     }
@@ -280,8 +285,10 @@ pub(crate) fn sync_file(path: &Path, operation: Operation) -> Result<(), Error> 
         .map_err(|error| Error::from_io(operation, error).with_path(path))
 }
 
+/// Whether two names lead to one file, by whatever links.
 fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    let identity = |path: &Path| path.metadata().map(|there| (there.dev(), there.ino()));
+    matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Copies into an image what it shows from below and `new` does not have alike.
@@ -348,7 +355,10 @@ pub fn compact(path: &Path, options: &OpenOptions, progress: &Progress) -> Resul
         lazy_refcounts: info.lazy_refcounts,
         backing: info.backing,
     };
-    let draft = Draft::beside(path, true, operation)?;
+    let failed = |error| Error::from_io(operation, error).with_path(path);
+    // The file that a symbolic link names is replaced, not the link.
+    let real = path.canonicalize().map_err(failed)?;
+    let draft = Draft::beside(&real, true, operation)?;
     let new = Qcow2::create(&draft.path, &layout, image.backing())?;
     let has_backing = layout.backing.is_some();
     let mut bytes = vec![0; PIECE as usize];
@@ -362,7 +372,6 @@ pub fn compact(path: &Path, options: &OpenOptions, progress: &Progress) -> Resul
         }
     })?;
     new.close()?;
-    let failed = |error| Error::from_io(operation, error).with_path(path);
     let mode = std::fs::metadata(path).map_err(failed)?.permissions();
     std::fs::set_permissions(&draft.path, mode).map_err(failed)?;
     // A crash must find one or the other whole.

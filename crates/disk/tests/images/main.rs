@@ -2,4 +2,5 @@
 //! wrong. Where `qemu-img` is missing the tests say so and pass; `cargo xtask test` installs it.
 
 mod formats;
+mod replacing;
 mod support;
