@@ -163,6 +163,7 @@ fn start(socket: &Path) -> Result<(), Error> {
     let mut command = Command::new(program);
     command.args(["daemon", "--background"]).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    programs::inherit_streams_only(&mut command);
     let mut child = command.spawn().map_err(failed)?;
     let started = Instant::now();
     loop {

@@ -1,7 +1,10 @@
 //! Where the other programs of Arnia are.
 
 use crate::{Error, ErrorKind};
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Finds the worker `arnia-vmm`: where the variable `ARNIA_VMM` says, else beside this program, else in
 /// `PATH`.
@@ -51,6 +54,40 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
+/// Has a program that outlives this one inherit nothing but its standard streams: of what this program's caller has open,
+/// locks would be held and pipes would not end as long as that program runs.
+pub(crate) fn inherit_streams_only(command: &mut Command) {
+    // Listed here already: after the fork nothing may be allocated.
+    let open = open_descriptors();
+    // SAFETY: the closure makes system calls only, and touches no lock and no allocator.
+    unsafe { command.pre_exec(move || close_on_exec(&open)) };
+}
+
+/// The descriptors of this program beside the standard streams.
+fn open_descriptors() -> Vec<RawFd> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|&fd| fd > 2).collect()
+}
+
+/// Has all descriptors beside the standard streams closed when another program is executed; of hosts whose kernel knows
+/// no quicker way (Linux before 5.11), those in `open`.
+fn close_on_exec(open: &[RawFd]) -> std::io::Result<()> {
+    // SAFETY: the call reads and writes no memory of this program.
+    let marked =
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if marked != 0 {
+        mark_each(open);
+    }
+    Ok(())
+}
+
+fn mark_each(open: &[RawFd]) {
+    for &fd in open {
+        // SAFETY: the call reads and writes no memory of this program; a descriptor that is closed meanwhile is refused.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
 /// Whether an ELF program needs no interpreter (System V ABI, chapter 5: the program header `PT_INTERP`).
 fn is_static(path: &Path) -> bool {
     /// Program headers stand at the file's start, right behind its own header.
@@ -73,6 +110,26 @@ fn is_static(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_outlives_this_one_has_nothing_of_it_but_the_streams() {
+        use std::os::fd::AsRawFd;
+        // As from a caller: not closed when another program is executed.
+        let inherited = rustix::pipe::pipe().unwrap().0;
+        let fd = inherited.as_raw_fd();
+        let has_it = |prepare: fn(&mut Command)| {
+            let mut command = Command::new("test");
+            command.args(["-e", &format!("/proc/self/fd/{fd}")]);
+            prepare(&mut command);
+            command.status().unwrap().success()
+        };
+        assert!(has_it(|_| {}));
+        assert!(!has_it(inherit_streams_only));
+        // Where the kernel has no close_range.
+        assert!(has_it(|_| {}) && open_descriptors().contains(&fd));
+        mark_each(&[fd]);
+        assert!(!has_it(|_| {}));
+    }
 
     #[test]
     fn programs_that_need_libraries_are_told_from_static_ones() {
