@@ -26,6 +26,7 @@ mod progress;
 mod reference;
 mod registry;
 mod sandbox;
+mod stderr;
 mod terminal;
 
 pub use args::{Cli, Context};
@@ -45,7 +46,7 @@ pub fn main() -> ExitCode {
     match cli.command.run(&context) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("arnia: {}", error.report());
+            stderr::errln!("arnia: {}", error.report());
             error.exit_code()
         }
     }

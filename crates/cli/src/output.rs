@@ -1,6 +1,7 @@
 //! Results: a table for people, JSON or YAML for programs.
 
 use crate::Error;
+use crate::stderr::errln;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -84,7 +85,7 @@ impl Output {
     /// Says something beside the result to a person at a terminal.
     pub fn hint(&self, sentence: &str) {
         if self.format == Format::Table && io::IsTerminal::is_terminal(&io::stderr()) {
-            eprintln!("{sentence}");
+            errln!("{sentence}");
         }
     }
 

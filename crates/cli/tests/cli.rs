@@ -41,3 +41,11 @@ fn completions_are_written_and_a_closed_pipe_is_no_failure() {
     drop(child.stdout.take());
     assert!(child.wait().expect("arnia ends").success());
 }
+
+#[test]
+fn a_full_standard_error_does_not_change_the_status() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arnia"));
+    let status = command.args(["disk", "info", "/nosuch"]).stderr(full).status().expect("arnia starts");
+    assert_eq!(status.code(), Some(3), "{status}");
+}

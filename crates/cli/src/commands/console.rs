@@ -1,6 +1,7 @@
 //! `arnia console`.
 
 use super::Run;
+use crate::stderr::{err, errln};
 use crate::terminal::{self, Raw};
 use crate::{Context, Error, ErrorKind};
 use client::{Client, Message};
@@ -74,7 +75,7 @@ pub(super) async fn attach(client: &Client, name: &str, until: Until) -> Result<
     let raw = Raw::enter();
     let person = raw.is_terminal();
     if person {
-        eprint!("connected to {name}; Ctrl-] q leaves\r\n");
+        err!("connected to {name}; Ctrl-] q leaves\r\n");
     }
     let mut typed = terminal::typed();
     let mut escaped = false;
@@ -120,8 +121,8 @@ pub(super) async fn attach(client: &Client, name: &str, until: Until) -> Result<
     drop(raw);
     match left {
         true if !person => {}
-        true => eprintln!("\nleft the console; {name} goes on"),
-        false => eprintln!("\nthe console has ended: {name} stops or has stopped"),
+        true => errln!("\nleft the console; {name} goes on"),
+        false => errln!("\nthe console has ended: {name} stops or has stopped"),
     }
     Ok(ExitCode::SUCCESS)
 }

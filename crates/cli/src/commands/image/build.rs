@@ -54,7 +54,7 @@ fn install_tools() -> Result<(), Error> {
     let Some(missing) = missing_tools() else { return Ok(()) };
     let update = || Command::new("sh").args(["-c", "apt-get update -qq"]).status();
     let install = || Command::new("sh").args(["-c", &missing.command()]).status();
-    eprintln!("installing: {}", missing.0.join(" "));
+    crate::stderr::errln!("installing: {}", missing.0.join(" "));
     let installed = update().and_then(|_| install());
     match installed {
         Ok(status) if status.success() => Ok(()),

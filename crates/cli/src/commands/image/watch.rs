@@ -6,6 +6,7 @@ use image::Progress;
 use indicatif::ProgressBar;
 
 use crate::bar;
+use crate::stderr::errln;
 
 /// Shows progress on standard error.
 pub(crate) struct Watch {
@@ -23,7 +24,7 @@ impl Watch {
 impl Progress for Watch {
     fn begin(&mut self, what: &str, total: Option<u64>) {
         let Some(bar) = &self.bar else {
-            eprintln!("{what}");
+            errln!("{what}");
             return;
         };
         bar::begin(bar, what.to_owned(), total);
@@ -38,7 +39,7 @@ impl Progress for Watch {
     fn line(&mut self, text: &str) {
         match &self.bar {
             Some(bar) if self.verbose => bar.println(text),
-            None if self.verbose => eprintln!("  {text}"),
+            None if self.verbose => errln!("  {text}"),
             _ => {}
         }
     }
