@@ -49,3 +49,14 @@ fn a_full_standard_error_does_not_change_the_status() {
     let status = command.args(["disk", "info", "/nosuch"]).stderr(full).status().expect("arnia starts");
     assert_eq!(status.code(), Some(3), "{status}");
 }
+
+#[test]
+fn programs_are_told_that_a_format_has_nothing_to_check() {
+    let path = std::env::temp_dir().join(format!("arnia-check-{}.raw", std::process::id()));
+    std::fs::write(&path, [0; 1024]).expect("a file");
+    let output = arnia(&["disk", "check", "-o", "json", path.to_str().expect("text")]);
+    std::fs::remove_file(&path).expect("it is there");
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a document");
+    assert_eq!((&value["checked"], &value["errors"]), (&false.into(), &0.into()));
+    assert!(output.status.success());
+}

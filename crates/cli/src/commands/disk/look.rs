@@ -2,7 +2,7 @@
 
 use super::{Source, bytes, refused};
 use crate::commands::Run;
-use crate::output::Row;
+use crate::output::{Format, Row};
 use crate::{Context, Error, ErrorKind};
 use disk::qcow2::Repair;
 use disk::{Access, Content, Image, ImageInfo};
@@ -104,8 +104,10 @@ enum RepairWhat {
     All,
 }
 
-#[derive(Serialize)]
+/// What a check has found; all is 0 where the format has nothing to check.
+#[derive(Default, Serialize)]
 struct CheckView {
+    checked: bool,
     errors: u64,
     leaked_clusters: u64,
     repaired: u64,
@@ -125,10 +127,16 @@ impl Run for Check {
         };
         let report = disk::check(&self.source.path, self.source.format, repair).map_err(refused)?;
         let Some(report) = report else {
-            context.output.say("There is nothing to check in an image of this format.")?;
+            match context.output.format() {
+                Format::Table => {
+                    context.output.say("There is nothing to check in an image of this format.")?;
+                }
+                _ => context.output.data(&CheckView::default())?,
+            }
             return Ok(ExitCode::SUCCESS);
         };
         let view = CheckView {
+            checked: true,
             errors: report.errors,
             leaked_clusters: report.leaks,
             repaired: report.repaired,
