@@ -1,10 +1,12 @@
 //! Waiting for operations, visibly.
 
+use crate::output::Format;
+use crate::stderr::{err, errln};
 use crate::{Context, Error, bar};
 use api::v1::operation::{Operation, OperationState};
 use client::Client;
 use indicatif::ProgressBar;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 /// Whether to wait for the end of an operation.
@@ -40,7 +42,7 @@ pub(crate) async fn watched(client: &Client, operation: Operation, doing: &str) 
                     let what = if step == doing { step.clone() } else { format!("{doing}: {step}") };
                     bar::begin(bar, what, progress.as_ref().and_then(|progress| progress.total));
                 }
-                None => eprintln!("{step}"),
+                None => errln!("{step}"),
             }
         }
         if let (Some(bar), Some(done)) = (&bar, progress.and_then(|progress| progress.done)) {
@@ -65,15 +67,48 @@ impl Wait {
         doing: &str,
         done: &str,
     ) -> Result<(), Error> {
-        if self.no_wait {
-            return context.output.item(&operation, &[("Operation", operation.id.clone())]);
-        }
-        let operation = watched(client, operation, doing).await?;
+        let operation = self.one(context, client, operation, doing, done).await?;
         match context.output.format() {
-            crate::output::Format::Table => context.output.say(done),
+            Format::Table => Ok(()),
             _ => context.output.data(&operation),
         }
     }
+
+    /// The same for one of several operations, which [`all`] tells to programs in the end.
+    pub(crate) async fn one(
+        self,
+        context: &Context,
+        client: &Client,
+        operation: Operation,
+        doing: &str,
+        done: &str,
+    ) -> Result<Operation, Error> {
+        let people = context.output.format() == Format::Table;
+        if self.no_wait {
+            if people {
+                context.output.item(&operation, &[("Operation", operation.id.clone())])?;
+            }
+            return Ok(operation);
+        }
+        let operation = watched(client, operation, doing).await?;
+        context.output.say(done)?;
+        Ok(operation)
+    }
+}
+
+/// Writes the operations of a command that has any number of them: one list for programs, whatever came of the others.
+/// People have read of each when it was done.
+pub(crate) fn all<T>(
+    context: &Context,
+    operations: &[Operation],
+    result: Result<T, Error>,
+) -> Result<T, Error> {
+    let written = match context.output.format() {
+        Format::Table => Ok(()),
+        _ => context.output.data(operations),
+    };
+    let value = result?;
+    written.map(|()| value)
 }
 
 /// Waits, and says on a terminal how long it has taken once that is more than a second.
@@ -89,14 +124,13 @@ pub(crate) async fn shown<T>(
         tokio::select! {
             result = &mut work => break result,
             () = tokio::time::sleep(SILENT), if terminal => {
-                eprint!("\r{doing} … {} s\x1b[K", started.elapsed().as_secs());
-                let _ = std::io::stderr().flush();
+                err!("\r{doing} … {} s\x1b[K", started.elapsed().as_secs());
                 written = true;
             }
         }
     };
     if written {
-        eprint!("\r\x1b[K");
+        err!("\r\x1b[K");
     }
     Ok(result?)
 }

@@ -1,8 +1,10 @@
 //! `arnia start`, `stop`, `restart`, `pause`, `suspend`, `resume`.
 
 use super::Run;
-use crate::progress::{Wait, watched};
+use crate::progress::{self, Wait, watched};
+use crate::stderr::errln;
 use crate::{Context, Error};
+use api::v1::operation::Operation;
 use api::v1::vm::{StopParams, VmState};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -47,6 +49,28 @@ fn each(
     })
 }
 
+/// The same where each is an operation, which is waited for.
+fn each_operation(
+    context: &Context,
+    names: &[String],
+    work: impl AsyncFn(&client::Client, &str) -> Result<Operation, Error>,
+) -> Result<ExitCode, Error> {
+    context.with_daemon(async |client| {
+        let mut operations = Vec::new();
+        let mut result = Ok(ExitCode::SUCCESS);
+        for name in names {
+            match work(&client, name).await {
+                Ok(operation) => operations.push(operation),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        progress::all(context, &operations, result)
+    })
+}
+
 /// Starts virtual machines.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  arnia start web\n  arnia start web database --no-wait")]
@@ -59,11 +83,10 @@ pub struct Start {
 
 impl Run for Start {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        each(context, &self.names, async |client, name| {
+        each_operation(context, &self.names.names, async |client, name| {
             let operation = client.vm_start(name).await?;
-            self.wait
-                .finish(context, client, operation, &format!("starting {name}"), &format!("{name} runs"))
-                .await
+            let (doing, done) = (format!("starting {name}"), format!("{name} runs"));
+            self.wait.one(context, client, operation, &doing, &done).await
         })
     }
 }
@@ -93,14 +116,13 @@ pub struct Stop {
 
 impl Run for Stop {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        if !self.names.is_empty() {
+            return each_operation(context, &self.names, async |client, name| {
+                let operation = client.vm_stop(name, self.how.params()).await?;
+                self.finish(context, client, operation, name).await
+            });
+        }
         context.with_daemon(async |client| {
-            if !self.names.is_empty() {
-                for name in &self.names {
-                    let operation = client.vm_stop(name, self.how.params()).await?;
-                    self.finish(context, &client, operation, name).await?;
-                }
-                return Ok(ExitCode::SUCCESS);
-            }
             let projects = match self.all_projects {
                 true => client.projects().await?.into_iter().map(|project| project.name).collect(),
                 false => vec![client.project().to_owned()],
@@ -115,9 +137,10 @@ impl Run for Stop {
             // One that does not end keeps no other from being stopped and waited for.
             let mut failed = None;
             let mut fail = |name: &str, error: Error| {
-                eprintln!("arnia: {name}: {error}");
+                errln!("arnia: {name}: {error}");
                 failed = Some(error);
             };
+            let mut stopped = Vec::new();
             let (begun, mut left) = (Instant::now(), groups.len());
             for machines in groups.into_values().rev() {
                 let timeout = self.how.timeout.map(|all| share(all, begun.elapsed(), left));
@@ -131,12 +154,13 @@ impl Run for Stop {
                     }
                 }
                 for (client, operation, name) in stopping {
-                    if let Err(error) = self.finish(context, &client, operation, &name).await {
-                        fail(&name, error);
+                    match self.finish(context, &client, operation, &name).await {
+                        Ok(operation) => stopped.push(operation),
+                        Err(error) => fail(&name, error),
                     }
                 }
             }
-            failed.map_or(Ok(ExitCode::SUCCESS), Err)
+            progress::all(context, &stopped, failed.map_or(Ok(ExitCode::SUCCESS), Err))
         })
     }
 }
@@ -152,12 +176,11 @@ impl Stop {
         &self,
         context: &Context,
         client: &client::Client,
-        operation: api::v1::operation::Operation,
+        operation: Operation,
         name: &str,
-    ) -> Result<(), Error> {
-        self.wait
-            .finish(context, client, operation, &format!("stopping {name}"), &format!("{name} is off"))
-            .await
+    ) -> Result<Operation, Error> {
+        let (doing, done) = (format!("stopping {name}"), format!("{name} is off"));
+        self.wait.one(context, client, operation, &doing, &done).await
     }
 }
 
@@ -175,10 +198,10 @@ pub struct Restart {
 
 impl Run for Restart {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        each(context, &self.names, async |client, name| {
+        each_operation(context, &self.names.names, async |client, name| {
             let operation = client.vm_restart(name, self.how.params()).await?;
             let done = format!("{name} runs again");
-            self.wait.finish(context, client, operation, &format!("restarting {name}"), &done).await
+            self.wait.one(context, client, operation, &format!("restarting {name}"), &done).await
         })
     }
 }
@@ -213,10 +236,10 @@ pub struct Suspend {
 
 impl Run for Suspend {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        each(context, &self.names, async |client, name| {
+        each_operation(context, &self.names.names, async |client, name| {
             let operation = client.vm_suspend(name).await?;
             let done = format!("{name} is suspended; `arnia resume {name}` lets it go on");
-            self.wait.finish(context, client, operation, &format!("suspending {name}"), &done).await
+            self.wait.one(context, client, operation, &format!("suspending {name}"), &done).await
         })
     }
 }
