@@ -17,6 +17,7 @@ pub mod commands;
 mod completion;
 pub mod connect;
 mod contexts;
+mod ending;
 mod error;
 mod log;
 pub mod output;

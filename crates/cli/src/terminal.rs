@@ -1,5 +1,6 @@
 //! The person's terminal.
 
+use crate::ending::{OnSignal, on_signal};
 use api::agent::WindowSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{self, Read};
@@ -22,6 +23,14 @@ impl Raw {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, &raw);
         }
         Raw(before)
+    }
+
+    /// Has the terminal made as it was also when a signal ends the program.
+    pub(crate) fn restored_on_signal(&self) -> Option<OnSignal> {
+        let before = self.0.clone()?;
+        Some(on_signal(move || {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+        }))
     }
 
     /// Whether standard input is a terminal.

@@ -73,6 +73,7 @@ pub(super) async fn attach(client: &Client, name: &str, until: Until) -> Result<
     use futures_util::{SinkExt, StreamExt};
     let mut console = client.vm_console(name).await?;
     let raw = Raw::enter();
+    let restored = raw.restored_on_signal();
     let person = raw.is_terminal();
     if person {
         err!("connected to {name}; Ctrl-] q leaves\r\n");
@@ -119,6 +120,7 @@ pub(super) async fn attach(client: &Client, name: &str, until: Until) -> Result<
         }
     };
     drop(raw);
+    drop(restored);
     match left {
         true if !person => {}
         true => errln!("\nleft the console; {name} goes on"),
