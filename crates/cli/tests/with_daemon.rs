@@ -50,3 +50,93 @@ fn programs_get_one_list_of_all_that_was_done() {
     let text = daemon.arnia(&["stop", "a", "b"]);
     assert_eq!(String::from_utf8_lossy(&text.stdout), "a is off\nb is off\n");
 }
+
+/// A daemon of whose guest's file of 1 MB only the first bytes come.
+fn slow_file() -> Daemon {
+    Daemon::start(|request| match request.contains("/files/attributes") {
+        true => Answer::json(
+            200,
+            &json!({"kind": "file", "size": 1_000_000, "mode": 420, "uid": 0, "gid": 0, "modified_s": 0}),
+        ),
+        false => Answer { status: 200, body: b"the first bytes".to_vec(), len: 1_000_000 },
+    })
+}
+
+#[test]
+fn a_copy_that_is_ended_leaves_nothing() {
+    let daemon = slow_file();
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let folder = Folder::new();
+        fs::write(folder.0.join("old"), "old").expect("a file");
+        for target in ["new", "old"] {
+            let mut child =
+                daemon.command(&["cp", "web:/file"]).arg(folder.0.join(target)).spawn().expect("arnia");
+            let part = folder.0.join(format!("{target}.arnia-{}", child.id()));
+            eventually(|| part.metadata().is_ok_and(|part| part.len() > 0));
+            // So that the signal does not come before it is waited for.
+            std::thread::sleep(Duration::from_millis(50));
+            signal(&child, number);
+            assert_eq!(child.wait().expect("an end").signal(), Some(number));
+            assert_eq!(folder.names(), ["old"], "{target}");
+            assert_eq!(fs::read_to_string(folder.0.join("old")).expect("it is there"), "old");
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_so() {
+    let daemon = slow_file();
+    let folder = Folder::new();
+    let arnia = env!("CARGO_BIN_EXE_arnia");
+    let script = format!("trap '' HUP; exec {arnia} cp web:/file {}", folder.0.join("new").display());
+    let mut child = daemon.with_socket(Command::new("sh").args(["-c", &script])).spawn().expect("sh");
+    let part = folder.0.join(format!("new.arnia-{}", child.id()));
+    eventually(|| part.metadata().is_ok_and(|part| part.len() > 0));
+    signal(&child, libc::SIGHUP);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(child.try_wait().expect("a child").is_none() && part.exists());
+    signal(&child, libc::SIGTERM);
+    assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGTERM));
+    assert!(folder.names().is_empty());
+}
+
+#[test]
+fn a_conversion_that_is_ended_leaves_nothing() {
+    let folder = Folder::new();
+    let (source, target) = (folder.0.join("a.raw"), folder.0.join("b.qcow2"));
+    let mut noise =
+        fs::File::open("/dev/urandom").map(|file| std::io::Read::take(file, 256 << 20)).expect("noise");
+    std::io::copy(&mut noise, &mut fs::File::create(&source).expect("a file")).expect("room");
+    fs::write(&target, "old").expect("a file");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_arnia"))
+        .args(["disk", "convert", "--force", "--compress"])
+        .args([&source, &target])
+        .spawn()
+        .expect("arnia");
+    let part = folder.0.join(format!(".b.qcow2.partial-{}", child.id()));
+    eventually(|| part.metadata().is_ok_and(|part| part.len() > 1 << 20));
+    signal(&child, libc::SIGINT);
+    assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGINT));
+    assert_eq!(folder.names(), ["a.raw", "b.qcow2"]);
+    assert_eq!(fs::read_to_string(&target).expect("it is there"), "old");
+}
+
+/// Flags of a terminal's local modes.
+fn modes(terminal: &fs::File) -> rustix::termios::LocalModes {
+    rustix::termios::tcgetattr(terminal).expect("a terminal").local_modes
+}
+
+#[test]
+fn the_terminal_is_as_it_was_after_a_signal() {
+    let daemon = Daemon::console();
+    let (_person, terminal) = stub::terminal();
+    let before = modes(&terminal);
+    let stdin = terminal.try_clone().expect("a descriptor");
+    let mut child =
+        daemon.command(&["console", "web"]).stdin(stdin).stderr(Stdio::null()).spawn().expect("arnia");
+    eventually(|| modes(&terminal) != before);
+    std::thread::sleep(Duration::from_millis(200));
+    signal(&child, libc::SIGTERM);
+    assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGTERM));
+    assert_eq!(modes(&terminal), before);
+}

@@ -1,15 +1,18 @@
 //! `arnia cp`: files and folders between this computer and a guest.
 
+mod archive;
+mod store;
+
 use super::Run;
 use crate::{Context, Error};
 use api::agent::FileKind;
 use api::v1::error::ErrorCode;
 use client::Client;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 use tokio::sync::mpsc;
 
@@ -115,7 +118,7 @@ async fn copy_in(client: &Client, from: &Path, vm: &str, to: &str) -> Result<(),
     let source = from.to_owned();
     let reader = tokio::task::spawn_blocking(move || {
         let result = match folder {
-            true => archive(&source, &mut outlet),
+            true => archive::write(&source, &mut outlet),
             false => File::open(&source).and_then(|mut file| io::copy(&mut file, &mut outlet).map(drop)),
         };
         if let Err(error) = &result {
@@ -165,30 +168,6 @@ impl Write for Outlet {
     }
 }
 
-fn archive(folder: &Path, outlet: &mut Outlet) -> io::Result<()> {
-    let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, outlet));
-    builder.follow_symlinks(false);
-    add_folder(&mut builder, folder, Path::new(""))?;
-    builder.into_inner()?.flush()
-}
-
-fn add_folder<W: Write>(builder: &mut tar::Builder<W>, folder: &Path, inside: &Path) -> io::Result<()> {
-    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let (path, name) = (entry.path(), inside.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            builder.append_dir(&name, &path)?;
-            add_folder(builder, &path, &name)?;
-        } else if kind.is_file() || kind.is_symlink() {
-            builder.append_path_with_name(&path, &name)?;
-        }
-        // Sockets, pipes and devices mean nothing elsewhere.
-    }
-    Ok(())
-}
-
 async fn copy_out(client: &Client, vm: &str, from: &str, to: &Path) -> Result<(), Error> {
     let attributes = client.file_view(vm, from, true).await?;
     let target = match to.is_dir() {
@@ -202,7 +181,7 @@ async fn copy_out(client: &Client, vm: &str, from: &str, to: &Path) -> Result<()
     let (is_archive, mode, place) = (download.is_archive, attributes.mode, target.clone());
     let writer = tokio::task::spawn_blocking(move || match is_archive {
         true => unpack(inlet, &place, mode),
-        false => store(inlet, &place, mode),
+        false => store::write(inlet, &place, mode),
     });
     let mut received = Ok(());
     loop {
@@ -246,23 +225,6 @@ impl Read for Inlet {
             }
         }
     }
-}
-
-/// Writes a file: it gets its name when all has come. Never with set-ID bits: the guest is not this user.
-fn store(mut from: Inlet, to: &Path, mode: u32) -> io::Result<()> {
-    let mut name = to.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".arnia-{}", std::process::id()));
-    let part: PathBuf = to.with_file_name(name);
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-        io::copy(&mut from, &mut file)?;
-        file.set_permissions(fs::Permissions::from_mode(mode & 0o777))?;
-        fs::rename(&part, to)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&part);
-    }
-    written
 }
 
 /// Unpacks a folder. The archive's names come from the guest: nothing is written outside of the folder, nor through
