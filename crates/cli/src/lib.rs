@@ -11,6 +11,8 @@
 //! **To add a command**: a file in `commands/` with a struct that derives `clap::Args` and implements
 //! [`commands::Run`], and a variant in `commands::Command`.
 
+#![warn(clippy::print_stderr, reason = "it panics when standard error is full: use `stderr::errln!`")]
+
 mod args;
 mod bar;
 pub mod commands;

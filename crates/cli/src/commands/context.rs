@@ -136,7 +136,7 @@ impl Add {
             return Err(Error::bad_input(format!("{} shows the certificate {fingerprint}", self.address))
                 .with_remedy("compare it with the daemon's log, and give it with --fingerprint"));
         }
-        eprint!(
+        crate::stderr::err!(
             "{} shows the certificate\n  {fingerprint}\nIs it that of the daemon's log? [y/N] ",
             self.address
         );

@@ -109,7 +109,7 @@ fn agreed(steps: &[Step]) -> Result<bool, Error> {
                 .with_remedy("give --yes if it shall be done")),
         };
     }
-    eprint!("Shall this be done? [y/N] ");
+    crate::stderr::err!("Shall this be done? [y/N] ");
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     std::io::stdin()
