@@ -22,6 +22,8 @@ mod snapshots;
 mod storage;
 mod sweep;
 mod switches;
+#[cfg(test)]
+pub(crate) mod testing;
 mod vms;
 mod warm;
 mod work;

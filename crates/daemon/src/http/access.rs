@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 /// What it takes to use an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,16 +293,46 @@ fn project_of(query: &str) -> String {
     named.unwrap_or_else(|| DEFAULT_PROJECT.to_owned())
 }
 
+/// The place of a connection among those that are served. Work keeps it although its client is gone, so that hanging
+/// up does not let a client have more work under way than it has connections.
+#[derive(Clone, Debug)]
+pub(super) struct Place(#[expect(dead_code, reason = "held, not read")] pub(super) Arc<OwnedSemaphorePermit>);
+
 /// Lets a request through if its caller may, and writes changes and refusals down.
-pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+///
+/// What changes things is carried out to its end and written down also when the client goes away meanwhile: the
+/// connection's task then drops what it waits for, and half of a change would be left.
+pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let Some(operation) = gate.operation(&request).map(str::to_owned) else {
         // Another method than those of the path.
         return next.run(request).await;
     };
-    let project = project_of(request.uri().query().unwrap_or_default());
-    let path = request.uri().path().to_owned();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let changes = !reads || AUDITED_GETS.contains(&operation.as_str());
+    let place = request.extensions().get::<Place>().cloned();
+    let work = carry_out(gate, operation, changes, request, next);
+    if !changes {
+        return work.await;
+    }
+    let done = tokio::spawn(async move {
+        let response = work.await;
+        drop(place);
+        response
+    });
+    done.await
+        .unwrap_or_else(|e| Error::internal("the request was not carried out to its end", e).into_response())
+}
+
+/// Has a request handled if its caller may; writes it down if it `changes` something or is refused.
+async fn carry_out(
+    gate: Arc<Gate>,
+    operation: String,
+    changes: bool,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let project = project_of(request.uri().query().unwrap_or_default());
+    let path = request.uri().path().to_owned();
     let credential = Gate::credential(&request);
     let caller = credential.clone().and_then(|credential| gate.caller(&credential));
     let admitted = caller.clone().and_then(|caller| gate.admit(&operation, &caller, &project));
@@ -333,4 +363,92 @@ pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, n
         }
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::testing;
+    use crate::http::listen::serve_connection;
+    use axum::body::Bytes;
+    use axum::routing::{post, put};
+    use axum::{Router, middleware};
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::sync::{Semaphore, mpsc};
+
+    /// Only a guard against waiting for ever.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A connection of the daemon's owner to a gate before `router`.
+    fn connect(app: &Arc<App>, router: Router, method: Method, places: &Arc<Semaphore>) -> DuplexStream {
+        let operations = HashMap::from([((method, "/v1/x".to_owned()), "vm_pause".to_owned())]);
+        let gate = Arc::new(Gate { app: app.clone(), operations });
+        let router = router.route_layer(middleware::from_fn_with_state(gate, check));
+        let place = places.clone().try_acquire_owned().expect("a place");
+        let (client, server) = tokio::io::duplex(1 << 16);
+        tokio::spawn(serve_connection(server, router, Peer::Owner, place));
+        client
+    }
+
+    fn audited(app: &App) -> Vec<(String, u16)> {
+        let entries = app.read(|records| Ok(records.audit(i64::MAX, 10)?)).expect("the audit log");
+        entries.into_iter().map(|entry| (entry.action, entry.status)).collect()
+    }
+
+    async fn wait(what: &str, condition: impl Fn() -> bool) {
+        let waiting = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: not in time"));
+    }
+
+    #[tokio::test]
+    async fn a_change_is_made_and_written_down_also_when_its_client_hangs_up() {
+        let (app, _folder) = testing::app("hang-up");
+        let (begun, mut has_begun) = mpsc::channel::<()>(1);
+        let go_on = Arc::new(Semaphore::new(0));
+        let waits = go_on.clone();
+        let handler = async move || {
+            begun.send(()).await.expect("the test waits");
+            waits.acquire().await.expect("it goes on").forget();
+            "done"
+        };
+        let places = Arc::new(Semaphore::new(1));
+        let router = Router::new().route("/v1/x", post(handler));
+        let mut client = connect(&app, router, Method::POST, &places);
+        client.write_all(b"POST /v1/x HTTP/1.1\r\nHost: arnia\r\n\r\n").await.expect("a request");
+        has_begun.recv().await.expect("it begins");
+        drop(client);
+        // The daemon notices; the work goes on, and still counts as a connection.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!((audited(&app), places.available_permits()), (Vec::new(), 0));
+        go_on.add_permits(1);
+        wait("the audit entry", || audited(&app) == [("vm_pause".to_owned(), 200)]).await;
+        wait("the place is free", || places.available_permits() == 1).await;
+    }
+
+    #[tokio::test]
+    async fn a_body_that_a_client_has_not_sent_to_its_end_is_an_error() {
+        let (app, _folder) = testing::app("half-body");
+        let (tell, mut told) = mpsc::channel(1);
+        let handler = async move |body: Result<Bytes, axum::extract::rejection::BytesRejection>| {
+            tell.send(body.is_err()).await.expect("the test waits");
+        };
+        let places = Arc::new(Semaphore::new(2));
+        let router = Router::new().route("/v1/x", put(handler));
+        for (text, fails) in [("5\r\nhello\r\n", true), ("5\r\nhello\r\n0\r\n\r\n", false)] {
+            let mut client = connect(&app, router.clone(), Method::PUT, &places);
+            let head = "PUT /v1/x HTTP/1.1\r\nHost: arnia\r\nTransfer-Encoding: chunked\r\n\r\n";
+            client.write_all((head.to_owned() + text).as_bytes()).await.expect("a request");
+            if !fails {
+                client.read_exact(&mut [0; 12]).await.expect("an answer");
+            }
+            drop(client);
+            assert_eq!(told.recv().await, Some(fails), "{text:?}");
+        }
+        wait("the audit entries", || audited(&app).len() == 2).await;
+    }
 }

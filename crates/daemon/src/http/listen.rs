@@ -1,6 +1,6 @@
 //! Connections: the Unix socket for the daemon's owner, TLS for everybody else.
 
-use super::access::Peer;
+use super::access::{Peer, Place};
 use crate::app::App;
 use crate::config::Config;
 use crate::{StartError, util};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::crypto::{
@@ -165,8 +165,7 @@ async fn serve_unix(listener: UnixListener, router: Router, places: Arc<Semaphor
                 let peer = if owned { Peer::Owner } else { Peer::Stranger };
                 let router = router.clone();
                 tokio::spawn(async move {
-                    serve_connection(stream, router, peer).await;
-                    drop(place);
+                    serve_connection(stream, router, peer, place).await;
                 });
             }
             Err(e) => accept_failed(&e).await,
@@ -187,9 +186,8 @@ async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, router: Router,
                         let certificate =
                             stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                         let peer = certificate.map_or(Peer::Stranger, |it| Peer::Certificate(it.to_vec()));
-                        serve_connection(stream, router, peer).await;
+                        serve_connection(stream, router, peer, place).await;
                     }
-                    drop(place);
                 });
             }
             Err(e) => accept_failed(&e).await,
@@ -203,12 +201,15 @@ async fn accept_failed(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn serve_connection(
+/// Serves one client until either side ends the connection. The connection has its `place` as long as it lasts, and
+/// as long as work for it is under way.
+pub(super) async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     peer: Peer,
+    place: OwnedSemaphorePermit,
 ) {
-    let router = router.layer(axum::Extension(peer));
+    let router = router.layer(axum::Extension(peer)).layer(axum::Extension(Place(Arc::new(place))));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
