@@ -102,15 +102,24 @@ impl Records<'_> {
         }
     }
 
-    /// Removes a project that holds nothing.
+    /// Removes a project that holds nothing, with its operations and what users may do in it: a later project of this
+    /// name is another one.
     ///
     /// # Errors
     /// When there is none. What it still holds has to be looked at before.
     pub fn project_delete(&self, name: &str) -> Result<(), Error> {
-        match self.db.prepare_cached("DELETE FROM projects WHERE name = ?1")?.execute([name])? {
-            0 => Err(Error::not_found("project", name)),
-            _ => Ok(()),
+        if self.db.prepare_cached("DELETE FROM projects WHERE name = ?1")?.execute([name])? == 0 {
+            return Err(Error::not_found("project", name));
         }
+        self.db.prepare_cached("DELETE FROM operations WHERE project = ?1")?.execute([name])?;
+        for mut user in self.users()? {
+            let before = user.grants.len();
+            user.grants.retain(|grant| grant.project.as_deref() != Some(name));
+            if user.grants.len() != before {
+                self.user_update(&user)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the machines and volumes of a project use.
@@ -128,5 +137,59 @@ impl Records<'_> {
             usage.storage_bytes = usage.storage_bytes.saturating_add(volume.size);
         }
         Ok(usage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OperationRecord;
+    use api::v1::access::{Grant, Role, User};
+    use api::v1::operation::{Operation, OperationState, Target};
+
+    #[test]
+    fn nothing_of_a_removed_project_is_left_for_a_later_one_of_its_name() {
+        let (store, _file) = crate::test_store("projects");
+        let grant =
+            |project: Option<&str>| Grant { project: project.map(str::to_owned), role: Role::Operator };
+        let user = |name: &str, grants: &[Grant]| User {
+            name: name.into(),
+            description: String::new(),
+            grants: grants.to_vec(),
+            created: 1,
+            revision: 1,
+        };
+        let operation = |id: &str, project: &str| OperationRecord {
+            view: Operation {
+                id: id.into(),
+                kind: "vm_start".into(),
+                project: project.into(),
+                target: Target { kind: "vm".into(), id: "v".into(), name: "web".into() },
+                state: OperationState::Succeeded,
+                progress: None,
+                error: None,
+                user: "ann".into(),
+                created: 1,
+                finished: Some(2),
+            },
+            request: serde_json::Value::Null,
+        };
+        let (lab, all, other) = (grant(Some("lab")), grant(None), grant(Some("default")));
+        let made = |records: &Records<'_>| {
+            records.project_insert(&ProjectRecord::new("lab", 1))?;
+            records.user_insert(&user("ann", &[lab.clone(), other.clone()]))?;
+            records.user_insert(&user("bob", std::slice::from_ref(&all)))?;
+            records.operation_insert(&operation("here", "lab"))?;
+            records.operation_insert(&operation("there", "default"))?;
+            records.project_delete("lab")?;
+            records.project_insert(&ProjectRecord::new("lab", 2))
+        };
+        store.write(made).unwrap();
+        let (ann, bob) =
+            store.read(|records| Ok::<_, Error>((records.user("ann")?, records.user("bob")?))).unwrap();
+        assert_eq!((ann.grants, ann.revision), (vec![other], 2));
+        assert_eq!((bob.grants, bob.revision), (vec![all], 1), "nothing of this user's has changed");
+        assert!(store.read(|records| records.operations("lab", "", 10)).unwrap().is_empty());
+        assert_eq!(store.read(|records| records.operations("default", "", 10)).unwrap().len(), 1);
     }
 }

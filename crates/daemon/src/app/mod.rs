@@ -38,7 +38,7 @@ use api::v1::Time;
 use api::v1::event::Event;
 use api::v1::image::RegistryLogin;
 use api::v1::vm::{VmState, WorkerView};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,7 +68,7 @@ pub(crate) struct App {
     /// Logins at registries for operations that have not begun, which are written down nowhere.
     logins: Mutex<HashMap<String, RegistryLogin>>,
     events: broadcast::Sender<Event>,
-    past_events: Mutex<VecDeque<Event>>,
+    past_events: Mutex<events::Past>,
     /// Told when somebody may do less than before.
     rights: watch::Sender<()>,
     /// The processes of networks, by the networks' identities.

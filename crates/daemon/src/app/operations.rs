@@ -19,6 +19,7 @@ use tokio::sync::watch;
 /// An operation under way.
 #[derive(Debug)]
 pub(super) struct Running {
+    project: String,
     cancellable: Cancellable,
     /// Dropped when it has ended.
     cancel: watch::Sender<bool>,
@@ -170,7 +171,8 @@ impl App {
         let view = record.view.clone();
         let work = Arc::new(Work::of(self, &view));
         let cancellable = Cancellable::of(&view.kind);
-        lock(&self.operations).insert(view.id.clone(), Running { cancellable, cancel, work: work.clone() });
+        let running = Running { project: view.project.clone(), cancellable, cancel, work: work.clone() };
+        lock(&self.operations).insert(view.id.clone(), running);
         self.tell(&view.project, EventKind::OperationChanged { operation: Box::new(view.clone()) });
         let app = self.clone();
         tokio::spawn(async move {
@@ -260,9 +262,18 @@ impl App {
         if let Err(error) = self.write_soon(|records| Ok(records.operation_update(&record)?)) {
             log::error!("the end of operation {} cannot be written down: {error}", record.view.id);
         }
-        lock(&self.operations).remove(&record.view.id);
-        let project = record.view.project.clone();
+        let (id, project) = (record.view.id.clone(), record.view.project.clone());
         self.tell(&project, EventKind::OperationChanged { operation: Box::new(record.view) });
+        // After the last that is told of it: what is not here any more says nothing.
+        lock(&self.operations).remove(&id);
+    }
+
+    /// Whether something is under way in a project. To be called within the transaction that depends on it.
+    pub(super) fn is_busy(&self, records: &Records<'_>, project: &str) -> Result<bool, Error> {
+        // Those that are written down have perhaps not begun, and those that have ended there perhaps not told it.
+        let planned = records.operations_unfinished()?;
+        Ok(planned.iter().any(|operation| operation.view.project == project)
+            || lock(&self.operations).values().any(|running| running.project == project))
     }
 
     /// Carries on what an earlier daemon has not finished.

@@ -85,6 +85,7 @@ impl App {
         })
     }
 
+    /// Removes a project that holds nothing, and all that was said of it but the audit log.
     pub(crate) fn project_delete(&self, name: &str) -> Result<(), Error> {
         if name == DEFAULT_PROJECT {
             return Err(Error::new(ErrorCode::InUse, "the default project cannot be removed"));
@@ -99,7 +100,58 @@ impl App {
                 return Err(Error::new(ErrorCode::InUse, format!("the project {name:?} is not empty"))
                     .with_remedy("remove its virtual machines, volumes and networks first"));
             }
+            if self.is_busy(records, name)? {
+                let message = format!("operations of the project {name:?} are under way");
+                return Err(Error::new(ErrorCode::InUse, message)
+                    .with_remedy("wait until they have ended, or cancel them: see `arnia operation ls`"));
+            }
             Ok(records.project_delete(name)?)
-        })
+        })?;
+        self.forget_events(name);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::{Caller, Request, testing};
+    use api::v1::access::{Grant, Role, UserParams};
+    use api::v1::event::EventKind;
+    use api::v1::operation::{OperationState, Target};
+
+    #[test]
+    fn a_project_of_an_old_name_is_a_new_one() {
+        let (app, _folder) = testing::app("projects");
+        let lab =
+            || ProjectParams { name: "lab".into(), description: String::new(), quota: Default::default() };
+        app.project_create(lab()).expect("a project");
+        let grants = vec![Grant { project: Some("lab".into()), role: Role::Operator }];
+        app.user_create(UserParams { name: "ann".into(), description: String::new(), grants })
+            .expect("a user");
+        let tell = |project: &str| {
+            app.tell(project, EventKind::VmDeleted { vm: "v".into(), name: "web".into() });
+        };
+        let told = |after| app.listen(Some(after)).0.into_iter().map(|event| (event.id, event.project));
+        tell("default");
+        tell("lab");
+        let target = Target { kind: "image".into(), id: "debian".into(), name: "debian".into() };
+        let plan =
+            |records: &Records<'_>| app.plan(records, &Caller::owner(), "lab", target, &Request::VmStart {});
+        let mut operation = app.write(plan).expect("an operation");
+        // What is under way would tell of itself later.
+        assert_eq!(app.project_delete("lab").expect_err("a refusal").code(), ErrorCode::InUse);
+        operation.view.state = OperationState::Succeeded;
+        app.write(|records| Ok(records.operation_update(&operation)?)).expect("its end");
+        app.project_delete("lab").expect("it goes");
+        app.project_create(lab()).expect("another one");
+        let (ann, operations) = app
+            .read(|records| Ok((records.user("ann")?, records.operations("lab", "", 10)?)))
+            .expect("records");
+        assert!(ann.grants.is_empty() && operations.is_empty(), "{ann:?} {operations:?}");
+        assert_eq!(told(0).collect::<Vec<_>>(), [(1, "default".to_owned())]);
+        // Whoever has seen the event 2 misses none after it.
+        tell("lab");
+        assert_eq!(told(2).collect::<Vec<_>>(), [(3, "lab".to_owned())]);
     }
 }
