@@ -91,7 +91,10 @@ impl App {
         self.image_digest(name)?;
         self.images.remove_name(&image_name(name)?)?;
         self.sweep().await;
-        match self.images.prune(PruneOptions::default()) {
+        let store = self.images.clone();
+        // Blobs may be large, and removing them takes its time.
+        let pruned = tokio::task::spawn_blocking(move || store.prune(PruneOptions::default())).await;
+        match pruned.map_err(|e| Error::internal("what the image had to itself may have stayed", e))? {
             // Whatever is being built or pulled just now: the next removal takes it away.
             Err(error) if error.kind() == image::ErrorKind::Busy => Ok(()),
             result => Ok(result.map(drop)?),

@@ -189,18 +189,23 @@ impl App {
             self.stop_locked(&machine, StopParams { force: true, timeout: None }).await?;
         }
         self.write(|records| Ok(records.vm_delete(&vm.id)?))?;
-        if vm.origin.is_some() {
-            self.release_image(&vm.id);
-        }
         super::lock(&self.machines).remove(&vm.id);
-        for folder in [self.config.paths.vm_runtime(&vm.id), self.config.paths.vm_data(&vm.id)] {
-            if let Err(error) = std::fs::remove_dir_all(&folder)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                log::warn!("the folder {folder:?} of a removed machine stays: {error}");
-            }
-        }
+        // At once, while its project is there: the folders may take their time.
         self.tell(&vm.project, EventKind::VmDeleted { vm: vm.id.clone(), name: vm.name.clone() });
+        let (app, id, has_image) = (self.clone(), vm.id.clone(), vm.origin.is_some());
+        let removed = tokio::task::spawn_blocking(move || {
+            if has_image {
+                app.release_image(&id);
+            }
+            for folder in [app.config.paths.vm_runtime(&id), app.config.paths.vm_data(&id)] {
+                if let Err(error) = std::fs::remove_dir_all(&folder)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    log::warn!("the folder {folder:?} of a removed machine stays: {error}");
+                }
+            }
+        });
+        removed.await.map_err(|e| Error::internal("the folders of a removed machine may have stayed", e))?;
         let app = self.clone();
         tokio::spawn(async move { app.sweep().await });
         Ok(())
