@@ -25,7 +25,7 @@ pub use projects::ProjectRecord;
 pub use snapshots::SnapshotRecord;
 pub use storage::{PoolRecord, VolumeRecord};
 pub use users::TokenRecord;
-pub use vms::{Desired, Origin, Resume, VmRecord};
+pub use vms::{Desired, Origin, Resume, Sizes, VmRecord};
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Projects.
 
-use crate::{Error, ErrorKind, Records};
+use crate::{Error, ErrorKind, Records, Sizes};
 use api::v1::Time;
 use api::v1::project::{Quota, Usage};
 use rusqlite::{OptionalExtension, Row, params};
@@ -122,7 +122,8 @@ impl Records<'_> {
         Ok(())
     }
 
-    /// What the machines and volumes of a project use.
+    /// What the machines and volumes of a project use. A machine that was changed counts with what it runs with, or is to
+    /// go on with, as long as that is more.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -130,8 +131,10 @@ impl Records<'_> {
         let mut usage = Usage::default();
         for vm in self.vms(project, "", u32::MAX)? {
             usage.vms += 1;
-            usage.cpus += u64::from(vm.config.cpus);
-            usage.memory_bytes = usage.memory_bytes.saturating_add(vm.config.memory.0);
+            let wanted = Sizes::of(&vm.config);
+            let has = vm.running_sizes.unwrap_or(wanted);
+            usage.cpus += u64::from(wanted.cpus.max(has.cpus));
+            usage.memory_bytes = usage.memory_bytes.saturating_add(wanted.memory.max(has.memory).0);
         }
         for volume in self.volumes(project, "", u32::MAX)? {
             usage.storage_bytes = usage.storage_bytes.saturating_add(volume.size);
@@ -143,9 +146,35 @@ impl Records<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OperationRecord;
+    use crate::{Desired, OperationRecord, VmRecord};
+    use api::ByteSize;
     use api::v1::access::{Grant, Role, User};
     use api::v1::operation::{Operation, OperationState, Target};
+    use api::v1::vm::VmConfig;
+
+    #[test]
+    fn a_machine_counts_with_what_it_has_until_it_boots_with_less() {
+        let (store, _file) = crate::test_store("usage");
+        let config = |cpus, memory| VmConfig { cpus, memory: ByteSize(memory), ..VmConfig::new("/k") };
+        let usage = |work: &dyn Fn(&Records<'_>) -> Result<(), Error>| {
+            store.write(work).unwrap();
+            let usage = store.read(|records| records.usage("default")).unwrap();
+            (usage.cpus, usage.memory_bytes)
+        };
+        let runs = usage(&|records| {
+            records.vm_insert(&VmRecord::new("v".into(), "default", "v".into(), config(4, 8192), 1))?;
+            records.vm_set_state("v", Desired::Running, false, None)?;
+            records.vm_started("v", 1, 1, Sizes::of(&config(4, 8192)))
+        });
+        assert_eq!(runs, (4, 8192));
+        let update = |records: &Records<'_>, expected, config: VmConfig| {
+            records.vm_update("v", expected, "v", &config).map(drop)
+        };
+        assert_eq!(usage(&|records| update(records, 1, config(1, 4096))), (4, 8192));
+        assert_eq!(usage(&|records| update(records, 2, config(2, 16384))), (4, 16384));
+        let off = usage(&|records| records.vm_set_state("v", Desired::Stopped, false, None));
+        assert_eq!(off, (2, 16384));
+    }
 
     #[test]
     fn nothing_of_a_removed_project_is_left_for_a_later_one_of_its_name() {

@@ -72,6 +72,10 @@ const MIGRATIONS: &[&str] = &[
         SELECT json_group_array(json_set(value, '$.name', 'net' || key)) FROM json_each(config, '$.nics')
     )) WHERE json_array_length(config, '$.nics') > 0;
 ",
+    // With what a machine runs that was changed meanwhile. Of those that run now it is asked.
+    "
+    ALTER TABLE vms ADD COLUMN running_sizes TEXT;
+",
 ];
 
 /// Brings the file up to date, in one transaction for each step.

@@ -1,6 +1,7 @@
 //! Virtual machines.
 
 use crate::{Error, ErrorKind, Records};
+use api::ByteSize;
 use api::image::Digest;
 use api::v1::Time;
 use api::v1::vm::{InstanceParams, VmConfig};
@@ -35,6 +36,22 @@ pub struct Resume {
     pub other: bool,
 }
 
+/// How large a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Guest memory.
+    pub memory: ByteSize,
+}
+
+impl Sizes {
+    /// Those that a configuration asks for.
+    pub fn of(config: &VmConfig) -> Sizes {
+        Sizes { cpus: config.cpus, memory: config.memory }
+    }
+}
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VmRecord {
@@ -58,8 +75,10 @@ pub struct VmRecord {
     pub reason: Option<String>,
     /// When it was last started.
     pub started: Option<Time>,
-    /// The revision that it was last started with.
+    /// The revision with which it runs, or is to go on.
     pub running_revision: Option<i64>,
+    /// The sizes with which it runs, or is to go on. Another configuration changes them with the next boot only.
+    pub running_sizes: Option<Sizes>,
     /// What it is made of, if it comes from an image.
     pub origin: Option<Origin>,
     /// What its next start goes on from; it boots if there is nothing.
@@ -81,6 +100,7 @@ impl VmRecord {
             reason: None,
             started: None,
             running_revision: None,
+            running_sizes: None,
             origin: None,
             resume: None,
         }
@@ -88,7 +108,7 @@ impl VmRecord {
 }
 
 const COLUMNS: &str = "id, project, name, config, created, revision, desired, failed, reason, started, \
-                       running_revision, origin, resume";
+                       running_revision, origin, resume, running_sizes";
 
 fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     Ok(VmRecord {
@@ -105,6 +125,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         running_revision: row.get(10)?,
         origin: crate::json_or_null(row, 11)?,
         resume: crate::json_or_null(row, 12)?,
+        running_sizes: crate::json_or_null(row, 13)?,
     })
 }
 
@@ -123,7 +144,8 @@ impl Records<'_> {
     /// # Errors
     /// When its name is taken.
     pub fn vm_insert(&self, vm: &VmRecord) -> Result<(), Error> {
-        let sql = format!("INSERT INTO vms ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)");
+        let sql =
+            format!("INSERT INTO vms ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)");
         self.db
             .prepare_cached(&sql)?
             .execute(params![
@@ -139,7 +161,8 @@ impl Records<'_> {
                 vm.started,
                 vm.running_revision,
                 vm.origin.as_ref().map(crate::to_json),
-                vm.resume.as_ref().map(crate::to_json)
+                vm.resume.as_ref().map(crate::to_json),
+                vm.running_sizes.as_ref().map(crate::to_json)
             ])
             .map_err(|e| Error::or_exists(e, "virtual machine", &vm.name))?;
         Ok(())
@@ -217,7 +240,8 @@ impl Records<'_> {
         }
     }
 
-    /// Says what a machine shall do and why it is in its state.
+    /// Says what a machine shall do and why it is in its state. With what it ran is forgotten of one that shall not run,
+    /// unless it is to go on from there.
     ///
     /// # Errors
     /// When there is no such machine.
@@ -232,6 +256,14 @@ impl Records<'_> {
             .db
             .prepare_cached("UPDATE vms SET desired = ?2, failed = ?3, reason = ?4 WHERE id = ?1")?
             .execute(params![id, desired.text(), failed, reason])?;
+        if desired == Desired::Stopped {
+            self.db
+                .prepare_cached(
+                    "UPDATE vms SET running_revision = NULL, running_sizes = NULL
+                     WHERE id = ?1 AND resume IS NULL",
+                )?
+                .execute([id])?;
+        }
         found(changed, id)
     }
 
@@ -239,11 +271,25 @@ impl Records<'_> {
     ///
     /// # Errors
     /// When there is no such machine.
-    pub fn vm_started(&self, id: &str, time: Time, revision: i64) -> Result<(), Error> {
+    pub fn vm_started(&self, id: &str, time: Time, revision: i64, sizes: Sizes) -> Result<(), Error> {
         let changed = self
             .db
-            .prepare_cached("UPDATE vms SET started = ?2, running_revision = ?3 WHERE id = ?1")?
-            .execute(params![id, time, revision])?;
+            .prepare_cached(
+                "UPDATE vms SET started = ?2, running_revision = ?3, running_sizes = ?4 WHERE id = ?1",
+            )?
+            .execute(params![id, time, revision, crate::to_json(&sizes)])?;
+        found(changed, id)
+    }
+
+    /// Says how large a machine is that runs.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn vm_has_sizes(&self, id: &str, sizes: Sizes) -> Result<(), Error> {
+        let changed = self
+            .db
+            .prepare_cached("UPDATE vms SET running_sizes = ?2 WHERE id = ?1")?
+            .execute(params![id, crate::to_json(&sizes)])?;
         found(changed, id)
     }
 
@@ -297,6 +343,35 @@ mod tests {
         Resume { snapshot: "/s".into(), other: true }
     }
 
+    const SIZES: Sizes = Sizes { cpus: 3, memory: ByteSize(5 << 20) };
+
+    #[test]
+    fn with_what_a_machine_ran_is_known_until_it_boots_anew() {
+        let (store, _file) = crate::test_store("ran");
+        let runs_with = |work: &dyn Fn(&Records<'_>) -> Result<(), Error>| {
+            store.write(work).unwrap();
+            let vm = store.read(|records| records.vm_by_id("id-a")).unwrap();
+            (vm.running_revision, vm.running_sizes)
+        };
+        let stop = |records: &Records<'_>| records.vm_set_state("id-a", Desired::Stopped, false, None);
+        let begun = runs_with(&|records| {
+            records.vm_insert(&vm("a"))?;
+            records.vm_set_state("id-a", Desired::Running, false, None)?;
+            records.vm_started("id-a", 9, 1, SIZES)
+        });
+        assert_eq!(begun, (Some(1), Some(SIZES)));
+        let suspended = runs_with(&|records| {
+            records.vm_set_resume("id-a", Some(&resume()))?;
+            stop(records)
+        });
+        assert_eq!(suspended, begun);
+        let given_up = runs_with(&|records| {
+            records.vm_set_resume("id-a", None)?;
+            stop(records)
+        });
+        assert_eq!(given_up, (None, None));
+    }
+
     #[test]
     fn machines_are_kept_found_changed_and_removed() {
         let (store, _file) = crate::test_store("vms");
@@ -305,7 +380,7 @@ mod tests {
                 ["b", "a", "c"].iter().try_for_each(|name| records.vm_insert(&vm(name)))?;
                 records.vm_set_state("id-b", Desired::Running, true, Some("why"))?;
                 records.vm_set_resume("id-b", Some(&resume()))?;
-                records.vm_started("id-b", 9, 1)
+                records.vm_started("id-b", 9, 1, SIZES)
             })
             .unwrap();
         store
@@ -316,6 +391,7 @@ mod tests {
                     reason: Some("why".into()),
                     started: Some(9),
                     running_revision: Some(1),
+                    running_sizes: Some(SIZES),
                     resume: Some(resume()),
                     ..vm("b")
                 };

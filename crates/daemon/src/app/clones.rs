@@ -8,12 +8,13 @@ use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
 use api::v1::name;
 use api::v1::snapshot::{CLONES_MAX, CloneParams};
-use api::v1::vm::{InstanceParams, VmConfig, VmState};
+use api::v1::vm::{InstanceParams, VmConfig, VmState, check_sizes};
+use api::worker::snapshot::MANIFEST_FILE;
 use image::{Instance, InstanceDisk};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::{Origin, Resume, VmRecord};
+use store::{Origin, Resume, Sizes, VmRecord};
 
 /// A clone to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub(crate) struct Planned {
 
 /// What clones begin with.
 struct Source {
+    /// What they shall be.
+    config: VmConfig,
     /// The disks of the machine; nothing for one that has not been started yet.
     disks: Option<Vec<InstanceDisk>>,
     /// The snapshot that they go on from; without, they boot.
@@ -48,10 +51,11 @@ impl App {
                     .with_remedy("choose another name"));
             }
         }
-        if let Some(snapshot) = &params.snapshot {
-            self.snapshot_record(vm, snapshot)?;
-        }
-        if vm.config.disks.iter().any(|disk| !disk.read_only) {
+        let config = match &params.snapshot {
+            Some(snapshot) => &self.snapshot_record(vm, snapshot)?.config,
+            None => &vm.config,
+        };
+        if config.disks.iter().any(|disk| !disk.read_only) {
             return Err(Error::new(
                 ErrorCode::Unsupported,
                 format!("{} has volumes or files of the host as disks, which are not cloned", vm.name),
@@ -103,8 +107,13 @@ impl App {
         let instance =
             place.join(image::INSTANCE_FILE).exists().then(|| Instance::load(&place)).transpose()?;
         let machine = self.machine(&vm.id);
+        let mut config = vm.config.clone();
         let folder = match snapshot {
-            Some(name) => Some(self.snapshot_folder(&self.snapshot_record(vm, &name)?.id)),
+            Some(name) => {
+                let record = self.snapshot_record(vm, &name)?;
+                config = record.config;
+                Some(self.snapshot_folder(&record.id))
+            }
             None if machine.process().is_some() => {
                 let id = util::uuid();
                 self.save(&machine, vm, &id, Saved::disks(), work).await?;
@@ -112,12 +121,17 @@ impl App {
             }
             None => None,
         };
+        // It may have been changed after the machine that was saved had booted.
+        if let Some(sizes) = folder.as_deref().and_then(sizes_in) {
+            check_sizes(sizes.cpus, sizes.memory)?;
+            (config.cpus, config.memory) = (sizes.cpus, sizes.memory);
+        }
         let disks = match (&folder, &instance) {
             (Some(folder), Some(instance)) => Some(saved_disks_of(folder, instance)?),
             (None, Some(instance)) => Some(instance.disks.clone()),
             (_, None) => None,
         };
-        Ok(Source { disks, snapshot: folder })
+        Ok(Source { config, disks, snapshot: folder })
     }
 
     async fn insert_clone(
@@ -131,7 +145,7 @@ impl App {
             // An earlier daemon has come so far.
             return Ok(());
         }
-        let mut config = VmConfig { autostart: Default::default(), ..vm.config.clone() };
+        let mut config = VmConfig { autostart: Default::default(), ..from.config.clone() };
         // Two machines that write to one folder are for somebody to want.
         config.mounts.clear();
         for nic in &mut config.nics {
@@ -159,6 +173,8 @@ impl App {
             }
         }
         let inserted = self.write(|records| {
+            // Those of a snapshot may be gone.
+            super::vms::check_volumes(records, &vm.project, &record.config)?;
             super::networks::assign_addresses(records, &vm.project, &record.id, &mut record.config)?;
             let before = records.usage(&vm.project)?;
             records.vm_insert(&record)?;
@@ -215,4 +231,11 @@ impl App {
         let clones = self.plan_clones(vm, &params)?;
         self.vm_operation(caller, vm, &super::Request::VmClone { clones, snapshot: params.snapshot })
     }
+}
+
+/// How large a machine is that goes on from a snapshot, as its manifest says.
+fn sizes_in(snapshot: &Path) -> Option<Sizes> {
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(snapshot.join(MANIFEST_FILE)).ok()?).ok()?;
+    serde_json::from_value(manifest["manifest"]["machine"].clone()).ok()
 }

@@ -5,6 +5,7 @@ use super::work::Work;
 use super::{App, Machine, switches};
 use crate::machine::{self, Folder, Process, process};
 use crate::{Error, util};
+use api::ByteSize;
 use api::v1::error::ErrorCode;
 use api::v1::limits::Limits;
 use api::v1::vm::{VmState, WorkerView};
@@ -13,7 +14,7 @@ use api::worker::control::{Request, Status};
 use image::Instance;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Desired, Resume, VmRecord};
+use store::{Desired, Resume, Sizes, VmRecord};
 
 /// How long a worker has to come up. It opens files, no more.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -82,9 +83,16 @@ impl App {
         }
         // Written down first: should the daemon be killed now, the next one knows what to look for.
         self.write(|records| {
+            let ran = records.vm_by_id(&vm.id)?;
+            let (mut revision, mut sizes) = (vm.revision, Sizes::of(&vm.config));
+            if resume.as_ref().is_some_and(|resume| !resume.other) {
+                // It is what it was, whatever has been changed since it booted.
+                revision = ran.running_revision.unwrap_or(revision);
+                sizes = ran.running_sizes.unwrap_or(sizes);
+            }
             records.vm_set_state(&vm.id, Desired::Running, false, None)?;
             records.vm_set_resume(&vm.id, resume.as_ref())?;
-            Ok(records.vm_started(&vm.id, util::now(), vm.revision)?)
+            Ok(records.vm_started(&vm.id, util::now(), revision, sizes)?)
         })?;
         let log = self.worker_log(&vm.id);
         let process = Process::start(&self.config.worker, &folder, &config, &log).map_err(|e| {
@@ -228,11 +236,26 @@ impl App {
             });
             live.process = Some(process.clone());
         }
+        self.note_sizes(&machine.id, status);
         self.enter(machine, if paused { VmState::Paused } else { VmState::Running }, None);
         let (app, machine) = (self.clone(), machine.clone());
         tokio::spawn(async move {
             process.ended().await;
             app.ended(&machine).await;
         });
+    }
+
+    /// Writes down how large a machine is, as its process says: one that goes on from a snapshot is as large as that.
+    fn note_sizes(&self, id: &str, status: &Status) {
+        let sizes = Sizes { cpus: status.cpus, memory: ByteSize(status.memory_bytes) };
+        let known = self.read(|records| Ok(records.vm_by_id(id)?.running_sizes));
+        let noted = match known {
+            Ok(known) if known == Some(sizes) => Ok(()),
+            Ok(_) => self.write_soon(|records| Ok(records.vm_has_sizes(id, sizes)?)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = noted {
+            log::error!("the size of machine {id} cannot be written down: {error}");
+        }
     }
 }

@@ -64,12 +64,14 @@ impl App {
                 _ => error.with_remedy("see `arnia info` for the processors that the host has"),
             }
         };
+        // A machine that was made smaller is as large as before until it boots.
+        let has = vm.running_sizes.map_or(0, |sizes| sizes.memory.0);
         if let Some(groups) = &self.cgroups {
             let group = GroupLimits {
                 cpu: limits.cpu,
                 cpu_weight: weight,
                 cpu_set: limits.cpu_set.clone(),
-                memory: vm.config.memory.0 + WORKER_MEMORY,
+                memory: vm.config.memory.0.max(has) + WORKER_MEMORY,
             };
             let limited = groups.adopt(&vm.id, pid).and_then(|()| groups.limit(&vm.id, &group));
             limited.map_err(|e| refused("limits", e))?;

@@ -6,6 +6,7 @@ mod guest;
 pub(crate) mod host;
 mod images;
 mod instances;
+mod kept;
 mod launch;
 mod lifecycle;
 mod limits;

@@ -3,7 +3,7 @@
 use super::people::check_description;
 use super::projects::check_quota;
 use super::{App, Caller, Request};
-use super::{mounts, networks};
+use super::{kept, mounts, networks};
 use crate::{Error, util};
 use api::v1::error::ErrorCode;
 use api::v1::event::EventKind;
@@ -13,7 +13,7 @@ use api::v1::vm::{StopParams, Vm, VmConfig, VmMetrics, VmParams, VmState, check_
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use store::{Records, VmRecord};
+use store::{Records, Sizes, VmRecord};
 
 /// Disks and network cards that fit on the bus beside what every machine has, what an image brings, and a display.
 const DEVICES_MAX: usize = 21;
@@ -40,9 +40,11 @@ impl App {
         let machine = self.machine(&record.id);
         let state = machine.state();
         let worker = machine.live().view.clone();
+        let other_sizes = record.running_sizes.is_some_and(|sizes| sizes != Sizes::of(&record.config));
+        let is_old = record.running_revision != Some(record.revision) || other_sizes;
         Vm {
             image_digest: record.origin.map(|origin| origin.image.to_string()),
-            restart_needed: state.is_active() && record.running_revision != Some(record.revision),
+            restart_needed: state.is_active() && is_old,
             state,
             reason: record.reason.filter(|_| !state.is_active()),
             worker: worker.filter(|_| state.is_active()),
@@ -141,7 +143,8 @@ impl App {
             check_volumes(records, &vm.project, &config)?;
             networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
             let before = records.usage(&vm.project)?;
-            let record = records.vm_update(&vm.id, expected.unwrap_or(vm.revision), &vm.name, &config)?;
+            let expected = expected.unwrap_or(vm.revision);
+            let record = kept::update(records, &vm.id, expected, &vm.name, &config)?;
             check_quota(records, &vm.project, before)?;
             Ok(record)
         })?;
@@ -162,9 +165,8 @@ impl App {
     /// Gives a machine another name.
     pub(crate) fn vm_rename(&self, vm: &VmRecord, new: &str, expected: Option<i64>) -> Result<Vm, Error> {
         name::check("virtual machine", new)?;
-        let record = self.write(|records| {
-            Ok(records.vm_update(&vm.id, expected.unwrap_or(vm.revision), new, &vm.config)?)
-        })?;
+        let expected = expected.unwrap_or(vm.revision);
+        let record = self.write(|records| kept::update(records, &vm.id, expected, new, &vm.config))?;
         self.tell_changed(&record);
         Ok(self.vm_view(record))
     }
@@ -386,7 +388,7 @@ fn check_paths(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) ->
     Ok(())
 }
 
-fn check_volumes(records: &Records<'_>, project: &str, config: &VmConfig) -> Result<(), Error> {
+pub(super) fn check_volumes(records: &Records<'_>, project: &str, config: &VmConfig) -> Result<(), Error> {
     for volume in config.disks.iter().filter_map(|disk| disk.volume.as_deref()) {
         if records.volume(project, volume).is_err() {
             return Err(Error::new(ErrorCode::Invalid, format!("there is no volume {volume:?}"))

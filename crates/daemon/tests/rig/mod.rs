@@ -122,17 +122,54 @@ const ENDLESS: agent::Attributes = agent::Attributes {
     target: None,
 };
 
+/// What a worker is to be, and whether it stands still at first: it boots, or goes on from a snapshot.
+fn worker_config(text: &[u8]) -> (worker::VmConfig, bool) {
+    let Ok(restore) = serde_json::from_slice::<worker::RestoreConfig>(text) else {
+        return (serde_json::from_slice(text).expect("a configuration"), false);
+    };
+    let manifest = std::fs::read(restore.snapshot.join("manifest.json")).expect("a manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("a manifest");
+    let config = worker::VmConfig {
+        name: restore.name,
+        uuid: restore.uuid,
+        vsock: restore.vsock,
+        serial: restore.serial,
+        control: restore.control,
+        snapshots: restore.snapshots,
+        report: restore.report,
+        ..serde_json::from_value(manifest["manifest"]["machine"].clone()).expect("a machine")
+    };
+    (config, restore.paused)
+}
+
+/// A rule as it is when the host has chosen `port` where it was to.
+fn chosen(rule: &str, port: u16) -> String {
+    match rule.strip_prefix("127.0.0.1:0:").or(rule.strip_prefix("0:")) {
+        Some(guest) => format!("127.0.0.1:{port}:{guest}"),
+        None => rule.to_owned(),
+    }
+}
+
+/// The ports of a configuration: from 41000 on where the host was to choose.
+fn ports(config: &worker::VmConfig) -> Vec<PortStatus> {
+    let of_card = |(card, net): (usize, &worker::NetConfig)| match net {
+        worker::NetConfig::User(user) => {
+            user.forward.iter().map(|rule| PortStatus { card, rule: rule.clone() }).collect()
+        }
+        _ => Vec::new(),
+    };
+    let mut ports: Vec<PortStatus> = config.nets.iter().enumerate().flat_map(of_card).collect();
+    for (port, number) in ports.iter_mut().zip(41000..) {
+        port.rule = chosen(&port.rule, number);
+    }
+    ports
+}
+
 /// A worker without a guest. Its power button works, unless its command line says `deaf`; there is an agent if it says
 /// `agent`. While there is a file `slow` beside the daemon's folders, snapshots are not ready; while there is one that
 /// is called `stuck`, it does not end when it is told to.
 fn play_worker(path: &Path) {
-    let text = std::fs::read(path).expect("a configuration");
-    let fields: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    let (config, mut state) = match fields.get("snapshot") {
-        None => (serde_json::from_slice(&text).expect("a configuration"), VmState::Running),
-        Some(_) => (restored(serde_json::from_slice(&text).expect("a configuration")), VmState::Paused),
-    };
-    let config: worker::VmConfig = config;
+    let (config, paused) = worker_config(&std::fs::read(path).expect("a configuration"));
     let test_folder = PathBuf::from(std::env::var_os(TEST_FOLDER).expect("the test's folder"));
     let report = config.report.clone().expect("a report");
     let end = move |status: u8| -> ! {
@@ -149,6 +186,12 @@ fn play_worker(path: &Path) {
         play_agent(&config.vsock.as_ref().expect("a virtio socket").socket);
     }
     let listener = UnixListener::bind(config.control.as_ref().expect("a control socket")).expect("a socket");
+    let mut state = match paused {
+        true => VmState::Paused,
+        false => VmState::Running,
+    };
+    // Those of the configuration, where the host was to choose; and those that were opened since.
+    let mut ports = ports(&config);
     for client in listener.incoming().flatten() {
         let mut text = String::new();
         if BufReader::new(&client).read_line(&mut text).is_err() {
@@ -190,12 +233,24 @@ fn play_worker(path: &Path) {
                 ending = (!test_folder.join("stuck").exists()).then_some(3);
                 Reply::Done
             }
+            Request::PortAdd { card, rule } => {
+                ports.push(PortStatus { card, rule: chosen(&rule, 40000) });
+                Reply::Ports { ports: ports[ports.len() - 1..].to_vec() }
+            }
+            Request::PortRemove { card, rule } => {
+                ports.retain(|port| (port.card, &port.rule) != (card, &rule));
+                Reply::Done
+            }
+            Request::Ports {} => Reply::Ports { ports: ports.clone() },
             Request::Snapshot { name, .. } => {
                 wait("snapshots are not slow", || !test_folder.join("slow").exists());
                 let folder = config.snapshots.as_ref().expect("a folder for snapshots").join(&name);
-                std::fs::create_dir_all(folder).expect("a folder");
+                std::fs::create_dir_all(&folder).expect("a folder");
+                // As much of a manifest as anybody looks at here.
+                let manifest = serde_json::json!({"manifest": {"machine": config}});
+                std::fs::write(folder.join("manifest.json"), manifest.to_string()).expect("a file");
                 Reply::Snapshot(SnapshotDone {
-                    id: String::new(),
+                    id: name.clone(),
                     name,
                     bytes: 1,
                     stopped_us: 1,
@@ -204,10 +259,6 @@ fn play_worker(path: &Path) {
                     rounds: 1,
                 })
             }
-            Request::PortAdd { card, rule } => Reply::Ports {
-                // As the host would choose it.
-                ports: vec![PortStatus { card, rule: rule.replace("127.0.0.1:0:", "127.0.0.1:40000:") }],
-            },
             Request::Screenshot {} => {
                 Reply::Screenshot(Screenshot { width: 1, height: 1, png: "iVBORw0KGgo=".into() })
             }
@@ -219,20 +270,6 @@ fn play_worker(path: &Path) {
         if let Some(status) = ending {
             end(status);
         }
-    }
-}
-
-/// A worker that goes on from a snapshot as if it had booted.
-fn restored(config: worker::RestoreConfig) -> worker::VmConfig {
-    worker::VmConfig {
-        name: config.name,
-        uuid: config.uuid,
-        report: config.report,
-        serial: config.serial,
-        vsock: config.vsock,
-        control: config.control,
-        snapshots: config.snapshots,
-        ..worker::VmConfig::new("")
     }
 }
 
