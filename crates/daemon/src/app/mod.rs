@@ -183,12 +183,14 @@ impl App {
         Ok(Arc::new(app))
     }
 
-    /// Finds machines that run, starts those that shall, carries on what was not finished.
+    /// Finds machines that run, starts those that shall, carries on what was not finished. To be called before clients are
+    /// served.
     pub(crate) fn begin(app: &Arc<App>) {
         let app = app.clone();
-        // Machines are marked before anybody can ask for them; what takes time goes on beside.
-        let found = app.find_machines();
-        tokio::spawn(async move { app.recover(found).await });
+        // Machines are marked, and what is to be carried on is listed, before anybody can ask for more; what takes time
+        // goes on beside.
+        let (found, unfinished) = (app.find_machines(), app.unfinished_operations());
+        tokio::spawn(async move { app.recover(found, unfinished).await });
     }
 
     /// The machine of this identity, which has a record.

@@ -276,19 +276,13 @@ impl App {
             || lock(&self.operations).values().any(|running| running.project == project))
     }
 
-    /// Carries on what an earlier daemon has not finished.
-    pub(super) fn resume_operations(self: &Arc<App>) {
-        match self.read(|records| Ok(records.operations_unfinished()?)) {
-            Ok(unfinished) => {
-                for record in unfinished {
-                    // Those that were asked for since this daemon started are under way.
-                    if !lock(&self.operations).contains_key(&record.view.id) {
-                        self.run_operation(record);
-                    }
-                }
-            }
-            Err(error) => log::error!("the operations cannot be read: {error}"),
-        }
+    /// What an earlier daemon has not finished. To be called before anybody can ask for more: operations that were asked
+    /// for since are under way, or about to be.
+    pub(super) fn unfinished_operations(&self) -> Vec<OperationRecord> {
+        self.read(|records| Ok(records.operations_unfinished()?)).unwrap_or_else(|error| {
+            log::error!("the operations cannot be read: {error}");
+            Vec::new()
+        })
     }
 
     /// Cancels an operation.

@@ -6,7 +6,7 @@ use crate::util;
 use api::v1::vm::VmState;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Desired, VmRecord};
+use store::{Desired, OperationRecord, VmRecord};
 
 /// How long a worker that lives has to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ impl App {
     }
 
     /// Takes over what runs, concludes what has ended, starts what shall start, carries on operations.
-    pub(super) async fn recover(self: &Arc<App>, found: Vec<Found>) {
+    pub(super) async fn recover(self: &Arc<App>, found: Vec<Found>, unfinished: Vec<OperationRecord>) {
         let looking: Vec<_> = found
             .into_iter()
             .map(|found| {
@@ -53,9 +53,14 @@ impl App {
         }
         self.find_switches().await;
         self.find_shares().await;
-        self.end_left_templates().await;
-        self.resume_operations();
-        self.autostart().await;
+        let goes_on = async {
+            for operation in unfinished {
+                self.run_operation(operation);
+            }
+            self.autostart().await;
+        };
+        // Templates wait for those that are being made, which take minutes.
+        tokio::join!(goes_on, self.end_left_templates());
         self.sweep().await;
     }
 
@@ -128,4 +133,31 @@ async fn connect(folder: &Folder, id: &str) -> Option<(Process, api::worker::con
     // Asked again: had it ended before the process was taken hold of, another could have its number by now.
     let status = control.status().await.ok().filter(|status| status.pid == pid)?;
     Some((process, status))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::app::{Caller, Request, testing};
+    use api::v1::operation::{OperationState, Target};
+
+    #[tokio::test]
+    async fn only_what_an_earlier_daemon_has_left_is_carried_on() {
+        let (app, _folder) = testing::app("unfinished");
+        let plan = || {
+            let target = Target { kind: "vm".into(), id: "gone".into(), name: "gone".into() };
+            let plan = |records: &store::Records<'_>| {
+                app.plan(records, &Caller::owner(), "default", target, &Request::VmStart {})
+            };
+            app.write(plan).expect("an operation").view.id
+        };
+        let left = plan();
+        let unfinished = app.unfinished_operations();
+        // A client has asked for this one since, and whoever serves the client is about to begin it.
+        let asked = plan();
+        app.recover(Vec::new(), unfinished).await;
+        let patience = std::time::Duration::from_secs(60);
+        let state = async |id: &str| app.wait_operation(id, patience).await.expect("an operation").state;
+        assert_eq!(state(&left).await, OperationState::Failed, "its machine is gone");
+        assert_eq!(state(&asked).await, OperationState::Running, "it is begun twice");
+    }
 }

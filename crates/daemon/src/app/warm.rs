@@ -33,6 +33,9 @@ const REVISION: u32 = 1;
 const NAME: &str = "warm";
 /// How long the machine has to boot: engines in software on busy hosts take their time.
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);
+/// How long a process has to end that an earlier daemon has left, and how often it is looked at.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_INTERVAL: Duration = Duration::from_millis(20);
 /// How long it has to be saved.
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -149,6 +152,9 @@ impl App {
         work: &Arc<Work>,
     ) -> Result<(), Error> {
         let started = Instant::now();
+        let runtime = Folder(self.config.paths.runtime.join("warm").join(key));
+        // An earlier daemon may have begun the same.
+        end_left_template(&runtime).await;
         self.remove_warm(folder);
         let failed = |e: crate::StartError| Error::internal(e.to_string(), "");
         crate::config::private_folder(folder).map_err(failed)?;
@@ -161,7 +167,6 @@ impl App {
         };
         let instance = self.with_images(work, make).await?;
         let record = VmRecord::new(instance.uuid.clone(), "", "template".into(), shape, util::now());
-        let runtime = Folder(self.config.paths.runtime.join("warm").join(key));
         let config = worker::VmConfig {
             snapshots: Some(folder.join("snapshots")),
             on_reset: worker::OnReset::Exit,
@@ -237,13 +242,46 @@ impl App {
 
     /// Ends what an earlier daemon has begun and not finished.
     pub(super) async fn end_left_templates(&self) {
+        // While this is held, nobody makes a template: all that are there were left.
+        let _alone = self.warming.write().await;
         let runtime = self.config.paths.runtime.join("warm");
         for entry in std::fs::read_dir(&runtime).into_iter().flatten().flatten() {
-            let folder = Folder(entry.path());
-            if machine::process::lives(&folder) {
-                let _ = folder.control().ask(Request::Stop {}).await;
-            }
-            let _ = std::fs::remove_dir_all(folder.path());
+            end_left_template(&Folder(entry.path())).await;
         }
+    }
+}
+
+/// Ends the process in the runtime folder of a template that an earlier daemon has begun to make, if there is one, and
+/// removes the folder. The caller holds [`App::warming`] alone.
+async fn end_left_template(folder: &Folder) {
+    let ended = async {
+        while machine::process::lives(folder) {
+            let _ = folder.control().ask(Request::Stop {}).await;
+            tokio::time::sleep(END_INTERVAL).await;
+        }
+    };
+    match tokio::time::timeout(END_PATIENCE, ended).await {
+        Ok(()) => drop(std::fs::remove_dir_all(folder.path())),
+        // Its lock stays with it: that is how the next one who wants the folder knows of it.
+        Err(_) => log::error!("the process of a template in {:?} does not end", folder.path()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::testing;
+
+    #[tokio::test]
+    async fn a_template_that_is_being_made_is_none_that_was_left() {
+        let (app, _folder) = testing::app("templates");
+        let runtime = app.config.paths.runtime.join("warm/key");
+        std::fs::create_dir_all(&runtime).expect("a folder");
+        let making = app.warming.write().await;
+        let looking = tokio::time::timeout(Duration::from_millis(100), app.end_left_templates());
+        assert!(looking.await.is_err() && runtime.exists(), "it is taken from whoever makes it");
+        drop(making);
+        app.end_left_templates().await;
+        assert!(!runtime.exists(), "it was left");
     }
 }
