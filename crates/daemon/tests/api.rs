@@ -97,6 +97,51 @@ fn ports_are_opened_and_closed_while_a_machine_runs() {
 }
 
 #[test]
+fn ports_that_the_host_has_chosen_are_shown_and_closed_as_they_are() {
+    let mut daemon = Daemon::new("chosen");
+    let client = daemon.client("default");
+    let mut params = daemon.params("web", "", true);
+    let rules = ["0:22", "0:23", "8080:80"];
+    params.config.nics[0].ports = rules.map(str::to_owned).into();
+    run(&client, &params, "k");
+    let listed = |client: &Client| {
+        let ports = block_on(client.ports("web")).expect("ports");
+        ports.into_iter().map(|port| port.rule).collect::<Vec<_>>()
+    };
+    let chosen = |client: &Client| {
+        let worker = block_on(client.vm("web")).expect("a machine").worker.expect("a worker");
+        worker.chosen_ports.into_iter().map(|port| port.rule).collect::<Vec<_>>()
+    };
+    assert_eq!(chosen(&client), ["127.0.0.1:41000:22", "127.0.0.1:41001:23"]);
+    assert_eq!(listed(&client), ["127.0.0.1:41000:22", "127.0.0.1:41001:23", "8080:80"]);
+    daemon.kill();
+    daemon.start();
+    let client = daemon.client("default");
+    wait("it is found again", || block_on(client.vm("web")).expect("a machine").worker.is_some());
+    wait("its ports are known again", || chosen(&client).len() == 2);
+    // Of those with port 0 only the whole rule says which one is meant.
+    for none in ["0", "0:24", "0:22/udp", "41002"] {
+        assert_eq!(code(block_on(client.port_delete("web", none))), ErrorCode::NotFound, "{none}");
+    }
+    block_on(client.port_delete("web", "0:23")).expect("it goes");
+    assert_eq!(block_on(client.vm("web")).expect("a machine").config.nics[0].ports, ["0:22", "8080:80"]);
+    assert_eq!(chosen(&client), ["127.0.0.1:41000:22"]);
+    assert_eq!(listed(&client), ["127.0.0.1:41000:22", "8080:80"]);
+    // By the port that it is now.
+    block_on(client.port_delete("web", "41000")).expect("it goes");
+    assert_eq!((chosen(&client).len(), listed(&client)), (0, vec!["8080:80".to_owned()]));
+    let vm = block_on(client.vm("web")).expect("a machine");
+    assert!(!vm.restart_needed);
+    // The process has closed them.
+    let control = daemon.folder.join("run/vms").join(vm.id).join("control");
+    let mut control = std::os::unix::net::UnixStream::connect(control).expect("the worker");
+    std::io::Write::write_all(&mut control, b"{\"op\": \"ports\"}\n").expect("a request");
+    let mut answer = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(control), &mut answer).expect("an answer");
+    assert!(answer.contains("8080:80") && !answer.contains("4100"), "{answer}");
+}
+
+#[test]
 fn networks_are_made_used_and_removed() {
     let daemon = Daemon::new("nets");
     let client = daemon.client("default");

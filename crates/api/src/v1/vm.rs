@@ -5,7 +5,7 @@ use super::error::{ApiError, ErrorCode};
 use super::guest::Guest;
 use super::limits::Limits;
 use super::mount::MountConfig;
-use super::network::NicConfig;
+use super::network::{NicConfig, Port};
 use crate::ByteSize;
 use crate::agent::Provision;
 use crate::image::ImageFirmware;
@@ -315,6 +315,9 @@ pub struct WorkerView {
     pub engine: String,
     /// The CPU model that the guest sees.
     pub cpu_model: String,
+    /// Ports of the host that it has chosen itself, for rules with port 0, as they are open now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chosen_ports: Vec<Port>,
 }
 
 /// What a machine does.

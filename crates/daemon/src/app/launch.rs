@@ -131,6 +131,7 @@ impl App {
         let goes_on = resume.is_some();
         machine.guest.set_may_be_frozen(goes_on);
         self.take_over(machine, process.clone(), &status, false);
+        self.note_ports(machine, vm).await;
         match (resume, instance) {
             (Some(Resume { other: true, snapshot }), Some(instance)) => {
                 // It then looks for what the guest tells of itself, too: not before, because a guest that has just
@@ -233,6 +234,7 @@ impl App {
                 version: status.program.clone(),
                 engine: status.engine.clone(),
                 cpu_model: status.cpu_model.clone(),
+                chosen_ports: Vec::new(),
             });
             live.process = Some(process.clone());
         }

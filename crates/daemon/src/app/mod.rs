@@ -12,6 +12,7 @@ mod lifecycle;
 mod limits;
 mod mounts;
 mod networks;
+mod open_ports;
 mod operations;
 pub(crate) mod people;
 pub(crate) mod ports;

@@ -17,12 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// More than anybody has, fewer than exhaust the worker's descriptors.
 const PORTS_MAX: usize = 256;
 
-fn parse(rule: &str) -> Result<Forward, Error> {
+pub(super) fn parse(rule: &str) -> Result<Forward, Error> {
     rule.parse().map_err(|e: net::NetError| Error::new(ErrorCode::Invalid, e.to_string()))
 }
 
 /// Whether two rules listen at the same place.
-fn same_place(a: &Forward, b: &Forward) -> bool {
+pub(super) fn same_place(a: &Forward, b: &Forward) -> bool {
     (a.listen, a.protocol) == (b.listen, b.protocol)
 }
 
@@ -95,29 +95,39 @@ impl App {
         Ok(Port { rule, nic: port.nic })
     }
 
-    /// Closes the port that listens at `place`: `[ADDRESS:]PORT[/tcp|/udp]`, or the whole rule as it is listed.
+    /// Closes the port that listens at `place`: `[ADDRESS:]PORT[/tcp|/udp]`, or the whole rule as it is listed. With port 0,
+    /// which the host was to choose, only the whole rule says which one is meant.
     pub(crate) async fn port_remove(self: &Arc<App>, vm: &VmRecord, place: &str) -> Result<(), Error> {
         // A rule without its second half.
         let (listen, protocol) = place.rsplit_once('/').unwrap_or((place, "tcp"));
-        let wanted = parse(&format!("{listen}:1/{protocol}")).or_else(|_| parse(place)).map_err(|_| {
+        let whole = parse(place).ok();
+        let wanted = parse(&format!("{listen}:1/{protocol}")).ok().or(whole.clone()).ok_or_else(|| {
             Error::new(ErrorCode::Invalid, format!("{place:?} is no port: write [ADDRESS:]PORT[/tcp|/udp]"))
         })?;
         let _lifecycle = self.lifecycle_locked(vm).await?;
         let mut vm = self.read(|records| Ok(records.vm_by_id(&vm.id)?))?;
-        let found = vm.config.nics.iter().enumerate().find_map(|(card, nic)| {
-            let listens = |rule: &String| parse(rule).is_ok_and(|it| same_place(&it, &wanted));
-            Some((card, nic.ports.iter().position(listens)?))
-        });
-        let Some((card, index)) = found else {
+        let listens = |port: &Port| {
+            parse(&port.rule).is_ok_and(|it| match it.listen.port() {
+                0 => Some(it) == whole,
+                _ => same_place(&it, &wanted),
+            })
+        };
+        let (written, open) = (ports(&vm.config), self.ports_now(&vm).await);
+        let found = written.iter().zip(&open).position(|(rule, open)| listens(rule) || listens(open));
+        let Some(found) = found else {
             let message = format!("the virtual machine {:?} has no port at {place}", vm.name);
             return Err(Error::new(ErrorCode::NotFound, message)
                 .with_remedy(format!("see `arnia port ls {}`", vm.name)));
         };
-        let rule = vm.config.nics[card].ports.remove(index);
+        let (card, closed) = (written[found].nic, open[found].clone());
+        let index = written[..found].iter().filter(|port| port.nic == card).count();
+        vm.config.nics[card].ports.remove(index);
         self.write_config(&vm)?;
-        if self.machine(&vm.id).process().is_some() {
-            let removed = self.folder(&vm.id).control().ask(Request::PortRemove { card, rule }).await;
-            match removed {
+        let machine = self.machine(&vm.id);
+        if machine.process().is_some() {
+            self.forget_port(&machine, &closed);
+            let request = Request::PortRemove { card, rule: closed.rule };
+            match self.folder(&vm.id).control().ask(request).await {
                 // The worker may have been started without it.
                 Err(error) if error.code() != ErrorCode::Invalid => return Err(error),
                 _ => {}

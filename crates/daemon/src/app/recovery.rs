@@ -90,6 +90,7 @@ impl App {
                 // An earlier daemon may have been killed while it held the guest.
                 machine.guest.set_may_be_frozen(true);
                 self.take_over(&machine, process.clone(), &status, paused);
+                self.note_ports(&machine, vm).await;
                 self.guest_appears(&machine, process, false);
                 return;
             }

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use api::v1::error::ErrorCode;
+use api::v1::network::Port;
 use api::worker::control::{
     ControlErrorKind, Counters, Reply, ReplyLine, ReplyResult, Request, RequestLine, Status, VERSION,
 };
@@ -39,6 +40,16 @@ impl Control {
     pub(crate) async fn counters(&self) -> Result<Counters, Error> {
         match self.ask(Request::Counters {}).await? {
             Reply::Counters(counters) => Ok(counters),
+            _ => Err(Error::new(ErrorCode::Internal, "the machine's process answered something else")),
+        }
+    }
+
+    /// Asks for the ports of the host that lead into the guest.
+    pub(crate) async fn ports(&self) -> Result<Vec<Port>, Error> {
+        match self.ask(Request::Ports {}).await? {
+            Reply::Ports { ports } => {
+                Ok(ports.into_iter().map(|port| Port { rule: port.rule, nic: port.card }).collect())
+            }
             _ => Err(Error::new(ErrorCode::Internal, "the machine's process answered something else")),
         }
     }

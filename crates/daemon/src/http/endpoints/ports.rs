@@ -2,7 +2,7 @@
 
 use super::ProjectParam;
 use crate::Error;
-use crate::app::{self, App};
+use crate::app::App;
 use crate::http::extract::{Body, Path, Scope};
 use api::v1::error::ErrorBody;
 use api::v1::network::Port;
@@ -12,7 +12,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use std::sync::Arc;
 
-/// Lists the ports of the host that lead into a machine.
+/// Lists the ports of the host that lead into a machine. Those that the host has chosen are listed as they are while the
+/// machine runs.
 #[utoipa::path(get, path = "/v1/vms/{vm}/ports", operation_id = "port_list", tag = "arnia",
     params(ProjectParam, ("vm" = String, Path, description = "Name or identity")),
     responses((status = 200, body = Page<Port>), (status = "4XX", body = ErrorBody)))]
@@ -22,7 +23,7 @@ pub(crate) async fn port_list(
     Path(name): Path<String>,
 ) -> Result<Json<Page<Port>>, Error> {
     let vm = app.vm(&scope, &name)?;
-    Ok(Json(Page { items: app::ports::ports(&vm.config), next: None }))
+    Ok(Json(Page { items: app.ports_now(&vm).await, next: None }))
 }
 
 /// Lets a port of the host lead into a machine: at once if it runs, and whenever it runs from now on. With port 0 the
@@ -43,7 +44,7 @@ pub(crate) async fn port_create(
 /// Closes a port. Connections through it go on.
 #[utoipa::path(delete, path = "/v1/vms/{vm}/ports/{port}", operation_id = "port_delete", tag = "arnia",
     params(ProjectParam, ("vm" = String, Path, description = "Name or identity"),
-        ("port" = String, Path, description = "Where the host listens: `[ADDRESS:]PORT[/tcp|/udp]`")),
+        ("port" = String, Path, description = "Where the host listens: `[ADDRESS:]PORT[/tcp|/udp]`; or the whole rule")),
     responses((status = 204), (status = "4XX", body = ErrorBody)))]
 pub(crate) async fn port_delete(
     State(app): State<Arc<App>>,
