@@ -127,7 +127,7 @@ impl App {
             return;
         }
         let key = key(&shape);
-        let making = super::lock(&self.warming).entry(key.clone()).or_default().clone();
+        let making = self.making(&key);
         let mut has_failed = making.lock().await;
         // Somebody else may have made it while this waited.
         if self.find_warm(vm, origin).is_some() || *has_failed {
@@ -141,6 +141,11 @@ impl App {
             self.remove_warm(&folder);
             *has_failed = true;
         }
+    }
+
+    /// What is held while the machine of this key is made.
+    fn making(&self, key: &str) -> Arc<tokio::sync::Mutex<bool>> {
+        super::lock(&self.warming).entry(key.to_owned()).or_default().clone()
     }
 
     async fn make_warm(
@@ -242,17 +247,18 @@ impl App {
 
     /// Ends what an earlier daemon has begun and not finished.
     pub(super) async fn end_left_templates(&self) {
-        // While this is held, nobody makes a template: all that are there were left.
-        let _alone = self.warming.write().await;
         let runtime = self.config.paths.runtime.join("warm");
         for entry in std::fs::read_dir(&runtime).into_iter().flatten().flatten() {
+            // While this is held, nobody makes it: what is there then was left.
+            let making = self.making(&entry.file_name().to_string_lossy());
+            let _alone = making.lock().await;
             end_left_template(&Folder(entry.path())).await;
         }
     }
 }
 
 /// Ends the process in the runtime folder of a template that an earlier daemon has begun to make, if there is one, and
-/// removes the folder. The caller holds [`App::warming`] alone.
+/// removes the folder. The caller holds what [`App::making`] gives for it.
 async fn end_left_template(folder: &Folder) {
     let ended = async {
         while machine::process::lives(folder) {
@@ -277,10 +283,11 @@ mod tests {
         let (app, _folder) = testing::app("templates");
         let runtime = app.config.paths.runtime.join("warm/key");
         std::fs::create_dir_all(&runtime).expect("a folder");
-        let making = app.warming.write().await;
+        let making = app.making("key");
+        let held = making.lock().await;
         let looking = tokio::time::timeout(Duration::from_millis(100), app.end_left_templates());
         assert!(looking.await.is_err() && runtime.exists(), "it is taken from whoever makes it");
-        drop(making);
+        drop(held);
         app.end_left_templates().await;
         assert!(!runtime.exists(), "it was left");
     }
