@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use api::image::{Blob, Digest};
 use rustix::fs::SeekFrom as RawSeek;
@@ -191,11 +192,23 @@ impl Write for SparseWriter {
     }
 }
 
+/// Whether a file is one that [`write_whole`] has not finished.
+pub(crate) fn is_draft(name: &str) -> bool {
+    // Nothing else in the store begins so: images, pins and keys have no such names.
+    name.starts_with('.')
+}
+
+/// A name for a file in the making, beside its place: no two writers have the same.
+fn draft_path(path: &Path) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new-{}-{number}", std::process::id()))
+}
+
 /// Writes a small file, whole or not at all, also if the host loses power.
 pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".new-{}", std::process::id()));
-    let draft = PathBuf::from(draft);
+    let draft = draft_path(path);
     let undo = RemoveUnlessKept::new(&draft);
     let write = || -> io::Result<()> {
         let mut file = File::create(&draft)?;
@@ -271,6 +284,23 @@ pub(crate) mod tests {
         let blob = writer.finish().unwrap();
         assert_eq!(blob.digest.0, *blake3::hash(&bytes).as_bytes());
         bytes
+    }
+
+    #[test]
+    fn several_threads_write_a_file_whole() {
+        let folder = Folder::new("whole");
+        let path = folder.0.join("a");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                let contents = vec![writer; 1 << (10 + writer)];
+                scope.spawn(move || (0..50).for_each(|_| write_whole(path, &contents).unwrap()));
+            }
+        });
+        let contents = fs::read(&path).unwrap();
+        assert_eq!(contents.len(), 1 << (10 + contents[0]));
+        assert!(contents.iter().all(|byte| *byte == contents[0]));
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "drafts were left");
     }
 
     #[test]

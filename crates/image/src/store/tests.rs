@@ -67,6 +67,28 @@ fn images_are_added_named_and_found() {
     store.check(one, &mut Silent).unwrap();
 }
 
+/// Names and pins may look as drafts once did.
+#[test]
+fn no_name_is_taken_for_a_draft() {
+    let folder = Folder::new("drafts");
+    let store = Store::open(&folder.0).unwrap();
+    let one = add(&store, "debian.new-1:12.new-2", "one");
+    let two = add(&store, "two", "two");
+    store.pin("vm.new-3", two).unwrap();
+    store.remove_name(&"two".parse().unwrap()).unwrap();
+    // What a crash left of drafts, now and in earlier versions.
+    for name in [".debian@12.new-7-0", "debian@12.new-7"] {
+        for place in ["names", "pins", "manifests"] {
+            fs::write(folder.0.join(place).join(name), "").unwrap();
+        }
+    }
+    store.prune(PruneOptions::default()).unwrap();
+    store.check(one, &mut Silent).unwrap();
+    store.check(two, &mut Silent).unwrap();
+    assert_eq!(store.names().unwrap().len(), 1);
+    assert_eq!(store.pins().unwrap(), [("vm.new-3".to_owned(), two)]);
+}
+
 #[test]
 fn what_is_needed_is_not_pruned() {
     let folder = Folder::new("prune");
