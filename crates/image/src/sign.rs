@@ -3,7 +3,7 @@
 //! What is signed is the manifest's bytes; those name everything else by digest.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -71,10 +71,17 @@ impl TrustedKey {
     /// All keys that this user trusts: the files that end in `.pub` in a folder. No folder, no keys.
     ///
     /// # Errors
-    /// If one of them is no key: it might be the one that counts.
+    /// If one of them is no key, or the folder is there and cannot be read: it might be the one that counts,
+    /// and without any key unsigned images would be taken.
     pub fn all(folder: &Path) -> Result<Vec<TrustedKey>> {
-        let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.about("read", folder)?,
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            paths.push(entry.about("read", folder)?.path());
+        }
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "pub"));
         paths.sort();
         paths.iter().map(|path| TrustedKey::read(path)).collect()
@@ -291,6 +298,9 @@ mod tests {
         assert_eq!(all.len(), 2);
         fs::write(folder.0.join("broken.pub"), "x").unwrap();
         TrustedKey::all(&folder.0).expect_err("one is no key");
+        assert!(TrustedKey::all(&folder.0.join("none")).unwrap().is_empty());
+        // What is there and cannot be read is not "no keys". Root may read any folder, so a file stands for it.
+        TrustedKey::all(&folder.0.join("ours.pub")).expect_err("it is no folder");
     }
 
     #[test]
