@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use ureq::http::{Response, StatusCode};
+use ureq::http::{Response, StatusCode, Uri};
 use ureq::{Agent, Body, SendBody};
 
 use super::http::{ANSWER_LEN_MAX, blob, broken, client, refused, small};
@@ -204,6 +204,21 @@ fn header(response: &Response<Body>, name: &str) -> Option<String> {
     Some(response.headers().get(name)?.to_str().ok()?.to_owned())
 }
 
+/// Whether two URLs are of the same server: scheme, host and port (RFC 6454, section 4).
+fn is_same_origin(one: &str, other: &str) -> bool {
+    let origin = |url: &str| {
+        let uri = url.parse::<Uri>().ok()?;
+        let scheme = uri.scheme_str()?.to_ascii_lowercase();
+        let port = uri.port_u16().or(match scheme.as_str() {
+            "http" => Some(80),
+            "https" => Some(443),
+            _ => None,
+        })?;
+        Some((scheme, uri.host()?.to_ascii_lowercase(), port))
+    };
+    origin(one).is_some_and(|origin_of_one| Some(origin_of_one) == origin(other))
+}
+
 /// A repository that is pulled from.
 pub(super) struct Repository {
     session: Session,
@@ -328,7 +343,7 @@ impl Upload {
         request = request.header("Content-Length", len.to_string());
         // Not to somebody else, should the registry send us there.
         if let Some(authorization) =
-            self.session.authorization.as_ref().filter(|_| target.starts_with(&self.session.registry))
+            self.session.authorization.as_ref().filter(|_| is_same_origin(&target, &self.session.registry))
         {
             request = request.header("Authorization", authorization);
         }
@@ -408,5 +423,32 @@ impl Target for Upload {
         }
         let mut response = request.send(&bytes[..]).map_err(|error| broken(&url, error))?;
         if response.status() == StatusCode::CREATED { Ok(()) } else { Err(refused(&url, &mut response)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_for_the_same_server_only() {
+        let registry = "https://registry.example";
+        for (url, is_same) in [
+            ("https://registry.example/v2/x/blobs/uploads/1?digest=y", true),
+            ("https://registry.example:443/v2/", true),
+            ("https://Registry.Example/v2/", true),
+            ("http://registry.example/v2/", false),
+            ("https://registry.example:8443/v2/", false),
+            ("https://registry.example.evil.example/v2/", false),
+            ("https://registry.example@evil.example/v2/", false),
+            ("https://registry.example:1@evil.example/v2/", false),
+            ("https://registry.examples/v2/", false),
+            ("/v2/", false),
+        ] {
+            assert_eq!(is_same_origin(url, registry), is_same, "{url}");
+        }
+        assert!(is_same_origin("http://127.0.0.1:5000/v2/", "http://127.0.0.1:5000"));
+        assert!(!is_same_origin("http://127.0.0.1:50001/v2/", "http://127.0.0.1:5000"));
+        assert!(!is_same_origin("nonsense", "nonsense"));
     }
 }
