@@ -148,9 +148,7 @@ pub fn import(
         ErrorKind::NotFound => odd("not all that its manifest names"),
         _ => error,
     })?;
-    for (key, text) in &signatures {
-        session.add_signature(digest, key, text)?;
-    }
+    session.keep_signatures(digest, &signatures, keys)?;
     session.set_name(name, digest)?;
     Ok(digest)
 }

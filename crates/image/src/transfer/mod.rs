@@ -15,6 +15,7 @@ mod oci;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use api::image::{Blob, Digest, ImageName, Manifest};
@@ -153,9 +154,7 @@ pub fn pull(
         }
     }
     let digest = session.add_manifest_bytes(&bytes)?;
-    for (key, text) in &signatures {
-        session.add_signature(digest, key, text)?;
-    }
+    session.keep_signatures(digest, &signatures, &options.keys)?;
     session.set_name(&name, digest)?;
     Ok(digest)
 }
@@ -186,10 +185,9 @@ fn fetch(
 ) -> Result<()> {
     let path = session.store().folder().join("partial").join(format!("download-{}", blob.digest.hex()));
     // Two pulls of the same blob take turns; the second finds it done.
-    let file = OpenOptions::new().read(true).append(true).create(true).open(&path).about("open", &path)?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).about("lock", &path)?;
+    let file = lock_download(&path)?;
     if session.store().has_blob(blob) {
-        return Ok(());
+        return fs::remove_file(&path).about("remove", &path);
     }
     let there = file.metadata().about("read", &path)?.len();
     let (reader, resumed) = source.blob(blob, there)?;
@@ -233,6 +231,22 @@ fn fetch(
         fs::remove_file(&path).about("remove", &path)?;
     }
     taken
+}
+
+/// Opens the file of a download, or makes it, and waits until nobody else works on it.
+fn lock_download(path: &Path) -> Result<File> {
+    loop {
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).about("open", path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).about("lock", path)?;
+        let ours = file.metadata().about("read", path)?;
+        match path.metadata() {
+            Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
+            // Whoever had it before was done and has removed it; somebody may have made another.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("read", path, error)),
+        }
+    }
 }
 
 /// Unpacks a compressed blob into the store.

@@ -227,13 +227,71 @@ fn only_signed_images_are_pulled_if_a_key_is_given() {
     sign::sign(&one, image, &key, None).unwrap();
     push(&one, image, &place, None, &mut Silent).unwrap();
     assert_eq!(pull(&two, &place, &with(&[&ours]), &mut Silent).unwrap(), image);
-    assert_eq!(sign::signers(&two, image, &[ours.clone(), theirs]).unwrap().len(), 2);
+    // Nobody has looked at the other's signature.
+    assert_eq!(sign::signers(&two, image, &[ours.clone(), theirs]).unwrap(), [ours.id()]);
     // Changed by as much as a blank, it is not what was signed.
     let mut changed = one.manifest_bytes(image).unwrap();
     changed.push(b' ');
     server.files.lock().unwrap().insert("/web/1.json".into(), changed);
     let error = pull(&two, &place, &with(&[&ours]), &mut Silent).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unverified, "{error}");
+}
+
+#[test]
+fn a_bogus_signature_replaces_no_good_one() {
+    let folder = Folder::new("bogus");
+    let (one, two) = stores(&folder);
+    let (image, other) = (add(&one, "web", "content"), add(&one, "other", "other content"));
+    let key = folder.0.join("key");
+    let ours = generate_key(&key, None).unwrap();
+    sign::sign(&one, image, &key, None).unwrap();
+    sign::sign(&one, other, &key, None).unwrap();
+    let (id, good) = one.signatures(image).unwrap().remove(0);
+    // It claims the same key, and is of another image.
+    let (_, bogus) = one.signatures(other).unwrap().remove(0);
+    let server = WebServer::start();
+    let place = server.place("web/1.json");
+    push(&one, image, &place, None, &mut Silent).unwrap();
+    let serve = |text: &str| {
+        server.files.lock().unwrap().insert("/web/1.json.minisig".into(), text.as_bytes().to_vec());
+    };
+    let with_key = PullOptions { keys: vec![ours.clone()], ..PullOptions::default() };
+    let there = |text: &str| assert_eq!(two.signatures(image).unwrap(), [(id.clone(), text.to_owned())]);
+
+    pull(&two, &place, &with_key, &mut Silent).unwrap();
+    serve(&bogus);
+    pull(&two, &place, &PullOptions::default(), &mut Silent).unwrap();
+    there(&good);
+    serve(&(good.clone() + &bogus));
+    pull(&two, &place, &with_key, &mut Silent).unwrap();
+    there(&good);
+    let path = folder.0.join("bogus.tar");
+    one.session().unwrap().add_signature(image, &id, &bogus).unwrap();
+    archive::export(&one, image, &path, &mut Silent).unwrap();
+    let name = "web:1".parse().unwrap();
+    archive::import(&two, &mut File::open(&path).unwrap(), &name, &[], &mut Silent).unwrap();
+    there(&good);
+    // What is good takes the place of what is not.
+    two.session().unwrap().add_signature(image, &id, &bogus).unwrap();
+    serve(&good);
+    pull(&two, &place, &with_key, &mut Silent).unwrap();
+    there(&good);
+}
+
+#[test]
+fn a_download_that_was_removed_meanwhile_is_opened_anew() {
+    let folder = Folder::new("download");
+    let path = folder.0.join("download");
+    let first = lock_download(&path).unwrap();
+    thread::scope(|scope| {
+        let second = scope.spawn(|| lock_download(&path).unwrap());
+        // Until it waits for the lock, most likely.
+        thread::sleep(std::time::Duration::from_millis(100));
+        fs::remove_file(&path).unwrap();
+        drop(first);
+        second.join().unwrap().write_all(b"data").unwrap();
+    });
+    assert_eq!(fs::read(&path).unwrap(), b"data", "it was written where nobody finds it");
 }
 
 /// The reference implementation of registries, from Debian's package docker-registry.
