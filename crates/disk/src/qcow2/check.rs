@@ -2,6 +2,11 @@
 //!
 //! Every reference that the tables make is counted and compared with what the image counts. Too many
 //! counted is a *leak*: space that nobody uses. Too few is an *error*: the next write may destroy data.
+//!
+//! Entries that cannot be understood are errors, too, and nobody knows what they stood for: it may be what seems
+//! to be leaked. So while there are such, no count is lowered.
+
+mod bitmaps;
 
 use super::Qcow2;
 use super::header::Header;
@@ -73,7 +78,9 @@ impl Qcow2 {
         walk.all()?;
         let flags = std::mem::take(&mut walk.flags);
         let (mut report, wrong) = walk.compare()?;
-        let (has_leaks, has_errors) = (report.leaks > 0, wrong > 0 || !flags.is_empty());
+        let is_understood = report.errors == 0;
+        let leaks = if is_understood { report.leaks } else { 0 };
+        let (has_leaks, has_errors) = (leaks > 0, wrong > 0 || !flags.is_empty());
         report.errors += wrong + flags.len() as u64;
         let fixes = match repair {
             Repair::No => false,
@@ -84,13 +91,20 @@ impl Qcow2 {
             for (at, entry) in &flags {
                 file.write(*at, &entry.to_be_bytes(), Operation::Check)?;
             }
-            // Errors of other kinds remain: entries that point nowhere.
-            let is_sound = report.errors == wrong + flags.len() as u64;
-            if has_leaks || wrong > 0 {
-                rebuild(file, &header, &walk.wanted)?;
+            let too_high = match has_leaks || wrong > 0 {
+                true => rebuild(file, &header, &walk.wanted)?,
+                false => 0,
+            };
+            report.repaired = leaks + wrong + flags.len() as u64 - too_high;
+            if too_high > 0 {
+                report.tell(format!(
+                    "{too_high} clusters are used more often than {} bits can count; convert the image to one that \
+                     can",
+                    1 << header.refcount_order
+                ));
             }
-            report.repaired = report.leaks + wrong + flags.len() as u64;
-            if is_sound && header.version >= 3 {
+            // Errors of other kinds remain.
+            if is_understood && too_high == 0 && header.version >= 3 {
                 let left =
                     be64(&read8(file, INCOMPATIBLE_AT)?, 0) & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT);
                 file.sync(Operation::Check)?;
@@ -164,6 +178,7 @@ impl<'a> Walk<'a> {
         for snapshot in &snapshots {
             self.l1(snapshot.l1_at, snapshot.l1_entries, false)?;
         }
+        self.bitmaps()?;
         self.l1_flags(header.l1_at, header.l1_entries)
     }
 
@@ -198,7 +213,8 @@ impl<'a> Walk<'a> {
         let bits = self.header.cluster_bits;
         for entry in self.table(at, entries as u64)? {
             let table = entry & OFFSET;
-            if entry & L1_RESERVED != 0 || table & ((1 << bits) - 1) != 0 {
+            let is_nowhere = entry != 0 && table == 0;
+            if is_nowhere || entry & L1_RESERVED != 0 || table & ((1 << bits) - 1) != 0 {
                 self.report.error(format!("an L1 entry has an impossible value ({entry:#x})"));
                 continue;
             }
@@ -260,13 +276,16 @@ impl<'a> Walk<'a> {
     fn flag(&mut self, at: u64, entry: u64, place: u64) {
         let Some(wanted) = self.wanted.get((place >> self.header.cluster_bits) as usize) else { return };
         let right = if *wanted == 1 { entry | COPIED } else { entry & !COPIED };
-        if right != entry {
+        // An entry that is not understood may be another reference.
+        let is_sure = right & COPIED == 0 || self.report.errors == 0;
+        if right != entry && is_sure {
             self.report.tell(format!("the entry at {at:#x} is wrong about being the only one ({entry:#x})"));
             self.flags.push((at, right));
         }
     }
 
-    /// Compares with what the image counts; the second is how many counts are too low.
+    /// Compares with what the image counts; the second is how many counts are too low. While there are errors,
+    /// counts that are too high become what is wanted.
     fn compare(&mut self) -> Result<(CheckReport, u64), Error> {
         let mut report = std::mem::take(&mut self.report);
         let mut meta = match Meta::read(self.file, self.header.clone()) {
@@ -277,11 +296,14 @@ impl<'a> Walk<'a> {
             }
         };
         let bits = self.header.cluster_bits;
-        let mut wrong = 0;
-        for (cluster, wanted) in self.wanted.iter().enumerate() {
+        let (mut wrong, is_understood) = (0, report.errors == 0);
+        for (cluster, found) in self.wanted.iter_mut().enumerate() {
             let cluster = cluster as u64;
             let counted = meta.count(self.file, cluster, Operation::Check)?;
-            let wanted = *wanted as u64;
+            let wanted = *found as u64;
+            if counted > wanted && !is_understood {
+                *found = u32::try_from(counted).unwrap_or(u32::MAX);
+            }
             if counted > 0 || wanted > 0 {
                 report.image_end = (cluster + 1) << bits;
             }
@@ -311,8 +333,9 @@ fn snapshots_len(file: &HostFile, header: &Header) -> Result<u64, Error> {
 }
 
 /// Writes new reference counts behind everything else, then makes the header point to them: a crash
-/// leaves the old ones or the new ones.
-fn rebuild(file: &HostFile, header: &Header, wanted: &[u32]) -> Result<(), Error> {
+/// leaves the old ones or the new ones. Returns how many counts are higher than the image can count; those get
+/// the highest that it can.
+fn rebuild(file: &HostFile, header: &Header, wanted: &[u32]) -> Result<u64, Error> {
     let operation = Operation::Check;
     let (bits, size) = (header.cluster_bits, header.cluster_size());
     let mut wanted = wanted.to_vec();
@@ -346,6 +369,7 @@ fn rebuild(file: &HostFile, header: &Header, wanted: &[u32]) -> Result<(), Error
     }
     wanted.resize(clusters as usize, 1);
     let max = u64::MAX >> (64 - (1u32 << header.refcount_order));
+    let too_high = wanted.iter().filter(|count| u64::from(**count) > max).count() as u64;
     let mut block_bytes = vec![0; size as usize];
     for block in 0..blocks {
         block_bytes.fill(0);
@@ -364,5 +388,6 @@ fn rebuild(file: &HostFile, header: &Header, wanted: &[u32]) -> Result<(), Error
     let mut fields = ((end + blocks) << bits).to_be_bytes().to_vec();
     fields.extend((table_clusters as u32).to_be_bytes());
     file.write(REFTABLE_AT, &fields, operation)?;
-    file.sync(operation)
+    file.sync(operation)?;
+    Ok(too_high)
 }

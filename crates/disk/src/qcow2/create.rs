@@ -123,6 +123,7 @@ pub(super) fn write_empty(file: &HostFile, options: &CreateOptions) -> Result<()
         autoclear: 0,
         compression: options.compression,
         backing: options.backing.clone(),
+        bitmaps: None,
     };
     let head = encode(&header);
     if head.len() as u64 > size {

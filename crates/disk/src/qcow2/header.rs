@@ -43,6 +43,17 @@ pub(super) struct Header {
     pub(super) autoclear: u64,
     pub(super) compression: Compression,
     pub(super) backing: Option<Backing>,
+    /// Persistent bitmaps, if there are any that are up to date.
+    pub(super) bitmaps: Option<Bitmaps>,
+}
+
+/// Where the persistent bitmaps of an image are described; nothing of it is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bitmaps {
+    pub(super) number: u32,
+    pub(super) directory_at: u64,
+    /// In bytes.
+    pub(super) directory_len: u64,
 }
 
 /// The backing file that an image names.
@@ -152,11 +163,15 @@ impl Header {
             autoclear,
             compression,
             backing: None,
+            bitmaps: None,
         };
         header.check()?;
-        let format = backing_format(bytes, header_len)?;
+        let extensions = extensions(bytes, header_len)?;
         let name = backing_name(bytes, cluster_bits)?;
-        Ok(Header { backing: name.map(|name| Backing { name, format }), ..header })
+        let backing = name.map(|name| Backing { name, format: extensions.backing_format });
+        // Without the bit a program has written to the image that knew nothing of them.
+        let bitmaps = extensions.bitmaps.filter(|_| autoclear & AUTOCLEAR_BITMAPS != 0);
+        Ok(Header { backing, bitmaps, ..header })
     }
 
     fn check(&self) -> Result<(), HeaderFault> {
@@ -198,8 +213,15 @@ impl Header {
     }
 }
 
-fn backing_format(bytes: &[u8], header_len: usize) -> Result<Option<String>, HeaderFault> {
-    let (mut at, mut format) = (header_len, None);
+/// What header extensions say.
+#[derive(Default)]
+struct Extensions {
+    backing_format: Option<String>,
+    bitmaps: Option<Bitmaps>,
+}
+
+fn extensions(bytes: &[u8], header_len: usize) -> Result<Extensions, HeaderFault> {
+    let (mut at, mut found) = (header_len, Extensions::default());
     // What does not fit into the first cluster ends the list, as does the mark.
     while at + 8 <= bytes.len() {
         let (kind, len) = (be32(bytes, at), be32(bytes, at + 4) as usize);
@@ -210,13 +232,28 @@ fn backing_format(bytes: &[u8], header_len: usize) -> Result<Option<String>, Hea
         if len > bytes.len() - at {
             return bad("a header extension is cut off");
         }
-        if kind == EXTENSION_BACKING_FORMAT {
-            let text = std::str::from_utf8(&bytes[at..at + len]);
-            format = Some(text.map_err(|_| HeaderFault::Bad("its backing format is no text".into()))?.into());
+        let data = &bytes[at..at + len];
+        match kind {
+            EXTENSION_BACKING_FORMAT => {
+                let text = std::str::from_utf8(data)
+                    .map_err(|_| HeaderFault::Bad("its backing format is no text".into()))?;
+                found.backing_format = Some(text.into());
+            }
+            EXTENSION_BITMAPS if len != EXTENSION_BITMAPS_LEN => {
+                return bad("the header extension about its bitmaps has an impossible length");
+            }
+            EXTENSION_BITMAPS => {
+                found.bitmaps = Some(Bitmaps {
+                    number: be32(data, 0),
+                    directory_len: be64(data, 8),
+                    directory_at: be64(data, 16),
+                });
+            }
+            _ => {}
         }
         at += len.next_multiple_of(8);
     }
-    Ok(format)
+    Ok(found)
 }
 
 fn backing_name(bytes: &[u8], cluster_bits: u32) -> Result<Option<String>, HeaderFault> {

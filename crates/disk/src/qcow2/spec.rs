@@ -30,6 +30,11 @@ pub(super) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 /// Header extensions.
 pub(super) const EXTENSION_END: u32 = 0;
 pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(super) const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+pub(super) const EXTENSION_BITMAPS_LEN: usize = 24;
+
+/// Autoclear features: who changes an image without knowing one clears it.
+pub(super) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 
 /// An entry of an L1 or L2 table: the reference count of what it points to is exactly one.
 pub(super) const COPIED: u64 = 1 << 63;
@@ -51,4 +56,6 @@ pub(super) const REFTABLE_BYTES_MAX: u64 = 8 << 20;
 pub(super) const SNAPSHOTS_MAX: u32 = 65536;
 pub(super) const SNAPSHOT_TABLE_BYTES_MAX: usize = 16 << 20;
 pub(super) const SNAPSHOT_EXTRA_MAX: u32 = 1024;
+pub(super) const BITMAPS_MAX: u32 = 65535;
+pub(super) const BITMAP_DIRECTORY_BYTES_MAX: u64 = 1024 * BITMAPS_MAX as u64;
 pub(super) const BACKING_NAME_MAX: u32 = 1023;

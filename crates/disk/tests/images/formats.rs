@@ -285,3 +285,116 @@ fn a_failed_conversion_leaves_nothing_behind() {
     assert_eq!(error.unwrap_err().kind(), disk::ErrorKind::Exists);
     assert_eq!(std::fs::read(&image).unwrap(), b"mine");
 }
+
+/// A number of a file, as qcow2 has them.
+fn number_at(path: &str, at: u64) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = [0; 8];
+    std::fs::File::open(path).unwrap().read_exact_at(&mut bytes, at).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+fn put(path: &str, at: u64, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+fn check(path: &str, repair: Repair) -> disk::qcow2::CheckReport {
+    disk::check(Path::new(path), None, repair).unwrap().unwrap()
+}
+
+#[test]
+fn persistent_bitmaps_are_in_use_and_survive_a_repair() {
+    let _alone = alone();
+    let folder = Folder::new();
+    let image = folder.path("a.qcow2");
+    qemu!("create", "-f", "qcow2", &image, "64M");
+    for name in ["first", "second"] {
+        qemu!("bitmap", "--add", &image, name);
+    }
+    // Both are set where is written.
+    let mut writer = std::process::Command::new("qemu-io");
+    let Ok(output) = writer.args(["-c", "write -P 7 1M 10M", &image]).output() else {
+        eprintln!("skipped: qemu-io is not installed");
+        return;
+    };
+    assert!(output.status.success());
+    sound(&image);
+    // A cluster at the end that is counted and used by nobody.
+    let len = std::fs::metadata(&image).unwrap().len().next_multiple_of(65536);
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(len + 65536).unwrap();
+    let block = number_at(&image, number_at(&image, 48));
+    put(&image, block + len / 65536 * 2, &[0, 1]);
+    let report = check(&image, Repair::Leaks);
+    assert_eq!((report.errors, report.leaks, report.repaired), (0, 1, 1), "{:?}", report.findings);
+    sound(&image);
+    qemu!("check", &image);
+    let (_, text) = qemu_img(&["info", &image]).unwrap();
+    assert!(text.contains("name: first") && text.contains("name: second"), "{text}");
+    // Directories and tables that cannot be: no count is lowered.
+    let extension =
+        (104..1024).step_by(8).find(|at| number_at(&image, *at) == 0x2385_2875_0000_0018).unwrap();
+    let directory_at = number_at(&image, extension + 24);
+    let table_at = number_at(&image, directory_at);
+    for (at, value) in [
+        (extension + 8, u64::MAX),
+        (extension + 16, u64::MAX),
+        (extension + 24, directory_at + 8),
+        (directory_at, table_at + 512),
+        (directory_at + 8, u64::MAX),
+        (table_at, 1 << 60),
+    ] {
+        let before = number_at(&image, at);
+        put(&image, at, &value.to_be_bytes());
+        let report = check(&image, Repair::All);
+        assert!(report.errors > 0, "{at:#x}");
+        put(&image, at, &before.to_be_bytes());
+        sound(&image);
+    }
+    qemu!("check", &image);
+}
+
+#[test]
+fn what_a_damaged_entry_stood_for_is_not_freed() {
+    let _alone = alone();
+    let folder = Folder::new();
+    let (raw, image) = (folder.path("a.raw"), folder.path("a.qcow2"));
+    std::fs::write(&raw, reference()).unwrap();
+    qemu!("convert", "-f", "raw", "-O", "qcow2", &raw, &image);
+    qemu!("snapshot", "-c", "first", &image);
+    write(&*open(&image, Access::ReadWrite).disk, 0, &vec![9; 3 << 20]);
+    sound(&image);
+    let entry_at = number_at(&image, number_at(&image, 64));
+    let before = number_at(&image, entry_at);
+    // It says "the only reference", to nowhere; and what no entry may be.
+    for damaged in [1 << 63, before | 1, before | 1 << 60] {
+        put(&image, entry_at, &damaged.to_be_bytes());
+        let report = check(&image, Repair::All);
+        assert_eq!((report.errors, report.repaired), (1, 0), "{:?}", report.findings);
+        assert_eq!(check(&image, Repair::Leaks).repaired, 0);
+        put(&image, entry_at, &before.to_be_bytes());
+        sound(&image);
+    }
+    let options = OpenOptions { snapshot: Some("first".into()), ..OpenOptions::new(Access::ReadOnly) };
+    assert!(read_all(&*Image::open(&image, &options).unwrap().disk) == reference());
+}
+
+#[test]
+fn a_count_that_does_not_fit_is_not_called_repaired() {
+    let _alone = alone();
+    let folder = Folder::new();
+    let image = folder.path("a.qcow2");
+    qemu!("create", "-f", "qcow2", "-o", "refcount_bits=1", &image, "1M");
+    write(&*open(&image, Access::ReadWrite).disk, 0, &[5; 128 << 10]);
+    sound(&image);
+    // Both entries point to the first cluster: two users, and a bit to count them.
+    let table = number_at(&image, number_at(&image, 40)) & 0x00ff_ffff_ffff_fe00;
+    put(&image, table + 8, &number_at(&image, table).to_be_bytes());
+    let report = check(&image, Repair::All);
+    let found = (report.errors, report.leaks, report.repaired);
+    assert_eq!(found, (3, 1, 3), "{:?}", report.findings);
+    assert!(report.findings.iter().any(|finding| finding.contains("1 bits")), "{:?}", report.findings);
+    let report = check(&image, Repair::No);
+    assert_eq!((report.errors, report.leaks), (1, 0), "{:?}", report.findings);
+}
