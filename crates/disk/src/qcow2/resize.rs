@@ -32,19 +32,16 @@ impl Qcow2 {
             self.write_zeroes(size, old - size, crate::Unmap::Allowed, crate::Durability::AtCompletion)?;
         }
         self.flush()?;
-        self.change_size(size)?;
-        // A guest that sees the new size must find it safe: before that, the backing file is hidden there.
-        let hidden = self.backing().map_or(0, |backing| backing.info().size.min(size));
         if size > old {
-            let result = match hidden > old {
-                true => self.hide_backing(old, hidden, size),
-                false => Ok(()),
-            };
-            if let Err(error) = result {
-                self.change_size(old)?;
-                return Err(error);
+            self.enlarge_l1(size)?;
+            // Before the size says that there is something: neither the guest nor whoever opens the image after a
+            // crash may see there what the backing file has.
+            let hidden = self.backing().map_or(0, |backing| backing.info().size.min(size));
+            if hidden > old {
+                self.hide_backing(old, hidden, size)?;
             }
         }
+        self.change_size(size)?;
         self.size.store(size, Ordering::Release);
         Ok(())
     }
@@ -62,8 +59,17 @@ impl Qcow2 {
         self.flush_all()
     }
 
-    /// Writes the new size into the header, with an L1 table that is large enough.
+    /// Writes the size into the header. The L1 table is large enough.
     fn change_size(&self, size: u64) -> Result<(), Error> {
+        let mut meta = self.lock();
+        self.file.write(SIZE_AT, &size.to_be_bytes(), Operation::Resize)?;
+        self.file.sync(Operation::Resize)?;
+        meta.header.size = size;
+        Ok(())
+    }
+
+    /// Moves the L1 table to a larger one, if a disk of this size needs it.
+    fn enlarge_l1(&self, size: u64) -> Result<(), Error> {
         let operation = Operation::Resize;
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut meta = self.lock();
@@ -74,42 +80,37 @@ impl Qcow2 {
                 "a disk of this size needs larger clusters; convert it to an image that has them",
             ));
         }
-        let mut fields = [0; 24];
-        put_be64(&mut fields, 0, size);
-        let old_l1 = (meta.header.l1_at, meta.l1.len() as u64 * 8);
-        let moves = needed > meta.l1.len() as u64;
-        if moves {
-            let clusters = (needed * 8).div_ceil(cluster);
-            let place = meta.allocate_together(&self.file, clusters, operation)?;
-            meta.take_fresh(place, clusters);
-            let mut entries = meta.l1.clone();
-            // Tables that were made since the flush are not written yet; their entries come later.
-            for index in &meta.l1_dirty {
-                entries[*index] = 0;
-            }
-            entries.resize((clusters << bits) as usize / 8, 0);
-            let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-            self.file.write(place, &bytes, operation)?;
-            meta.refs.write_back(&self.file, operation)?;
-            meta.header.l1_at = place;
-            meta.l1.resize(needed as usize, 0);
-            for index in 0..clusters {
-                meta.tables.set((place >> bits) + index);
-            }
+        let (old_at, old_len) = (meta.header.l1_at, meta.l1.len() as u64 * 8);
+        if needed <= meta.l1.len() as u64 {
+            return Ok(());
         }
-        put_be32(&mut fields, (L1_SIZE_AT - SIZE_AT) as usize, meta.l1.len() as u32);
-        put_be64(&mut fields, (L1_SIZE_AT - SIZE_AT) as usize + 4, meta.header.l1_at);
+        let clusters = (needed * 8).div_ceil(cluster);
+        let place = meta.allocate_together(&self.file, clusters, operation)?;
+        meta.take_fresh(place, clusters);
+        let mut entries = meta.l1.clone();
+        // Tables that were made since the flush are not written yet; their entries come later.
+        for index in &meta.l1_dirty {
+            entries[*index] = 0;
+        }
+        entries.resize((clusters << bits) as usize / 8, 0);
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        self.file.write(place, &bytes, operation)?;
+        meta.refs.write_back(&self.file, operation)?;
+        let mut fields = [0; 12];
+        put_be32(&mut fields, 0, needed as u32);
+        put_be64(&mut fields, 4, place);
         self.file.sync(operation)?;
-        self.file.write(SIZE_AT, &fields, operation)?;
+        self.file.write(L1_SIZE_AT, &fields, operation)?;
         self.file.sync(operation)?;
-        meta.header.size = size;
-        meta.header.l1_entries = meta.l1.len() as u32;
-        if moves {
-            for index in 0..old_l1.1.div_ceil(cluster) {
-                let old = (old_l1.0 >> bits) + index;
-                meta.tables.clear(old);
-                meta.drop_reference(&self.file, old, operation)?;
-            }
+        (meta.header.l1_at, meta.header.l1_entries) = (place, needed as u32);
+        meta.l1.resize(needed as usize, 0);
+        for index in 0..clusters {
+            meta.tables.set((place >> bits) + index);
+        }
+        for index in 0..old_len.div_ceil(cluster) {
+            let old = (old_at >> bits) + index;
+            meta.tables.clear(old);
+            meta.drop_reference(&self.file, old, operation)?;
         }
         Ok(())
     }

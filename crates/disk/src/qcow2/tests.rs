@@ -409,3 +409,74 @@ fn a_guessed_raw_disk_cannot_be_turned_into_another_format() {
     let format = crate::ImageInfo::read(&path, None).map(|info| info.format).ok();
     assert_eq!(format == Some(crate::Format::Raw), marks);
 }
+
+/// A disk that copies a file each time it is read.
+struct Witness {
+    disk: crate::Raw,
+    watched: PathBuf,
+    copy: PathBuf,
+}
+
+impl Disk for Witness {
+    fn info(&self) -> DiskInfo {
+        self.disk.info()
+    }
+
+    fn read(&self, offset: u64, into: &mut Buffers<'_>) -> Result<(), Error> {
+        std::fs::copy(&self.watched, &self.copy).unwrap();
+        self.disk.read(offset, into)
+    }
+
+    fn write(&self, offset: u64, from: &Buffers<'_>, durability: Durability) -> Result<(), Error> {
+        self.disk.write(offset, from, durability)
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.disk.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.disk.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: Unmap, durability: Durability) -> Result<(), Error> {
+        self.disk.write_zeroes(offset, len, unmap, durability)
+    }
+}
+
+/// The file is copied when the last cluster, which is whole only in the larger disk, is filled from the backing file: a
+/// crash at that moment would leave the same.
+#[test]
+fn a_disk_that_grows_never_shows_what_the_backing_file_has_there() {
+    for version in 2..=3 {
+        let folder = Folder::new();
+        let (path, copy, below) =
+            (folder.join("image.qcow2"), folder.join("copy.qcow2"), folder.join("below.raw"));
+        std::fs::write(&below, [0x77; 1 << 20]).unwrap();
+        let backing = Some(Backing { name: "below.raw".into(), format: Some("raw".into()) });
+        let options =
+            CreateOptions { version, cluster_size: 4096, backing, ..CreateOptions::new((64 << 10) - 512) };
+        let disk = crate::Raw::open(&below, Access::ReadOnly).unwrap();
+        let witness = Witness { disk, watched: path.clone(), copy: copy.clone() };
+        let disk = Qcow2::create(&path, &options, Some(Arc::new(witness))).unwrap();
+        // One cluster of L1 table is for 1 GiB: it moves.
+        let size = 4 << 30;
+        disk.resize(size).unwrap();
+        assert_eq!(read(&disk, (64 << 10) - 1024, 2048), [vec![0x77; 512], vec![0; 1536]].concat());
+        drop(disk);
+        assert_sound(&path);
+        let report = crate::check(&copy, None, Repair::No).unwrap().unwrap();
+        assert_eq!(report.errors, 0, "{:?}", report.findings);
+        let crashed = open(&copy, Access::ReadOnly);
+        let now = crashed.info().size;
+        assert!(now == options.size || read(&*crashed, 64 << 10, 4096) == [0; 4096], "the size came first");
+        drop(crashed);
+        // Where it is grown again it is as it should be.
+        let crashed = open(&copy, Access::ReadWrite);
+        crashed.resize(size).unwrap();
+        assert_eq!(read(&*crashed, (64 << 10) - 512, 900 << 10), [0; 900 << 10]);
+        drop(crashed);
+        // What was moved before the crash may be leaked.
+        assert_eq!(crate::check(&copy, None, Repair::No).unwrap().unwrap().errors, 0);
+    }
+}
