@@ -4,7 +4,7 @@ use crate::file::HostFile;
 use crate::mapped::Mapped;
 use crate::qcow2::{Backing, Qcow2, Qcow2Info};
 use crate::raw::Raw;
-use crate::{Access, Disk, Error, ErrorKind, Operation};
+use crate::{Access, Disk, Error, ErrorKind, Operation, SECTOR_SIZE};
 use crate::{vdi, vhd, vhdx, vmdk};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -490,7 +490,7 @@ impl ImageInfo {
             kind: None,
         };
         match format {
-            Format::Raw => info.size = file_len,
+            Format::Raw => info.size = file_len.next_multiple_of(SECTOR_SIZE),
             Format::Qcow2 => {
                 let (size, qcow2) = Qcow2::read_size_and_info(&file)?;
                 (info.size, info.qcow2) = (size, Some(qcow2));

@@ -25,10 +25,13 @@ pub enum Access {
 /// A raw disk image or a block device of the host.
 ///
 /// Data goes through the host's page cache straight to and from the guest's RAM. The size is taken when
-/// it is opened; bytes after the last whole sector are not part of the disk.
+/// it is opened. A file that ends within a sector ends with zeroes up to that sector's end: they are read so,
+/// and a file that is opened to be written is made longer by them.
 pub struct Raw {
     file: HostFile,
     size: AtomicU64,
+    /// The file's length in bytes, if it ends within the last sector.
+    cut_at: Option<u64>,
     /// Held while the size changes.
     resizing: Mutex<()>,
     logical_block_size: u32,
@@ -44,16 +47,22 @@ impl Raw {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Permission`], [`ErrorKind::ReadOnly`] (a file system that
     /// is), [`ErrorKind::LockedByOther`], [`ErrorKind::BadFormat`] when it is neither file nor block
-    /// device or has not even one sector.
+    /// device or has not even one sector, or as the host refuses to make it longer.
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Raw, Error> {
         Raw::new(HostFile::open(path.as_ref(), access)?)
     }
 
     /// Takes a file that is open.
     pub(crate) fn new(file: HostFile) -> Result<Raw, Error> {
-        let size = file.len()? & !(SECTOR_SIZE - 1);
-        if size == 0 {
+        let len = file.len()?;
+        if len < SECTOR_SIZE {
             return Err(file.damaged(Operation::Open, "it is smaller than one sector of 512 bytes"));
+        }
+        // As QEMU does it: what the last sector has is not lost.
+        let size = len.next_multiple_of(SECTOR_SIZE);
+        let cut_at = (size != len && !file.is_writable()).then_some(len);
+        if size != len && file.is_writable() {
+            file.set_len(size, Operation::Open)?;
         }
         let (logical, physical) = if file.is_block_device() {
             let logical = rustix::fs::ioctl_blksszget(file.file()).unwrap_or(512);
@@ -66,6 +75,7 @@ impl Raw {
         Ok(Raw {
             file,
             size: AtomicU64::new(size),
+            cut_at,
             resizing: Mutex::new(()),
             logical_block_size,
             physical_block_size: physical.max(logical_block_size),
@@ -125,6 +135,26 @@ impl Raw {
         self.file.failed(operation, source)
     }
 
+    /// What became of a read. One that reached beyond a file which ends within a sector is done again as far as
+    /// there is something; the rest is zero.
+    fn finish_read(&self, offset: u64, into: &mut Buffers<'_>, result: io::Result<()>) -> Result<(), Error> {
+        let len = into.len();
+        let cut_at = self.cut_at.filter(|cut_at| offset + len as u64 > *cut_at);
+        match (result, cut_at) {
+            (Err(error), Some(cut_at)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let there = cut_at.saturating_sub(offset) as usize;
+                if there > 0 {
+                    self.file
+                        .read_list(offset, &mut into.part(0, there))
+                        .map_err(|error| self.read_failed(offset, there as u64, error))?;
+                }
+                into.zero(there, len - there);
+                Ok(())
+            }
+            (result, _) => result.map_err(|error| self.read_failed(offset, len as u64, error)),
+        }
+    }
+
     fn read_failed(&self, offset: u64, len: u64, error: io::Error) -> Error {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Io, Operation::Read)
@@ -180,7 +210,8 @@ impl Disk for Raw {
     fn read(&self, offset: u64, into: &mut Buffers<'_>) -> Result<(), Error> {
         let len = into.len() as u64;
         self.check(Operation::Read, offset, len)?;
-        self.file.read_list(offset, into).map_err(|error| self.read_failed(offset, len, error))
+        let result = self.file.read_list(offset, into);
+        self.finish_read(offset, into, result)
     }
 
     fn read_now(&self, offset: u64, into: &mut Buffers<'_>) -> Option<Result<(), Error>> {
@@ -189,7 +220,7 @@ impl Disk for Raw {
             return Some(Err(error));
         }
         let result = self.file.read_list_now(offset, into)?;
-        Some(result.map_err(|error| self.read_failed(offset, len, error)))
+        Some(self.finish_read(offset, into, result))
     }
 
     fn write(&self, offset: u64, from: &Buffers<'_>, durability: Durability) -> Result<(), Error> {

@@ -86,12 +86,12 @@ fn lists_longer_than_one_system_call_takes_are_moved_whole() {
 fn zeroes_are_zeroes_whichever_way_the_host_makes_them() {
     for (punch, zero) in [(true, true), (false, true), (true, false), (false, false)] {
         for unmap in [Unmap::Keep, Unmap::Allowed] {
-            let scratch = Scratch::new(&[0xaa; 300_000]);
+            let scratch = Scratch::new(&[0xaa; 300_032]);
             let disk = scratch.open();
             disk.file.pretend(punch, zero);
             disk.write_zeroes(512, 200_000, unmap, Durability::AtCompletion).unwrap();
             let bytes = scratch.bytes();
-            assert_eq!(bytes.len(), 300_000);
+            assert_eq!(bytes.len(), 300_032);
             assert!(bytes[..512].iter().all(|byte| *byte == 0xaa));
             assert!(bytes[512..200_512].iter().all(|byte| *byte == 0));
             assert!(bytes[200_512..].iter().all(|byte| *byte == 0xaa));
@@ -113,9 +113,8 @@ fn a_discard_keeps_the_size_and_the_neighbours() {
 
 #[test]
 fn what_lies_beyond_the_end_or_may_not_change_is_refused() {
-    let scratch = Scratch::new(&[1; 1000]);
+    let scratch = Scratch::new(&[1; 512]);
     let disk = scratch.open();
-    assert_eq!(disk.info().size, 512, "whole sectors only");
     let mut byte = [0];
     let kind = |result: Result<(), Error>| result.unwrap_err().kind();
     assert_eq!(kind(disk.read(512, &mut Buffers::from_mut(&mut byte))), ErrorKind::OutOfRange);
@@ -128,7 +127,73 @@ fn what_lies_beyond_the_end_or_may_not_change_is_refused() {
     assert_eq!(kind(disk.discard(0, 1)), ErrorKind::ReadOnly);
     assert_eq!(kind(disk.write_zeroes(0, 1, Unmap::Keep, Durability::AtFlush)), ErrorKind::ReadOnly);
     disk.flush().unwrap();
-    assert_eq!(scratch.bytes(), [1; 1000]);
+    assert_eq!(scratch.bytes(), [1; 512]);
+}
+
+#[test]
+fn a_file_that_ends_within_a_sector_loses_nothing() {
+    let scratch = Scratch::new(&[1; 1000]);
+    let padded = [vec![1; 1000], vec![0; 24]].concat();
+    let disk = Arc::new(Raw::open(&scratch.0, Access::ReadOnly).unwrap());
+    assert_eq!(disk.info().size, 1024);
+    assert_eq!(crate::ImageInfo::read(&scratch.0, None).unwrap().size, 1024);
+    for (offset, len) in [(0, 1024), (512, 512), (990, 20), (999, 2), (1000, 24), (1010, 14), (0, 1000)] {
+        let mut bytes = vec![7; len];
+        disk.read(offset, &mut Buffers::from_mut(&mut bytes)).unwrap();
+        assert_eq!(bytes, padded[offset as usize..][..len], "{offset} {len}");
+        let mut bytes = vec![7; len];
+        if let Some(result) = disk.read_now(offset, &mut Buffers::from_mut(&mut bytes)) {
+            result.unwrap();
+            assert_eq!(bytes, padded[offset as usize..][..len], "{offset} {len}");
+        }
+    }
+    // By each kind of queue.
+    disk.prepare_queues(1);
+    let queues: [Box<dyn IoQueue>; 3] = [
+        disk.clone().io_queue(4),
+        Box::new(PoolQueue::new(disk.clone(), 4).unwrap()),
+        Box::new(BlockingQueue::new(disk.clone(), 4)),
+    ];
+    let ram = Arc::new(Ram::new(1 << 16).unwrap());
+    for mut queue in queues {
+        ram.guest().write_slice(&[7; 1024], GuestAddress(0x100)).unwrap();
+        let mut buffers = Buffers::guest(ram.clone());
+        buffers.push(0x100, 1024).unwrap();
+        queue.submit(Request { token: 1, kind: RequestKind::Read, offset: 0, buffers });
+        queue.kick();
+        let done = loop {
+            match queue.complete() {
+                Some(done) => break done,
+                None => std::thread::yield_now(),
+            }
+        };
+        done.result.unwrap();
+        let mut bytes = vec![0; 1024];
+        ram.guest().read_slice(&mut bytes, GuestAddress(0x100)).unwrap();
+        assert_eq!(bytes, padded);
+    }
+    assert_eq!(scratch.bytes(), [1; 1000], "to read changes nothing");
+    // What is cut off is not what ended so.
+    File::options().write(true).open(&scratch.0).unwrap().set_len(900).unwrap();
+    assert!(disk.read(512, &mut Buffers::from_mut(&mut [0; 512])).is_err());
+    drop(disk);
+    std::fs::write(&scratch.0, [1; 1000]).unwrap();
+    // Into another format, too.
+    let source: Arc<dyn Disk> = Arc::new(Raw::open(&scratch.0, Access::ReadOnly).unwrap());
+    let target = scratch.0.with_extension("qcow2");
+    let options = crate::TargetOptions::new(crate::Format::Qcow2);
+    crate::convert(&source, &target, &options, &Progress::default()).unwrap();
+    drop(source);
+    let image = crate::Image::open(&target, &crate::OpenOptions::new(Access::ReadOnly)).unwrap();
+    std::fs::remove_file(&target).unwrap();
+    let mut bytes = vec![7; 1024];
+    image.disk.read(0, &mut Buffers::from_mut(&mut bytes)).unwrap();
+    assert!(bytes == padded && image.disk.info().size == 1024);
+    // To be written it has whole sectors.
+    let disk = scratch.open();
+    assert_eq!((disk.info().size, scratch.bytes()), (1024, padded));
+    disk.write(1000, &Buffers::from_slice(&[9; 24]), Durability::AtFlush).unwrap();
+    assert_eq!(scratch.bytes()[999..], [vec![1], vec![9; 24]].concat());
 }
 
 #[test]

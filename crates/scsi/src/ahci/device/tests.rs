@@ -142,11 +142,11 @@ fn a_drive_is_read_to_its_last_block_and_changes_discs() {
     assert_ne!(rig.packet(&[0], 2) & 1, 0);
     rig.start_again(1);
     assert_eq!(rig.packet(&[0], 2), u32::from(STATUS_READY));
-    // 4608 bytes are whole sectors: a third of block 2 and a cut one.
+    // 5120 bytes are whole sectors: block 2 is half there.
     rig.put(DATA, &[0xff; 4096]);
     assert_eq!(rig.packet(&[0x28, 0, 0, 0, 0, 1, 0, 0, 2], 4096), u32::from(STATUS_READY));
     let read = rig.bytes(DATA, 4096);
-    assert_eq!((read[0], read[2559], read[2560], read[4095]), (20, 46, 0, 0));
+    assert_eq!((read[0], read[2951], read[2952], read[4095]), (20, 49, 0, 0));
     // In pieces, some of which lie behind the end of what is stored.
     rig.put(DATA, &[0xff; 4096]);
     let read_two = [&[FIS_FROM_HOST, 0x80, PACKET, 1][..], &[0x28, 0, 0, 0, 0, 1, 0, 0, 2]];
