@@ -81,5 +81,8 @@ pub const IDENTIFY_PACKET: u8 = 0xa1;
 pub const PACKET: u8 = 0xa0;
 pub const DEVICE_RESET: u8 = 0x08;
 pub const SET_FEATURES: u8 = 0xef;
+/// Subcommands of SET FEATURES.
+pub const FEATURE_ENABLE_WRITE_CACHE: u8 = 0x02;
+pub const FEATURE_TRANSFER_MODE: u8 = 0x03;
 pub const FLUSH: u8 = 0xe7;
 pub const FLUSH_EXT: u8 = 0xea;

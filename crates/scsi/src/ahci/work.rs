@@ -118,7 +118,7 @@ impl Attached {
             Drive::Cd(drive, disc) => match fis[2] {
                 IDENTIFY_PACKET => give(command, ram, &identify::drive(serial)),
                 PACKET => run_packet(drive, disc, command, ram),
-                SET_FEATURES => Outcome::done(0),
+                SET_FEATURES => set_features(fis),
                 DEVICE_RESET => {
                     drive.reset();
                     Outcome { announces: true, ..Outcome::done(0) }
@@ -127,6 +127,16 @@ impl Attached {
                 _ => Outcome::failed(ERROR_ABORTED),
             },
         }
+    }
+}
+
+/// What is not in effect afterwards is refused (ACS-3, §7.45): above all a write cache that is switched off. A guest
+/// that believed that would not flush any more.
+fn set_features(fis: &[u8; 20]) -> Outcome {
+    match fis[3] {
+        // The cache is on, and any way of transfer is as good as another.
+        FEATURE_ENABLE_WRITE_CACHE | FEATURE_TRANSFER_MODE => Outcome::done(0),
+        _ => Outcome::failed(ERROR_ABORTED),
     }
 }
 
@@ -205,8 +215,9 @@ fn run_disk(disk: &Arc<dyn Disk>, serial: &str, command: &Command, ram: &Arc<Ram
                 Err(_) => Outcome::failed(ERROR_ABORTED),
             };
         }
-        // SET FEATURES, SET MULTIPLE, IDLE and kin, READ VERIFY, INITIALIZE DEVICE PARAMETERS
-        SET_FEATURES | 0xc6 | 0xe0..=0xe3 | 0x40 | 0x42 | 0x91 => return Outcome::done(0),
+        SET_FEATURES => return set_features(fis),
+        // SET MULTIPLE, IDLE and kin, READ VERIFY, INITIALIZE DEVICE PARAMETERS
+        0xc6 | 0xe0..=0xe3 | 0x40 | 0x42 | 0x91 => return Outcome::done(0),
         // CHECK POWER MODE: active.
         0xe5 => return Outcome { count: 0xff, ..Outcome::done(0) },
         _ => return Outcome::failed(ERROR_ABORTED),

@@ -133,6 +133,31 @@ fn a_disk_is_identified_read_and_written() {
     assert_eq!(rig.run(0, &at(0x25), &[], 512), u32::from(STATUS_READY));
 }
 
+/// A guest that believes the write cache to be off does not flush.
+#[test]
+fn features_that_cannot_be_had_are_refused() {
+    let rig = Rig::new();
+    let set = |port: u64, feature: u8| {
+        let task = rig.run(port, &[FIS_FROM_HOST, 0x80, SET_FEATURES, feature], &[], 2);
+        if task & u32::from(STATUS_ERROR) != 0 {
+            rig.start_again(port);
+        }
+        task
+    };
+    let refused = u32::from(STATUS_READY | STATUS_ERROR) | u32::from(ERROR_ABORTED) << 8;
+    for port in 0..2 {
+        for feature in [FEATURE_ENABLE_WRITE_CACHE, FEATURE_TRANSFER_MODE] {
+            assert_eq!(set(port, feature), u32::from(STATUS_READY), "{feature:#x}");
+        }
+        // The write cache off, look-ahead, power management, and what there is not.
+        for feature in [0x82, 0x55, 0xaa, 0x05, 0x10, 0, 0xff] {
+            assert_eq!(set(port, feature), refused, "{feature:#x}");
+        }
+    }
+    assert_eq!(rig.run(0, &[FIS_FROM_HOST, 0x80, IDENTIFY], &[], 512), u32::from(STATUS_READY));
+    assert_eq!(rig.bytes(DATA + 2 * 85, 1)[0] & 0x20, 0x20, "the write cache is on");
+}
+
 #[test]
 fn a_drive_is_read_to_its_last_block_and_changes_discs() {
     let rig = Rig::new();
