@@ -17,6 +17,8 @@ pub(crate) const SPARSE_MAGIC: &[u8; 4] = b"KDMV";
 pub(crate) const DESCRIPTOR_MAGIC: &[u8] = b"# Disk DescriptorFile";
 const DESCRIPTOR_LEN_MAX: u64 = 1 << 20;
 const EXTENTS_MAX: usize = 4096;
+/// Size of an extent, and of a disk, in bytes: what no host has, and no sum of it overflows.
+const SIZE_MAX: u64 = 1 << 60;
 const SECTOR: u64 = 512;
 
 /// A part of a disk.
@@ -85,7 +87,7 @@ pub(crate) fn parse(
     refuse_parent(&file, &descriptor)?;
     let (mut files, mut extents, mut start) = (vec![file], Vec::new(), 0u64);
     for line in descriptor.extents {
-        let len = line.sectors.checked_mul(SECTOR).filter(|len| *len <= 1 << 60);
+        let len = line.sectors.checked_mul(SECTOR).filter(|len| *len <= SIZE_MAX);
         let len = len.ok_or_else(|| files[0].damaged(Operation::Open, "an extent has an impossible size"))?;
         let mut next = |files: &mut Vec<HostFile>| -> Result<usize, Error> {
             files.push(open(&line.name)?);
@@ -123,7 +125,9 @@ pub(crate) fn parse(
             }
         };
         extents.push(Extent { start, len, file, kind });
-        start += len;
+        start = start.checked_add(len).filter(|end| *end <= SIZE_MAX).ok_or_else(|| {
+            files[0].damaged(Operation::Open, "its extents are larger together than a disk can be")
+        })?;
     }
     if start == 0 {
         return Err(files[0].damaged(Operation::Open, "it has no extents"));
@@ -224,6 +228,48 @@ impl Layout for Vmdk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Access;
+    use crate::bytes::{put_le32, put_le64};
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::path::Path;
+
+    /// What becomes of a file with these bytes; it may name no others.
+    fn size_of(bytes: &[u8]) -> Result<u64, Error> {
+        let file = std::fs::File::from(memfd_create("vmdk", MemfdFlags::CLOEXEC).unwrap());
+        let file = HostFile::new(file, Path::new("a.vmdk"), Access::ReadOnly, false);
+        file.write(0, bytes, Operation::Create).unwrap();
+        let mut none = |_: &str| Err(Error::new(ErrorKind::Forbidden, Operation::Open));
+        parse(file, &mut none).map(|(vmdk, ..)| vmdk.size())
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        let header = |grain: u64| {
+            let mut header = vec![0; 4096];
+            header[..4].copy_from_slice(SPARSE_MAGIC);
+            put_le32(&mut header, 4, 1);
+            put_le64(&mut header, 12, 2048);
+            put_le64(&mut header, 20, grain);
+            put_le32(&mut header, 44, 512);
+            put_le64(&mut header, 56, 2);
+            header
+        };
+        assert_eq!(size_of(&header(128)).unwrap(), 1 << 20);
+        for grain in [0, 4, 100, 4096, 1 << 54, 1 << 55, 1 << 63] {
+            assert_eq!(size_of(&header(grain)).unwrap_err().kind(), ErrorKind::BadFormat, "{grain}");
+        }
+        let zero = |sectors: u64, times: usize| {
+            format!("# Disk DescriptorFile\n{}", format!("RW {sectors} ZERO\n").repeat(times))
+        };
+        assert_eq!(size_of(zero(1 << 50, 2).as_bytes()).unwrap(), 1 << 60);
+        // 16 times 2^60 bytes are 2^64.
+        for (sectors, times) in
+            [(1 << 51, 2), (1 << 51, 16), (1 << 51, 17), (1 << 51, 4000), (1 << 60, 1), (u64::MAX, 1)]
+        {
+            let error = size_of(zero(sectors, times).as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BadFormat, "{sectors} {times}: {error}");
+        }
+    }
 
     #[test]
     fn extents_are_read_as_vmware_writes_them() {

@@ -59,7 +59,7 @@ impl Sparse {
         }
         let (capacity, grain) = (le64(&header, 12), le64(&header, 20));
         let table_entries = le32(&header, 44);
-        if !grain.is_power_of_two() || grain * SECTOR > GRAIN_MAX || grain < 8 {
+        if !grain.is_power_of_two() || !(8..=GRAIN_MAX / SECTOR).contains(&grain) {
             return Err(bad("its grains have an impossible size"));
         }
         if table_entries == 0 || table_entries > TABLE_ENTRIES_MAX {
