@@ -1,10 +1,10 @@
 //! The log ([MS-VHDX] 2.3): changes of tables that were not yet made when the writer ended.
 
-use super::{MIB, checksum};
+use super::{MIB, crc32c};
 use crate::bytes::{le32, le64};
 use crate::file::HostFile;
 use crate::{Error, Operation};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 const SECTOR: usize = 4096;
 const ENTRY_SIGNATURE: &[u8; 4] = b"loge";
@@ -27,31 +27,25 @@ impl Patches {
     pub(super) fn read(file: &HostFile, id: [u8; 16], at: u64, len: u64) -> Result<Patches, Error> {
         let mut log = vec![0; len as usize];
         file.read(at, &mut log, Operation::Open)?;
+        let entries = entries(&log, &id);
         let mut best: Option<Vec<usize>> = None;
         let mut best_sequence = 0;
-        let mut start = 0;
-        while start < log.len() {
-            let sequence = sequence_from(&log, start, &id);
-            let Some(last) = sequence.last() else {
-                start += SECTOR;
-                continue;
-            };
-            let number = le64(&log, last + 16);
+        for sequence in sequences(&log, &entries) {
+            let Some(last) = sequence.last() else { continue };
+            let number = entries[last].number;
             // The last entry says where the sequence must begin.
-            let tail = le32(&log, last + 12) as usize;
-            if number > best_sequence && sequence.contains(&tail) {
+            let first = sequence.iter().position(|at| *at == entries[last].tail);
+            if let Some(first) = first.filter(|_| number > best_sequence) {
                 best_sequence = number;
-                let first = sequence.iter().position(|entry| *entry == tail).expect("it is in it");
                 best = Some(sequence[first..].to_vec());
             }
-            start += SECTOR;
         }
         let Some(sequence) = best else {
             return Err(file.damaged(Operation::Open, "its log has no complete entry"));
         };
         let mut patches = Patches::default();
-        for entry in sequence {
-            let bytes = entry_at(&log, entry).expect("it was checked");
+        for at in sequence {
+            let bytes = ring(&log, at, entries[&at].len).concat();
             patches.apply(&bytes).ok_or_else(|| file.damaged(Operation::Open, "its log is damaged"))?;
         }
         if patches.end > file.len()? + (1 << 40) {
@@ -125,37 +119,127 @@ impl Patches {
     }
 }
 
-/// The entry that begins at a place of the log, which is a ring; `None` unless it is whole.
-fn entry_at(log: &[u8], at: usize) -> Option<Vec<u8>> {
-    let head = log.get(at..at + 64)?;
-    if !head.starts_with(ENTRY_SIGNATURE) {
-        return None;
-    }
-    let len = le32(head, 8) as usize;
-    let count = le32(head, 24) as usize;
-    if len == 0 || !len.is_multiple_of(SECTOR) || len > log.len() || 64 + count.checked_mul(32)? > len {
-        return None;
-    }
-    let mut entry = vec![0; len];
-    let first = len.min(log.len() - at);
-    entry[..first].copy_from_slice(&log[at..at + first]);
-    entry[first..].copy_from_slice(&log[..len - first]);
-    (le32(&entry, 4) == checksum(&entry)).then_some(entry)
+/// An entry that is whole.
+struct Entry {
+    /// In bytes, a multiple of [`SECTOR`].
+    len: usize,
+    /// Its sequence number.
+    number: u64,
+    /// Where the sequence begins whose last entry it is.
+    tail: usize,
 }
 
-/// The places of entries that follow each other from a place on.
-fn sequence_from(log: &[u8], start: usize, id: &[u8; 16]) -> Vec<usize> {
-    let (mut sequence, mut at, mut total) = (Vec::new(), start, 0);
-    let mut expected = None;
-    while let Some(entry) = entry_at(log, at) {
-        let number = le64(&entry, 16);
-        total += entry.len();
-        if entry[32..48] != *id || expected.is_some_and(|expected| expected != number) || total > log.len() {
-            break;
+/// A range of the log, which is a ring: up to its end, and on from its beginning.
+fn ring(log: &[u8], at: usize, len: usize) -> [&[u8]; 2] {
+    let first = len.min(log.len() - at);
+    [&log[at..at + first], &log[..len - first]]
+}
+
+/// The whole entries of the log, by their places.
+///
+/// No sector of an entry but its first begins with the signature of entries (2.3.1): descriptors and data have their
+/// own. So an entry ends where the next one begins at the latest, and however the log was made, each of its bytes is
+/// looked at once.
+fn entries(log: &[u8], id: &[u8; 16]) -> BTreeMap<usize, Entry> {
+    let is_head = |at: &usize| log[*at..].starts_with(ENTRY_SIGNATURE);
+    let heads: Vec<usize> = (0..log.len()).step_by(SECTOR).filter(is_head).collect();
+    let next = heads.iter().skip(1).copied().chain(heads.first().map(|first| first + log.len()));
+    let whole = |(&at, next): (&usize, usize)| {
+        let head = &log[at..at + SECTOR];
+        let (len, count) = (le32(head, 8) as usize, le32(head, 24) as usize);
+        let is_possible = len > 0 && len.is_multiple_of(SECTOR) && len <= next - at && 64 + count * 32 <= len;
+        if !is_possible || head[32..48] != *id {
+            return None;
         }
-        sequence.push(at);
-        expected = number.checked_add(1);
-        at = (at + entry.len()) % log.len();
+        let [first, rest] = ring(log, at, len);
+        let sum = crc32c(&[&first[..4], &[0; 4], &first[8..], rest]);
+        (sum == le32(head, 4))
+            .then(|| (at, Entry { len, number: le64(head, 16), tail: le32(head, 12) as usize }))
+    };
+    heads.iter().zip(next).filter_map(whole).collect()
+}
+
+/// The longest sequences: places of entries that follow each other, each with the next number. Every entry is in one.
+fn sequences(log: &[u8], entries: &BTreeMap<usize, Entry>) -> Vec<Vec<usize>> {
+    let after = |at: usize| {
+        let entry = &entries[&at];
+        let next = (at + entry.len) % log.len();
+        let follows = entries.get(&next)?.number == entry.number.checked_add(1)?;
+        follows.then_some(next)
+    };
+    let continued: HashSet<usize> = entries.keys().filter_map(|at| after(*at)).collect();
+    let firsts = entries.keys().filter(|at| !continued.contains(at));
+    // Numbers grow along a sequence, so that none comes back to where it began.
+    firsts.map(|first| std::iter::successors(Some(*first), |at| after(*at)).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Access;
+    use crate::bytes::{put_le32, put_le64};
+    use crate::vhdx::checksum;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    const ID: [u8; 16] = [9; 16];
+    const LOG_LEN: usize = 16 << 20;
+
+    /// Puts an entry without descriptors into a log.
+    fn put(log: &mut [u8], at: usize, number: u64, tail: usize, end: u64) {
+        let entry = &mut log[at..at + SECTOR];
+        entry[..4].copy_from_slice(ENTRY_SIGNATURE);
+        put_le32(entry, 8, SECTOR as u32);
+        put_le32(entry, 12, tail as u32);
+        put_le64(entry, 16, number);
+        entry[32..48].copy_from_slice(&ID);
+        put_le64(entry, 56, end);
+        let sum = checksum(entry);
+        put_le32(entry, 4, sum);
     }
-    sequence
+
+    fn read(log: &[u8]) -> Result<Patches, Error> {
+        let file = std::fs::File::from(memfd_create("vhdx", MemfdFlags::CLOEXEC).unwrap());
+        let file = HostFile::new(file, Path::new("a.vhdx"), Access::ReadOnly, false);
+        file.write(0, log, Operation::Create).unwrap();
+        Patches::read(&file, ID, 0, log.len() as u64)
+    }
+
+    #[test]
+    fn a_sequence_may_go_round_the_ring_and_the_newest_counts() {
+        let mut log = vec![0; LOG_LEN];
+        let last = LOG_LEN - SECTOR;
+        // An old one, one that goes round, and one whose beginning was overwritten.
+        put(&mut log, 8 * SECTOR, 3, 8 * SECTOR, 1 << 20);
+        put(&mut log, last, 5, last, 2 << 20);
+        put(&mut log, 0, 6, last, 3 << 20);
+        put(&mut log, 16 * SECTOR, 9, 15 * SECTOR, 4 << 20);
+        // Not the next number.
+        put(&mut log, SECTOR, 8, last, 5 << 20);
+        assert_eq!(read(&log).unwrap().end(), 3 << 20);
+        log[last + 100] ^= 1;
+        assert_eq!(read(&log).unwrap().end(), 1 << 20, "the last one's beginning is damaged");
+        put(&mut log, 0, u64::MAX, 0, 6 << 20);
+        assert_eq!(read(&log).unwrap().end(), 6 << 20);
+        assert!(read(&[0; 1 << 20]).is_err());
+    }
+
+    /// Each byte of a log is looked at once or so: a log may have 256 MiB.
+    #[test]
+    fn hostile_logs_take_no_longer_than_others() {
+        let begin = Instant::now();
+        // A long sequence, whose end says that it began elsewhere.
+        let mut log = vec![0; LOG_LEN];
+        for at in (0..LOG_LEN).step_by(SECTOR) {
+            put(&mut log, at, 1 + (at / SECTOR) as u64, 7, 0);
+        }
+        assert!(read(&log).is_err());
+        // Entries that all have the length of the log.
+        for at in (0..LOG_LEN).step_by(SECTOR) {
+            put_le32(&mut log, at + 8, LOG_LEN as u32);
+        }
+        assert!(read(&log).is_err());
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    }
 }
