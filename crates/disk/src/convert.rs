@@ -11,6 +11,7 @@
 
 use crate::bytes::is_zero;
 use crate::file::HostFile;
+use crate::layers::sync_file;
 use crate::qcow2::{self, PackedEnd, Qcow2};
 use crate::vdi::VdiBuilder;
 use crate::vhd::VhdBuilder;
@@ -70,7 +71,7 @@ pub(crate) trait Builder: Send + Sync {
 pub fn create(target: &Path, size: u64, options: &TargetOptions) -> Result<(), Error> {
     let draft = Draft::new(target, options.replace, Operation::Create)?;
     builder(&draft.path, target, size, options)?.finish()?;
-    draft.publish()
+    draft.publish_safely()
 }
 
 /// Makes an image of a disk.
@@ -89,7 +90,7 @@ pub fn convert(
     let builder = builder(&draft.path, target, size, options)?;
     copy(&**source, &*builder, size, progress)?;
     builder.finish()?;
-    draft.publish()
+    draft.publish_safely()
 }
 
 fn builder(
@@ -283,6 +284,22 @@ impl Draft {
 
     fn no_name(target: &Path, operation: Operation) -> Error {
         Error::new(ErrorKind::NotFound, operation).with_path(target).with_detail("that is no name of a file")
+    }
+
+    /// Gives the file its name, and makes both survive a crash of the host: before that, a crash could leave the
+    /// name with an empty file in the place of what it replaced.
+    ///
+    /// # Errors
+    /// As [`Draft::publish`]. If the folder cannot be made safe, the file has its name nevertheless.
+    pub(crate) fn publish_safely(self) -> Result<(), Error> {
+        let operation = self.operation;
+        sync_file(&self.path, operation)?;
+        let folder = match self.target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        self.publish()?;
+        sync_file(&folder, operation)
     }
 
     pub(crate) fn publish(self) -> Result<(), Error> {

@@ -206,8 +206,7 @@ impl Live {
         let options = CreateOptions { backing: Some(backing), ..CreateOptions::new(size) };
         let draft = Draft::new(path, false, operation)?;
         Qcow2::create(&draft.path, &options, Some(below.disk.clone()))?.close()?;
-        layers::sync_file(&draft.path, operation)?;
-        draft.publish()?;
+        draft.publish_safely()?;
         let file = HostFile::open(path, Access::ReadWrite)?;
         let image = Arc::new(Qcow2::open(file, Some(below.disk.clone()), None)?);
         let mut chain = vec![below.path.clone()];

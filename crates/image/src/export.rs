@@ -11,7 +11,7 @@ use disk::{Access, BackingPolicy, Format, Image, OpenOptions, TargetOptions};
 
 use crate::disk_work::{refused, with_progress};
 use crate::error::AboutFile;
-use crate::files::RemoveUnlessKept;
+use crate::files::{self, RemoveUnlessKept};
 use crate::ovf::{self, Checksums, DiskFile};
 use crate::progress::Progress;
 use crate::transfer::archive;
@@ -142,7 +142,7 @@ fn appliance(
     let files = [descriptor, list].into_iter().chain(disks.into_iter().map(|disk| disk.name));
     pack(files.map(|file| (folder.join(&file), file)), archive, to)?;
     archive_undo.keep();
-    Ok(())
+    files::sync_folder(to)
 }
 
 /// Writes files, with their names, into the archive `archive`, which is at `to`.

@@ -223,7 +223,10 @@ pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
 
 /// Makes the names in the folder of this file last.
 pub(crate) fn sync_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
     File::open(folder).and_then(|folder| folder.sync_all()).about("write", folder)
 }
 

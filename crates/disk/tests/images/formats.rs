@@ -398,3 +398,38 @@ fn a_count_that_does_not_fit_is_not_called_repaired() {
     let report = check(&image, Repair::No);
     assert_eq!((report.errors, report.leaks), (1, 0), "{:?}", report.findings);
 }
+
+/// How many stretches of a file have no place on the disk yet; `None` where the host does not say.
+fn delayed(path: &str) -> Option<usize> {
+    use std::os::fd::AsRawFd;
+    const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+    const FIEMAP_EXTENT_DELALLOC: u32 = 4;
+    // struct fiemap: start, length, flags, mapped, count, reserved; then extents of 56 bytes, their flags at 40.
+    const EXTENTS: usize = 256;
+    let mut map = vec![0u64; 4 + EXTENTS * 7];
+    (map[1], map[3]) = (u64::MAX, EXTENTS as u64);
+    let file = std::fs::File::open(path).unwrap();
+    // SAFETY: the kernel fills in as many extents as there is room for.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, map.as_mut_ptr()) };
+    let mapped = (map[2] >> 32) as usize;
+    let flags = map[4..].chunks_exact(7).take(mapped).map(|extent| extent[5] as u32);
+    (result == 0 && mapped > 0).then(|| flags.filter(|flags| flags & FIEMAP_EXTENT_DELALLOC != 0).count())
+}
+
+#[test]
+fn an_image_is_safe_when_it_has_its_name() {
+    let _alone = alone();
+    let folder = Folder::new();
+    let raw = folder.path("a.raw");
+    std::fs::write(&raw, reference()).unwrap();
+    let source = open(&raw, Access::ReadOnly).disk;
+    for format in Format::ALL {
+        let image = folder.path(&format!("b.{format}"));
+        disk::convert(&source, Path::new(&image), &TargetOptions::new(*format), &Progress::default())
+            .unwrap();
+        match delayed(&image) {
+            Some(number) => assert_eq!(number, 0, "{format}: it is only in memory"),
+            None => eprintln!("skipped: the host does not say where {image} lies"),
+        }
+    }
+}

@@ -13,7 +13,7 @@ use api::agent::Exit;
 use api::image::{Digest, ImageBoot, Manifest, PersonalitySource};
 
 use crate::error::AboutFile;
-use crate::files::RemoveUnlessKept;
+use crate::files::{self, RemoveUnlessKept};
 use crate::instance::InstanceDisk;
 use crate::machine::{Machine, Wanted};
 use crate::progress::{self, Progress};
@@ -56,7 +56,7 @@ pub fn root(
     done.map_err(|error| machine.explain(error))?;
     file.sync_all().about("write", to)?;
     undo.keep();
-    Ok(())
+    files::sync_folder(to)
 }
 
 /// An image of this store that can do the work: it boots by a kernel, and has the guest agent.

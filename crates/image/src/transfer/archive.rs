@@ -11,7 +11,7 @@ use api::image::{Digest, ImageName, MANIFEST_LEN_MAX, Manifest};
 
 use super::{compressed_len_max, digest_file_name, pack, unpack};
 use crate::error::AboutFile;
-use crate::files::RemoveUnlessKept;
+use crate::files::{self, RemoveUnlessKept};
 use crate::progress::Progress;
 use crate::sign::{self, TrustedKey};
 use crate::{Error, ErrorKind, Result, Store};
@@ -50,7 +50,7 @@ pub fn export(store: &Store, image: Digest, to: &Path, progress: &mut dyn Progre
         .about("write", to)?;
     file.sync_all().about("write", to)?;
     undo.keep();
-    Ok(())
+    files::sync_folder(to)
 }
 
 /// The header of an ordinary file.
