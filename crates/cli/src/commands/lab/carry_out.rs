@@ -1,12 +1,13 @@
 //! Doing what was planned.
 
-use super::plan::Step;
+use super::step::Step;
 use crate::progress::shown;
 use crate::{Context, Error};
 use api::v1::vm::{StopParams, VmParams};
 use client::{Client, Created};
 
-/// Does the steps one after the other; the first failure ends it, and applying the file again goes on from there.
+/// Does the steps one after the other; the first failure ends it, and applying the file again goes on from there. Machines
+/// that run are restarted only if `restart`.
 pub(super) async fn carry_out(
     context: &Context,
     client: &Client,
@@ -34,13 +35,14 @@ async fn do_step(client: &Client, step: &Step, restart: bool) -> Result<(), Erro
                 shown(&format!("starting {vm}"), client.wait(*operation)).await?;
             }
         }
-        Step::ChangeVm { vm, revision, patch, running } => {
-            client.vm_update(vm, patch, Some(*revision)).await?;
-            if *running && restart {
-                let operation = client.vm_restart(vm, StopParams::default()).await?;
-                shown(&format!("restarting {vm}"), client.wait(operation)).await?;
+        Step::ChangeVm { vm, revision, patch, .. } => {
+            let changed = client.vm_update(vm, patch, Some(*revision)).await?;
+            if restart && changed.restart_needed {
+                restarted(client, vm).await?;
             }
         }
+        Step::RestartVm { vm } if restart => restarted(client, vm).await?,
+        Step::RestartVm { .. } => {}
         Step::StartVm { vm } => {
             let operation = client.vm_start(vm).await?;
             shown(&format!("starting {vm}"), client.wait(operation)).await?;
@@ -51,6 +53,12 @@ async fn do_step(client: &Client, step: &Step, restart: bool) -> Result<(), Erro
             client.vm_delete(vm, false).await?;
         }
     }
+    Ok(())
+}
+
+async fn restarted(client: &Client, vm: &str) -> Result<(), Error> {
+    let operation = client.vm_restart(vm, StopParams::default()).await?;
+    shown(&format!("restarting {vm}"), client.wait(operation)).await?;
     Ok(())
 }
 

@@ -71,6 +71,17 @@ impl Serialize for LabVm {
     }
 }
 
+/// What of network cards is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cards {
+    /// Everything.
+    Exact,
+    /// No MAC and IP addresses: whoever applies the file gets new ones.
+    WithoutAddresses,
+    /// No ports of the host either, which only one machine can have.
+    OfCopies,
+}
+
 impl Lab {
     /// Reads a file; paths in it are made absolute: they are meant from where it is.
     pub(super) fn read(context: &Context, path: &Path) -> Result<Lab, Error> {
@@ -118,7 +129,7 @@ impl Lab {
     }
 
     /// What there is, as a file.
-    pub(super) fn of(present: Present, names: &[String], exact: bool) -> Result<Lab, Error> {
+    pub(super) fn of(present: Present, names: &[String], cards: Cards) -> Result<Lab, Error> {
         if let Some(name) = names.iter().find(|name| !present.vms.contains_key(*name)) {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no virtual machine {name:?}"))
                 .with_remedy("see `arnia ls` for those that there are"));
@@ -130,8 +141,13 @@ impl Lab {
             }
             let running = vm.state.is_active();
             let mut config = vm.config;
-            if !exact {
-                config.nics.iter_mut().for_each(|nic| (nic.mac, nic.address) = (None, None));
+            for nic in &mut config.nics {
+                if cards != Cards::Exact {
+                    (nic.mac, nic.address) = (None, None);
+                }
+                if cards == Cards::OfCopies {
+                    nic.ports.clear();
+                }
             }
             for nic in &config.nics {
                 if let Some(network) = present.networks.get(&nic.network) {

@@ -9,15 +9,16 @@
 mod carry_out;
 mod file;
 mod plan;
+mod step;
 
 use super::Run;
 use crate::{Context, Error};
 use client::Client;
-use file::{Lab, Present};
-use plan::Step;
+use file::{Cards, Lab, Present};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use step::Step;
 
 const FILE_HELP: &str = "The file, in YAML or JSON:
 
@@ -68,10 +69,10 @@ impl Source {
 #[command(after_help = "Examples:
   arnia apply -f lab.yaml
   arnia apply -f lab.yaml --yes --restart
-  arnia export web | arnia apply --project copy -f -", after_long_help = format!("Examples:
+  arnia export --copy web | arnia apply --project copy -f -", after_long_help = format!("Examples:
   arnia apply -f lab.yaml
   arnia apply -f lab.yaml --yes --restart
-  arnia export web | arnia apply --project copy -f -
+  arnia export --copy web | arnia apply --project copy -f -
 
 {FILE_HELP}"))]
 pub struct Apply {
@@ -80,7 +81,7 @@ pub struct Apply {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Restart machines that run if a change asks for it
+    /// Restart machines that run if a change asks for it, now or one that was made earlier
     #[arg(long)]
     restart: bool,
 }
@@ -90,7 +91,11 @@ impl Run for Apply {
         context.with_daemon(async |client| {
             let steps = self.source.plan(context, &client).await?;
             show(context, &steps)?;
-            if steps.is_empty() || !self.yes && !agreed(&steps)? {
+            let to_do = |step: &Step| self.restart || !matches!(step, Step::RestartVm { .. });
+            if steps.iter().any(|step| !to_do(step)) {
+                context.output.hint("Give --restart to restart what runs with an older configuration.");
+            }
+            if !steps.iter().any(to_do) || !self.yes && !agreed(&steps)? {
                 return Ok(ExitCode::SUCCESS);
             }
             carry_out::carry_out(context, &client, &steps, self.restart).await?;
@@ -155,7 +160,11 @@ impl Run for Diff {
 #[command(after_help = "Examples:
   arnia export > lab.yaml
   arnia export web database > two.yaml
-Addresses of network cards are left out, so that a copy gets its own; --exact keeps them.")]
+  arnia export --copy web | arnia apply --project copy -f -
+Addresses of network cards are left out, so that a copy gets its own; --exact keeps them. Ports of
+the host are kept; --copy leaves them out, as `arnia clone` does, for only one machine that runs can
+have them. What is on disks and volumes is not in the file, nor is the size that --disk gave the
+disk of an image: `arnia resize NAME --disk SIZE` gives it to a copy that was started once.")]
 pub struct Export {
     /// The machines; all of the project when absent
     #[arg(value_name = "NAME")]
@@ -163,13 +172,21 @@ pub struct Export {
     /// With the addresses of network cards
     #[arg(long)]
     exact: bool,
+    /// Without ports of the host, for machines that shall run beside these
+    #[arg(long, conflicts_with = "exact")]
+    copy: bool,
 }
 
 impl Run for Export {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
         let lab = context.with_daemon(async |client| {
             let present = Present::ask(&client).await?;
-            Lab::of(present, &self.names, self.exact)
+            let cards = match (self.exact, self.copy) {
+                (true, _) => Cards::Exact,
+                (_, true) => Cards::OfCopies,
+                _ => Cards::WithoutAddresses,
+            };
+            Lab::of(present, &self.names, cards)
         })?;
         context.output.data(&lab)?;
         Ok(ExitCode::SUCCESS)

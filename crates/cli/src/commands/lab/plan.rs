@@ -1,116 +1,57 @@
 //! What is to be done so that what there is becomes what the file says. Pure.
 
 use super::file::{Lab, LabVm, Present};
+use super::step::Step;
 use crate::{Error, ErrorKind};
 use api::v1::network::NetworkParams;
 use api::v1::storage::VolumeParams;
 use api::v1::vm::{Vm, VmConfig};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::fmt;
 
 /// By this label it is known which file a machine came from.
 pub(super) const LABEL: &str = "arnia.lab";
 
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
-pub(super) enum Step {
-    CreateVolume {
-        volume: VolumeParams,
-    },
-    CreateNetwork {
-        network: NetworkParams,
-    },
-    /// A merge patch (RFC 7396) of the configuration.
-    ChangeNetwork {
-        network: String,
-        revision: i64,
-        patch: Value,
-    },
-    CreateVm {
-        vm: String,
-        config: Box<VmConfig>,
-        start: bool,
-    },
-    /// A merge patch (RFC 7396) of the configuration.
-    ChangeVm {
-        vm: String,
-        revision: i64,
-        patch: Value,
-        running: bool,
-    },
-    StartVm {
-        vm: String,
-    },
-    StopVm {
-        vm: String,
-    },
-    RemoveVm {
-        vm: String,
-    },
-}
-
-impl Step {
-    /// What it is about.
-    pub(super) fn subject(&self) -> String {
-        match self {
-            Step::CreateVolume { volume } => format!("volume {}", volume.name),
-            Step::CreateNetwork { network } => format!("network {}", network.name),
-            Step::ChangeNetwork { network, .. } => format!("network {network}"),
-            Step::CreateVm { vm, .. }
-            | Step::ChangeVm { vm, .. }
-            | Step::StartVm { vm }
-            | Step::StopVm { vm }
-            | Step::RemoveVm { vm } => format!("machine {vm}"),
-        }
-    }
-
-    /// Whether something ends by it.
-    pub(super) fn loses(&self) -> bool {
-        matches!(self, Step::StopVm { .. } | Step::RemoveVm { .. })
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Step::CreateVolume { volume } => write!(f, "+ volume {} ({})", volume.name, volume.size),
-            Step::CreateNetwork { network } => {
-                let subnet = network.config.subnet.as_deref().map_or(String::new(), |it| format!(", {it}"));
-                write!(f, "+ network {} ({}{subnet})", network.name, network.config.mode)
-            }
-            Step::ChangeNetwork { network, patch, .. } => {
-                write!(f, "~ network {network}")?;
-                patch
-                    .as_object()
-                    .into_iter()
-                    .flatten()
-                    .try_for_each(|(field, value)| write!(f, "\n    {field}: {value}"))
-            }
-            Step::CreateVm { vm, config, start } => {
-                let then = if *start { ", started" } else { "" };
-                write!(f, "+ machine {vm} ({} vCPUs, {}{then})", config.cpus, config.memory)
-            }
-            Step::ChangeVm { vm, patch, running, .. } => {
-                write!(f, "~ machine {vm}")?;
-                for (field, value) in patch.as_object().into_iter().flatten() {
-                    write!(f, "\n    {field}: {value}")?;
-                }
-                if *running { write!(f, "\n    (it runs: has it after a restart)") } else { Ok(()) }
-            }
-            Step::StartVm { vm } => write!(f, "> start machine {vm}"),
-            Step::StopVm { vm } => write!(f, "x stop machine {vm}"),
-            Step::RemoveVm { vm } => write!(f, "- machine {vm}"),
-        }
-    }
-}
-
-/// The steps, in the order in which they are to be done.
+/// The steps, in the order in which they are to be done: what ends gives its host ports, addresses and volumes back before
+/// others want them, and what machines use is there before them.
 ///
 /// # Errors
 /// When the file asks for what cannot be done without losing data.
 pub(super) fn plan(lab: &Lab, present: &Present, prune: bool) -> Result<Vec<Step>, Error> {
+    let [mut ends, mut changes, mut creations, mut starts] = [const { Vec::new() }; 4];
+    if prune {
+        let of_lab = |vm: &&Vm| lab.name.is_some() && vm.config.labels.get(LABEL) == lab.name.as_ref();
+        let gone = present.vms.values().filter(of_lab).filter(|vm| !lab.vms.contains_key(&vm.name));
+        ends.extend(gone.map(|vm| Step::RemoveVm { vm: vm.name.clone() }));
+    }
+    for (name, wanted) in &lab.vms {
+        let config = completed(lab, wanted, present.vms.get(name));
+        let vm = name.clone();
+        let Some(there) = present.vms.get(name) else {
+            creations.push(Step::CreateVm { vm, config: Box::new(config), start: wanted.running });
+            continue;
+        };
+        let running = there.state.is_active();
+        let goes_on = running && wanted.running;
+        match patch(&there.config, &config) {
+            Some(patch) => {
+                let restart_needed = goes_on && (there.restart_needed || !in_force_at_once(&patch));
+                let (vm, revision) = (vm.clone(), there.revision);
+                changes.push(Step::ChangeVm { vm, revision, patch, running: goes_on, restart_needed });
+            }
+            None if goes_on && there.restart_needed => changes.push(Step::RestartVm { vm: vm.clone() }),
+            None => {}
+        }
+        match (running, wanted.running) {
+            (false, true) => starts.push(Step::StartVm { vm }),
+            (true, false) => ends.push(Step::StopVm { vm }),
+            _ => {}
+        }
+    }
+    Ok([ends, volumes(lab, present)?, networks(lab, present), changes, creations, starts].concat())
+}
+
+fn volumes(lab: &Lab, present: &Present) -> Result<Vec<Step>, Error> {
     let mut steps = Vec::new();
     for (name, wanted) in &lab.volumes {
         match present.volumes.get(name) {
@@ -132,6 +73,11 @@ pub(super) fn plan(lab: &Lab, present: &Present, prune: bool) -> Result<Vec<Step
             Some(_) => {}
         }
     }
+    Ok(steps)
+}
+
+fn networks(lab: &Lab, present: &Present) -> Vec<Step> {
+    let mut steps = Vec::new();
     for (name, wanted) in &lab.networks {
         let Some(there) = present.networks.get(name) else {
             let network = NetworkParams { name: name.clone(), config: wanted.clone() };
@@ -147,33 +93,14 @@ pub(super) fn plan(lab: &Lab, present: &Present, prune: bool) -> Result<Vec<Step
             steps.push(Step::ChangeNetwork { network, revision, patch });
         }
     }
-    for (name, wanted) in &lab.vms {
-        let config = completed(lab, wanted, present.vms.get(name));
-        match present.vms.get(name) {
-            None => {
-                let (vm, start) = (name.clone(), wanted.running);
-                steps.push(Step::CreateVm { vm, config: Box::new(config), start });
-            }
-            Some(there) => {
-                let running = there.state.is_active();
-                if let Some(patch) = patch(&there.config, &config) {
-                    let (vm, revision) = (name.clone(), there.revision);
-                    steps.push(Step::ChangeVm { vm, revision, patch, running: running && wanted.running });
-                }
-                match (running, wanted.running) {
-                    (false, true) => steps.push(Step::StartVm { vm: name.clone() }),
-                    (true, false) => steps.push(Step::StopVm { vm: name.clone() }),
-                    _ => {}
-                }
-            }
-        }
-    }
-    if prune {
-        let of_lab = |vm: &&Vm| lab.name.is_some() && vm.config.labels.get(LABEL) == lab.name.as_ref();
-        let gone = present.vms.values().filter(of_lab).filter(|vm| !lab.vms.contains_key(&vm.name));
-        steps.extend(gone.map(|vm| Step::RemoveVm { vm: vm.name.clone() }));
-    }
-    Ok(steps)
+    steps
+}
+
+/// Whether a machine that runs has all of a change at once, or never needs it while it runs. The daemon decides the same
+/// by the fields of its own list, and has the last word.
+fn in_force_at_once(patch: &Value) -> bool {
+    const FIELDS: [&str; 5] = ["limits", "description", "labels", "autostart", "restart"];
+    patch.as_object().is_some_and(|patch| patch.keys().all(|field| FIELDS.contains(&field.as_str())))
 }
 
 /// The configuration as the daemon has it: with the label, and with the addresses that the daemon chose.
@@ -228,6 +155,7 @@ fn merge_patch(from: &Value, to: &Value) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::file::Cards;
     use super::*;
     use api::v1::vm::VmState;
 
@@ -335,15 +263,73 @@ vms:
         assert_eq!(
             plan(&lab, &present, false).unwrap(),
             [
+                Step::StopVm { vm: "cold".into() },
                 Step::ChangeNetwork {
                     network: "back".into(),
                     revision: 3,
                     patch: serde_json::json!({"mtu": 1500})
                 },
-                Step::StopVm { vm: "cold".into() },
-                Step::ChangeVm { vm: "web".into(), revision: 7, patch, running: true }
+                Step::ChangeVm { vm: "web".into(), revision: 7, patch, running: true, restart_needed: true }
             ]
         );
+    }
+
+    /// What ends holds host ports, addresses and volumes that the others want.
+    #[test]
+    fn what_ends_does_so_before_others_begin() {
+        let mut lab = Lab::parse(FILE).unwrap();
+        let mut present = done(&lab);
+        let mut old = present.vms.remove("web").unwrap();
+        old.name = "old".into();
+        present.vms.insert("old".into(), old);
+        let cold = present.vms.get_mut("cold").unwrap();
+        (cold.state, cold.config.cpus) = (VmState::Running, 2);
+        present.volumes.clear();
+        let mut off = VmConfig::new("/k");
+        off.labels.insert(LABEL.into(), "lab".into());
+        lab.vms.insert("off".into(), LabVm { running: true, config: off.clone() });
+        present.vms.insert("off".into(), vm("off", VmState::Stopped, off));
+        let steps = plan(&lab, &present, true).unwrap();
+        let shown = steps.iter().map(|step| step.to_string().lines().next().unwrap().to_owned());
+        assert_eq!(
+            shown.collect::<Vec<_>>(),
+            [
+                "- machine old",
+                "x stop machine cold",
+                "+ volume data (1M)",
+                "~ machine cold",
+                "+ machine web (2 vCPUs, 1G, started)",
+                "> start machine off"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_restart_is_told_only_where_one_is_needed() {
+        let lab = Lab::parse(FILE).unwrap();
+        let told = |change: &dyn Fn(&mut Vm)| {
+            let mut present = done(&lab);
+            change(present.vms.get_mut("web").unwrap());
+            let steps = plan(&lab, &present, false).unwrap();
+            assert_eq!(steps.len(), 1, "{steps:?}");
+            steps[0].to_string().contains("restart")
+        };
+        assert!(!told(&|vm| vm.config.description = "old".into()));
+        assert!(!told(&|vm| vm.config.limits.cpu = Some(50)));
+        assert!(told(&|vm| vm.config.cpus = 1));
+        assert!(told(&|vm| (vm.config.description, vm.config.cpus) = ("old".into(), 1)));
+        assert!(told(&|vm| (vm.config.description, vm.restart_needed) = ("old".into(), true)));
+    }
+
+    #[test]
+    fn what_runs_with_an_older_configuration_is_to_be_restarted() {
+        let lab = Lab::parse(FILE).unwrap();
+        let mut present = done(&lab);
+        present.vms.get_mut("web").unwrap().restart_needed = true;
+        assert_eq!(plan(&lab, &present, false).unwrap(), [Step::RestartVm { vm: "web".into() }]);
+        // It has the newer one when it starts.
+        present.vms.get_mut("web").unwrap().state = VmState::Stopped;
+        assert_eq!(plan(&lab, &present, false).unwrap(), [Step::StartVm { vm: "web".into() }]);
     }
 
     #[test]
@@ -369,11 +355,26 @@ vms:
     #[test]
     fn what_is_exported_is_applied_without_change() {
         let lab = Lab::parse(FILE).unwrap();
-        for exact in [false, true] {
-            let text = crate::output::to_yaml(&Lab::of(done(&lab), &[], exact).unwrap()).unwrap();
+        for cards in [Cards::WithoutAddresses, Cards::Exact] {
+            let text = crate::output::to_yaml(&Lab::of(done(&lab), &[], cards).unwrap()).unwrap();
             let again = Lab::parse(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
             assert_eq!(plan(&again, &done(&lab), false).unwrap(), [], "{text}");
         }
+    }
+
+    /// Where its source runs, a copy starts only without the source's ports.
+    #[test]
+    fn what_is_exported_as_a_copy_has_no_ports_of_the_host() {
+        let lab = Lab::parse(FILE).unwrap();
+        let ports = |cards| {
+            let mut present = done(&lab);
+            present.vms.get_mut("web").unwrap().config.nics[0].ports = vec!["8080:80".into()];
+            let copied = Lab::of(present, &["web".into()], cards).unwrap();
+            copied.vms["web"].config.nics[0].ports.clone()
+        };
+        assert_eq!(ports(Cards::OfCopies), [""; 0]);
+        assert_eq!(ports(Cards::WithoutAddresses), ["8080:80"]);
+        assert_eq!(ports(Cards::Exact), ["8080:80"]);
     }
 
     #[test]
