@@ -2,6 +2,7 @@
 
 use super::Run;
 use super::limits::LimitOptions;
+use crate::output::Format;
 use crate::{Context, Error};
 use serde_json::{Map, Value};
 use std::process::ExitCode;
@@ -35,8 +36,10 @@ fn assignment(text: &str) -> Result<(String, Value), String> {
     Ok((field.to_owned(), value))
 }
 
-impl Run for Set {
-    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+impl Set {
+    /// What is to be changed, as a merge patch (RFC 7396) of the configuration. An option counts more than a field that says
+    /// the same.
+    fn patch(&self) -> Result<Value, Error> {
         let mut patch = Value::Object(Map::new());
         for (field, value) in &self.changes {
             let mut place = &mut patch;
@@ -49,17 +52,80 @@ impl Run for Set {
             *place = value.clone();
         }
         if let Some(limits) = self.limits.patch() {
-            patch["limits"] = limits;
+            let said = &mut patch["limits"];
+            if !said.is_object() && self.changes.iter().any(|(field, _)| field == "limits") {
+                return Err(Error::bad_input("the limits are to be taken away and set at once")
+                    .with_remedy("take them away by their options, like --cpu-limit none"));
+            }
+            merge(said, limits);
         }
         if patch == Value::Object(Map::new()) {
             return Err(Error::bad_input("nothing is to be changed")
                 .with_remedy("name a field and its value, like cpus=2, or a limit"));
         }
+        Ok(patch)
+    }
+}
+
+/// Adds what the one says to the other, field by field.
+fn merge(into: &mut Value, from: Value) {
+    match from {
+        Value::Object(fields) => {
+            if !into.is_object() {
+                *into = Value::Object(Map::new());
+            }
+            fields.into_iter().for_each(|(name, value)| merge(&mut into[name], value));
+        }
+        value => *into = value,
+    }
+}
+
+impl Run for Set {
+    fn run(&self, context: &Context) -> Result<ExitCode, Error> {
+        let patch = self.patch()?;
         context.with_daemon(async |client| {
             let vm = client.vm_update(&self.name, &patch, None).await?;
             let note = if vm.restart_needed { "; `arnia restart` makes it so" } else { "" };
-            context.output.say(&format!("{} is changed{note}", vm.name))?;
+            match context.output.format() {
+                Format::Table => context.output.say(&format!("{} is changed{note}", vm.name))?,
+                _ => context.output.data(&vm)?,
+            }
             Ok(ExitCode::SUCCESS)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use serde_json::json;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        set: Set,
+    }
+
+    fn patch(words: &[&str]) -> Result<Value, Error> {
+        Line::parse_from([&["x", "m"], words].concat()).set.patch()
+    }
+
+    #[test]
+    fn limits_by_field_and_by_option_come_together() {
+        let both = ["limits.memory=64M", "limits.disk.bytes=1M", "--cpu-limit", "0.5", "--disk-iops", "9"];
+        let disk = json!({"bytes": "1M", "operations": 9});
+        let expected = json!({"limits": {"memory": "64M", "cpu": 50, "disk": disk}});
+        assert_eq!(patch(&both).unwrap(), expected);
+        assert_eq!(
+            patch(&["limits.cpu=10", "--cpu-limit", "none"]).unwrap(),
+            json!({"limits": {"cpu": null}})
+        );
+        assert_eq!(
+            patch(&["cpus=2", "boot.append=a b"]).unwrap(),
+            json!({"cpus": 2, "boot": {"append": "a b"}})
+        );
+        assert_eq!(patch(&["limits=null"]).unwrap(), json!({"limits": null}));
+        assert!(patch(&["limits=null", "--cpu-limit", "1"]).is_err() && patch(&[]).is_err());
     }
 }
