@@ -115,6 +115,17 @@ impl Contexts {
         }
     }
 
+    /// Takes contexts out, all of them or none. Where the current one goes, this host's daemon is used from then on.
+    ///
+    /// # Errors
+    /// When one of them is not there.
+    pub(crate) fn remove(&mut self, names: &[String]) -> Result<(), Error> {
+        names.iter().try_for_each(|name| self.get(name).map(drop))?;
+        self.contexts.retain(|name, _| !names.contains(name));
+        self.current.take_if(|current| names.contains(current));
+        Ok(())
+    }
+
     pub(crate) fn get(&self, name: &str) -> Result<&RemoteContext, Error> {
         self.contexts.get(name).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("there is no context {name:?}"))
@@ -149,6 +160,12 @@ mod tests {
         assert_eq!(read.choose(None).unwrap(), Some(&lab));
         assert_eq!(read.choose(Some(LOCAL)).unwrap(), None);
         assert_eq!(read.choose(Some("x")).unwrap_err().kind(), ErrorKind::NotFound);
+        let mut fewer = read;
+        let both = ["lab".to_owned(), "x".to_owned()];
+        assert_eq!(fewer.remove(&both).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(fewer, contexts, "none is taken out when one is not there");
+        fewer.remove(&both[..1]).unwrap();
+        assert_eq!(fewer, Contexts::default());
         std::fs::write(&path, "{").unwrap();
         assert!(Contexts::read_from(&path).is_err());
         std::fs::remove_dir_all(folder).unwrap();

@@ -77,15 +77,9 @@ impl Run for Context {
             }
             Context::Rm { names } => {
                 let mut contexts = Contexts::read()?;
-                for name in names {
-                    contexts.get(name)?;
-                    contexts.contexts.remove(name);
-                    if contexts.current.as_ref() == Some(name) {
-                        contexts.current = None;
-                    }
-                    context.output.say(&format!("{name} is removed"))?;
-                }
+                contexts.remove(names)?;
                 contexts.write()?;
+                names.iter().try_for_each(|name| context.output.say(&format!("{name} is removed")))?;
             }
         }
         Ok(ExitCode::SUCCESS)
