@@ -322,9 +322,9 @@ impl Client {
         self.get(&format!("/v1/vms/{}/metrics", escaped(name))).await
     }
 
-    /// Operations of the project, the newest first.
+    /// All operations of the project, the newest first.
     pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
-        Ok(self.get::<Page<Operation>>("/v1/operations").await?.items)
+        self.all("/v1/operations").await
     }
 
     /// One operation as it is now, or when it has ended, but after `seconds` at the latest.
