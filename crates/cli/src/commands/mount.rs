@@ -12,8 +12,8 @@ use std::process::ExitCode;
 /// agent mounts it.
 #[derive(Debug, clap::Args)]
 #[command(
-    args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
+    override_usage = "arnia mount [OPTIONS] <FOLDER> <NAME:/PATH>\n       arnia mount [OPTIONS] <COMMAND>",
     after_help = "Examples:
   arnia mount ./src web:/mnt/src
   arnia mount ./site web:/srv/site --read-only
@@ -57,10 +57,12 @@ enum MountCommand {
 
 impl Run for Mount {
     fn run(&self, context: &Context) -> Result<ExitCode, Error> {
-        match &self.command {
-            Some(MountCommand::Ls(command)) => return command.run(context),
-            Some(MountCommand::Rm(command)) => return command.run(context),
-            None => {}
+        if let Some(command) = &self.command {
+            self.refuse_own_arguments()?;
+            return match command {
+                MountCommand::Ls(command) => command.run(context),
+                MountCommand::Rm(command) => command.run(context),
+            };
         }
         let (Some(folder), Some(target)) = (&self.folder, &self.target) else {
             return Err(Error::bad_input("a folder and a place in a guest are needed")
@@ -90,6 +92,21 @@ impl Run for Mount {
             _ => context.output.data(&mount)?,
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Mount {
+    /// Refuses arguments of a mount in front of another command. The parser would refuse the options of every command
+    /// (`-o`, `--project`) with them.
+    fn refuse_own_arguments(&self) -> Result<(), Error> {
+        let options = self.read_only || self.owner.is_some() || self.name.is_some();
+        if options || self.folder.is_some() || self.target.is_some() {
+            return Err(Error::bad_input(
+                "a folder is to be mounted and another command carried out at once",
+            )
+            .with_remedy("write a folder that is called `ls` or `rm` with its path, like ./ls"));
+        }
+        Ok(())
     }
 }
 
@@ -173,6 +190,36 @@ impl Run for Umount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Cli;
+    use clap::Parser;
+
+    fn mount(words: &[&str]) -> Mount {
+        let line = Cli::try_parse_from([&["arnia"], words].concat()).unwrap_or_else(|e| panic!("{e}"));
+        match line.command {
+            crate::commands::Command::Mount(mount) => mount,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_of_every_command_may_stand_before_the_second_word() {
+        for words in [
+            &["mount", "ls", "web"][..],
+            &["mount", "-o", "json", "ls", "web"],
+            &["mount", "--project", "p", "ls", "web"],
+            &["-o", "json", "mount", "list", "--project", "p", "web"],
+        ] {
+            let mount = mount(words);
+            assert!(matches!(&mount.command, Some(MountCommand::Ls(ls)) if ls.vm == "web"), "{words:?}");
+            mount.refuse_own_arguments().unwrap();
+        }
+        let line = ["mount", "-o", "json", "./ls", "web:/mnt", "--read-only"];
+        assert!(mount(&line).command.is_none());
+        assert!(mount(&["mount", "--read-only", "ls", "web"]).refuse_own_arguments().is_err());
+        for missing in [&["mount"][..], &["mount", "./src"], &["mount", "-o", "json"]] {
+            assert!(Cli::try_parse_from([&["arnia"], missing].concat()).is_err(), "{missing:?}");
+        }
+    }
 
     #[test]
     fn places_are_taken_apart() {
