@@ -5,6 +5,7 @@
 //! it do so. No daemon is started for it, and whatever fails completes nothing.
 
 use crate::Context;
+use crate::args::Named;
 use crate::contexts::{Contexts, LOCAL};
 use crate::output::{Format, Output};
 use clap::Command;
@@ -226,7 +227,7 @@ impl Line {
         Line { words: words.filter_map(|word| word.into_string().ok()).collect() }
     }
 
-    /// What an option says on it, or the variable that stands for it.
+    /// What an option says on it.
     fn option(&self, name: &str) -> Option<String> {
         let long = format!("--{name}");
         let mut words = self.words.iter();
@@ -237,17 +238,17 @@ impl Line {
                 _ => {}
             }
         }
-        std::env::var(format!("ARNIA_{}", name.to_uppercase())).ok().filter(|value| !value.is_empty())
+        None
     }
 
     /// A client of the daemon that the line means, if that one runs.
     fn client(&self) -> Option<Client> {
-        let context = Context {
-            output: Output::new(Format::default()),
-            project: self.option("project").unwrap_or_else(|| api::v1::DEFAULT_PROJECT.into()),
+        let typed = Named {
+            project: self.option("project"),
             socket: self.option("socket").map(PathBuf::from),
             context: self.option("context"),
         };
+        let context = Context::of(Output::new(Format::default()), typed, |name| std::env::var_os(name));
         context.running_client().ok().flatten()
     }
 }
