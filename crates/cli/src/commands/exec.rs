@@ -97,17 +97,27 @@ pub(super) fn run(
 }
 
 /// Runs a program with this program's streams, and returns its exit status.
-pub(super) async fn attach(
+async fn attach(
     client: &Client,
     name: &str,
     params: &ExecParams,
     input: bool,
     wait: u32,
 ) -> Result<ExitCode, Error> {
+    let exec = begin(client, name, params, wait).await?;
+    // Not before, so that a signal ends a program that waits for its guest.
+    relay(exec, Signals::take()?, input, params.terminal.is_some()).await
+}
+
+/// Has a program begin, at the latest after `wait` seconds, which the guest has to boot.
+pub(super) async fn begin(
+    client: &Client,
+    name: &str,
+    params: &ExecParams,
+    wait: u32,
+) -> Result<client::Exec, Error> {
     let starting = client.vm_exec(name, params, wait);
-    let exec = shown_unmapped(&format!("waiting for the guest of {name}"), starting).await?;
-    let exit = relay(exec, input, params.terminal.is_some()).await?;
-    Ok(exit_code(exit))
+    shown_unmapped(&format!("waiting for the guest of {name}"), starting).await
 }
 
 fn exit_code(exit: Exit) -> ExitCode {
@@ -140,15 +150,15 @@ async fn shown_unmapped<T>(
     })
 }
 
-/// Signals of this program that are for the one in the guest.
-struct Signals {
+/// Signals of this program that are for the one in the guest. From when they are taken on, none ends this program.
+pub(super) struct Signals {
     resized: Signal,
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn take() -> Result<Signals, Error> {
+    pub(super) fn take() -> Result<Signals, Error> {
         let take =
             |kind| signal(kind).map_err(|e| Error::failed("signals cannot be taken over").with_source(e));
         Ok(Signals {
@@ -156,6 +166,14 @@ impl Signals {
             interrupt: take(SignalKind::interrupt())?,
             terminate: take(SignalKind::terminate())?,
         })
+    }
+
+    /// Waits for one that asks for the end, and returns its number.
+    pub(super) async fn end(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => libc::SIGINT as u8,
+            _ = self.terminate.recv() => libc::SIGTERM as u8,
+        }
     }
 
     async fn next(&mut self) -> Option<Control> {
@@ -167,10 +185,14 @@ impl Signals {
     }
 }
 
-/// Carries everything between this program and the one in the guest until that ends.
-async fn relay(exec: client::Exec, input: bool, terminal: bool) -> Result<Exit, Error> {
+/// Carries everything between this program and the one in the guest until that ends; returns its exit status.
+pub(super) async fn relay(
+    exec: client::Exec,
+    mut signals: Signals,
+    input: bool,
+    terminal: bool,
+) -> Result<ExitCode, Error> {
     let client::Exec { input: mut to_guest, output: mut from_guest } = exec;
-    let mut signals = Signals::take()?;
     let _raw = (terminal && input).then(Raw::enter);
     let mut typed = input.then(terminal::typed);
     if !input {
@@ -190,7 +212,7 @@ async fn relay(exec: client::Exec, input: bool, terminal: bool) -> Result<Exit, 
             event = from_guest.next() => match event? {
                 ExecEvent::Stdout(bytes) => write(&mut io::stdout().lock(), &bytes)?,
                 ExecEvent::Stderr(bytes) => write(&mut io::stderr().lock(), &bytes)?,
-                ExecEvent::Message(ExecMessage::Exited(exit)) => return Ok(exit),
+                ExecEvent::Message(ExecMessage::Exited(exit)) => return Ok(exit_code(exit)),
                 ExecEvent::Message(ExecMessage::InputTaken { bytes }) => {
                     untaken -= usize::try_from(bytes).unwrap_or(usize::MAX).min(untaken);
                 }

@@ -1,0 +1,4 @@
+//! The program beside a daemon that answers what a test says.
+
+mod requests;
+mod rig;
