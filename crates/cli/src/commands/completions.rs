@@ -18,8 +18,15 @@ pub struct Completions {
     shell: Shell,
 }
 
+/// That of the library hands words on as bash splits them, which is within names of ours.
+const BASH: &str = include_str!("completions.bash");
+
 impl Run for Completions {
     fn run(&self, _: &Context) -> Result<ExitCode, Error> {
+        if self.shell == Shell::Bash {
+            output::print(BASH)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut script = Vec::new();
         let failed = |e| Error::failed("the completions cannot be written").with_source(e);
         let shells = Shells::builtins();

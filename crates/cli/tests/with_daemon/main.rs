@@ -1,4 +1,5 @@
 //! The program beside a daemon that answers what a test says.
 
+mod completion;
 mod requests;
 mod rig;

@@ -83,11 +83,18 @@ fn candidates(arnia: &Arnia, shell: &str, words: &[&str]) -> Result<Vec<String>>
 fn in_bash(arnia: &Arnia) -> Result<()> {
     let script = r#"source <(arnia completions bash)
 complete -p arnia >/dev/null || exit
-COMP_WORDS=(arnia start we) COMP_CWORD=2 COMP_TYPE=9
-_clap_complete_arnia arnia we start
-printf '%s\n' "${COMPREPLY[@]}""#;
+# As bash calls it: with the line, the word before the cursor and the one before that.
+press() {
+    COMP_LINE=$1 COMP_POINT=${#1} COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMP_TYPE=9
+    _clap_complete_arnia arnia "$2" "$3"
+    printf '%s\n' "${COMPREPLY[@]}"
+}
+COMP_WORDS=(arnia start we)
+press 'arnia start we' we start
+COMP_WORDS=(arnia clone web @ be)
+press 'arnia clone web@be' @be @"#;
     let said = shell(arnia, "bash", &["--norc", "-c", script])?;
-    ensure!(said == "web\n", "bash says {said:?}");
+    ensure!(said == "web\n@before\n", "bash says {said:?}");
     Ok(())
 }
 
