@@ -84,6 +84,8 @@ pub struct Folder {
     /// The server's user and group.
     host: Owner,
     hidden: Vec<FileKey>,
+    /// The folders that those are in, and those that they are in, up to the host's root.
+    above_hidden: Vec<FileKey>,
 }
 
 /// What a file is known by on the host: device and inode.
@@ -119,14 +121,20 @@ impl Folder {
         if KERNEL_INTERFACES.contains(&magic) {
             return Err(FolderError::Kernel(config.path.clone()));
         }
-        let stat_of = |path: &PathBuf| open(path).and_then(rustix::fs::fstat).ok();
-        let hidden: Vec<_> = config.hidden.iter().filter_map(stat_of).map(|stat| key(&stat)).collect();
-        if is_within(&root, &hidden).map_err(failed)? {
+        let (mut hidden, mut above_hidden) = (Vec::new(), Vec::new());
+        for path in &config.hidden {
+            let Ok(folder) = open(path) else { continue };
+            let mut line = line_of(&folder).map_err(|errno| FolderError::Open(path.clone(), errno.into()))?;
+            above_hidden.extend(line.split_off(1));
+            hidden.extend(line);
+        }
+        if line_of(&root).map_err(failed)?.iter().any(|key| hidden.contains(key)) {
             return Err(FolderError::Hidden(config.path.clone()));
         }
         let host =
             Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        Ok(Folder { root, descriptors, read_only: config.read_only, owner: config.owner, host, hidden })
+        let (read_only, owner) = (config.read_only, config.owner);
+        Ok(Folder { root, descriptors, read_only, owner, host, hidden, above_hidden })
     }
 
     /// Whether there is something that a guest never sees.
@@ -176,13 +184,15 @@ impl Folder {
         Ok((found, stat))
     }
 
-    /// Fails where `name` in a folder is one that is hidden: it must not be moved or removed either.
-    pub(crate) fn check_seen(&self, folder: impl AsFd, name: &CStr) -> Result<()> {
+    /// Fails where `name` in a folder must not be moved or removed: with `NOENT` where it is one that is hidden, with
+    /// `BUSY` where such a one is within it and would come to lie somewhere else.
+    pub(crate) fn check_movable(&self, folder: impl AsFd, name: &CStr) -> Result<()> {
         if self.hidden.is_empty() {
             return check_name(name);
         }
         match self.find(folder, name) {
             Err(Errno::NOENT) => Err(Errno::NOENT),
+            Ok((_, stat)) if self.above_hidden.contains(&key(&stat)) => Err(Errno::BUSY),
             // What cannot be looked at cannot be removed either, and the kernel says why.
             _ => Ok(()),
         }
@@ -244,25 +254,23 @@ impl AsFd for Folder {
     }
 }
 
-/// Whether a folder is one of these, or in one.
-fn is_within(folder: &OwnedFd, of: &[FileKey]) -> Result<bool> {
+/// A folder, the one that it is in, and so on up to the host's root.
+fn line_of(folder: &OwnedFd) -> Result<Vec<FileKey>> {
     /// No path is longer.
     const DEPTH_MAX: usize = 4096;
     let up = |from: BorrowedFd<'_>| {
         rustix::fs::openat(from, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
     };
-    let mut stat = rustix::fs::fstat(folder)?;
+    let mut line = vec![key(&rustix::fs::fstat(folder)?)];
     let mut above = up(folder.as_fd())?;
-    for _ in 0..DEPTH_MAX {
-        if of.contains(&key(&stat)) {
-            return Ok(true);
+    while line.len() < DEPTH_MAX {
+        let next = key(&rustix::fs::fstat(&above)?);
+        // The root is its own parent.
+        if line.last() == Some(&next) {
+            break;
         }
-        let next = rustix::fs::fstat(&above)?;
-        if key(&next) == key(&stat) {
-            return Ok(false);
-        }
-        stat = next;
+        line.push(next);
         above = up(above.as_fd())?;
     }
-    Ok(false)
+    Ok(line)
 }

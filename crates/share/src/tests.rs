@@ -321,6 +321,43 @@ fn what_is_hidden_is_not_there() {
 }
 
 #[test]
+fn what_is_hidden_stays_where_it_is() {
+    let place = Place::new("hidden-moved");
+    let hidden = place.inside("home/local/state");
+    fs::create_dir_all(&hidden).unwrap();
+    fs::write(hidden.join("key"), "the host's").unwrap();
+    fs::create_dir_all(place.inside("mine/other")).unwrap();
+    let guest = place.guest(|config| config.hidden = vec![hidden.clone()]);
+    let home = guest.lookup(ROOT, "home").unwrap();
+    let local = guest.lookup(home, "local").unwrap();
+    let mine = guest.lookup(ROOT, "mine").unwrap();
+    let rename = |node: u64, to: u64, flags: u32, names: &[u8]| {
+        let flags = [flags.to_le_bytes(), [0; 4]].concat();
+        guest.ask(opcode::RENAME2, node, &[&to.to_le_bytes(), &flags, names])
+    };
+    // An exchange moves both, whichever is named first.
+    assert_eq!(rename(mine, local, 2, b"other\0state\0"), Err(Errno::NOENT));
+    assert_eq!(rename(local, mine, 2, b"state\0other\0"), Err(Errno::NOENT));
+    // A folder above takes what is hidden with it.
+    for (node, name) in [(ROOT, "home"), (home, "local")] {
+        let names = |first: &str, second: &str| format!("{first}\0{second}\0").into_bytes();
+        for flags in [0, 1] {
+            assert_eq!(rename(node, mine, flags, &names(name, "new")), Err(Errno::BUSY), "{name}");
+        }
+        assert_eq!(rename(node, mine, 2, &names(name, "other")), Err(Errno::BUSY), "{name}");
+        assert_eq!(rename(mine, node, 2, &names("other", name)), Err(Errno::BUSY), "{name}");
+        assert_eq!(guest.ask(opcode::RMDIR, node, &[name.as_bytes(), b"\0"]), Err(Errno::BUSY), "{name}");
+    }
+    assert_eq!(fs::read_to_string(hidden.join("key")).unwrap(), "the host's");
+    // What is beside it may be moved, and exchanged.
+    fs::write(place.inside("home/local/file"), "").unwrap();
+    rename(local, mine, 2, b"file\0other\0").unwrap();
+    rename(mine, home, 0, b"file\0file\0").unwrap_err();
+    rename(mine, home, 0, b"other\0file\0").unwrap();
+    assert!(place.inside("home/file").is_file() && place.inside("home/local/file").is_dir());
+}
+
+#[test]
 fn attributes_are_set() {
     let place = Place::new("attributes");
     fs::write(place.inside("file"), "0123456789").unwrap();

@@ -112,7 +112,7 @@ impl Session {
     pub(super) fn unlink(&self, node: u64, mut body: Fields<'_>, is_folder: bool) -> Result<()> {
         let name = self.new_name(&mut body)?;
         let folder = self.fd(node)?;
-        self.folder.check_seen(&folder, name)?;
+        self.folder.check_movable(&folder, name)?;
         let found = self.folder.find(&folder, name);
         rustix::fs::unlinkat(&folder, name, if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() })?;
         if let Ok((fd, stat)) = found {
@@ -133,13 +133,18 @@ impl Session {
         let (from_name, to_name) = (self.new_name(&mut body)?, self.new_name(&mut body)?);
         let (from, to) = (self.fd(node)?, self.fd(to_node)?);
         let found = self.folder.find(&from, from_name);
-        self.folder.check_seen(&from, from_name)?;
+        self.folder.check_movable(&from, from_name)?;
+        let exchanges = flags & RENAME_EXCHANGE != 0;
+        if exchanges {
+            // What has the other name is moved as well.
+            self.folder.check_movable(&to, to_name)?;
+        }
         // What was there loses its name, or gets the other.
         let replaced = self.folder.find(&to, to_name);
         let is_hidden = replaced.as_ref().is_err_and(|errno| *errno == Errno::NOENT);
         let flags_now = RenameFlags::from_bits_retain(flags);
         // A hidden folder is not there for the guest, and must not be replaced either.
-        let careful = is_hidden && self.folder.hides() && flags & RENAME_EXCHANGE == 0;
+        let careful = is_hidden && self.folder.hides() && !exchanges;
         let flags_now = if careful { flags_now | RenameFlags::NOREPLACE } else { flags_now };
         rustix::fs::renameat_with(&from, from_name, &to, to_name, flags_now)?;
         let mut nodes = self.nodes();
@@ -148,7 +153,7 @@ impl Session {
             nodes.moved(key(&stat), to_number, to_name);
         }
         match replaced {
-            Ok((_, stat)) if flags & RENAME_EXCHANGE != 0 => nodes.moved(key(&stat), from_number, from_name),
+            Ok((_, stat)) if exchanges => nodes.moved(key(&stat), from_number, from_name),
             Ok((fd, stat)) => nodes.hold(key(&stat), fd),
             Err(_) => {}
         }
