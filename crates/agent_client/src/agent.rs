@@ -13,7 +13,7 @@ use api::agent::{
 
 use crate::connection::{Connection, mismatch};
 use crate::error::{Error, ErrorKind};
-use crate::exec::{Exec, ExecEvent};
+use crate::exec::{Exec, ExecEvent, ExecOutput};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const TIMEOUT_LONG: Duration = Duration::from_secs(300);
 /// Pauses between tries to reach an agent that is not up yet.
 const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// How long a program may run that [`Agent::run`] waits for, if nothing else is said.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
 /// Output of a program that [`Agent::run`] keeps, in bytes.
 const OUTPUT_LEN_MAX: usize = 16 << 20;
 
@@ -41,19 +43,22 @@ pub enum Endpoint {
 }
 
 /// A program to run, with what it reads.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Command {
     /// What to run.
     pub params: ExecParams,
     /// Its standard input.
     pub input: Vec<u8>,
+    /// How long [`Agent::run`] lets it run. One that was started by [`Agent::exec`] has no limit.
+    pub limit: Duration,
 }
 
 impl Command {
-    /// A program with its arguments, as root, without a terminal and with nothing to read.
+    /// A program with its arguments, as root, without a terminal and with nothing to read. It may run for ten minutes.
     pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Command {
         let command = command.into_iter().map(Into::into).collect();
-        Command { params: ExecParams { command, ..ExecParams::default() }, input: Vec::new() }
+        let params = ExecParams { command, ..ExecParams::default() };
+        Command { params, input: Vec::new(), limit: RUN_LIMIT }
     }
 
     /// A command line for `sh -c`.
@@ -65,6 +70,13 @@ impl Command {
     #[must_use]
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Command {
         self.input = input.into();
+        self
+    }
+
+    /// Lets it run for so long.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Command {
+        self.limit = limit;
         self
     }
 
@@ -231,31 +243,31 @@ impl Agent {
         }
     }
 
-    /// Runs a program to its end.
+    /// Runs a program to its end, and hangs up on it if that does not come within the command's limit.
     ///
     /// # Errors
-    /// As [`Agent::exec`], and [`ErrorKind::Protocol`] if it writes more than 16 MiB.
+    /// As [`Agent::exec`]; [`ErrorKind::TimedOut`] if it has not ended by then, and [`ErrorKind::Protocol`] if it writes
+    /// more than 16 MiB.
     pub fn run(&self, command: &Command) -> Result<Finished, Error> {
-        let (mut input, mut output) = self.exec(&command.params)?.split();
+        let mut exec = self.exec(&command.params)?;
+        exec.end_within(command.limit);
+        let (mut input, output) = exec.split();
         thread::scope(|scope| {
             // The program may write before it has read all: one hand for each.
             scope.spawn(move || {
                 // If it does not want all of its input, that shows in how it ends.
                 let _ = input.write(&command.input).and_then(|()| input.close());
             });
-            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-            loop {
-                match output.next_event()? {
-                    ExecEvent::Stdout(bytes) => stdout.extend(bytes),
-                    ExecEvent::Stderr(bytes) => stderr.extend(bytes),
-                    ExecEvent::Exited(exit) => return Ok(Finished { exit, stdout, stderr }),
-                }
-                if stdout.len() + stderr.len() > OUTPUT_LEN_MAX {
-                    return Err(Error::protocol(
-                        "the program wrote more than 16 MiB; take it piece by piece",
-                    ));
-                }
+            // By value: given up in here, it ends the other hand, too, which is waited for at the end of the scope.
+            collect(output)
+        })
+        .map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => {
+                let seconds = command.limit.as_secs_f32();
+                let text = format!("the program in the guest has not ended within {seconds} s");
+                Error::new(ErrorKind::TimedOut, text)
             }
+            _ => error,
         })
     }
 
@@ -339,6 +351,21 @@ impl Agent {
     /// See [`ErrorKind`].
     pub fn generalise(&self) -> Result<(), Error> {
         done(&self.ask_long(Request::Generalise {})?)
+    }
+}
+
+/// Takes all that a program writes, to its end.
+fn collect(mut output: ExecOutput) -> Result<Finished, Error> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    loop {
+        match output.next_event()? {
+            ExecEvent::Stdout(bytes) => stdout.extend(bytes),
+            ExecEvent::Stderr(bytes) => stderr.extend(bytes),
+            ExecEvent::Exited(exit) => return Ok(Finished { exit, stdout, stderr }),
+        }
+        if stdout.len() + stderr.len() > OUTPUT_LEN_MAX {
+            return Err(Error::protocol("the program wrote more than 16 MiB; take it piece by piece"));
+        }
     }
 }
 

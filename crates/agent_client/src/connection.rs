@@ -1,6 +1,7 @@
 //! One connection to an agent.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -9,24 +10,29 @@ use api::agent::frame::{Frame, FrameKind, read_frame, write_frame};
 use api::agent::{Reply, ReplyResult, Request, RequestLine, VERSION};
 
 use crate::error::{Error, ErrorKind};
+use crate::timed::Timed;
 
 /// Longest greeting of a worker's socket: `OK ` and a number.
 const GREETING_LEN_MAX: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) stream: UnixStream,
+    stream: Timed<UnixStream>,
+    /// How long one exchange may take, from its first byte to its last.
+    timeout: Duration,
 }
 
 impl Connection {
+    /// On a stream that leads to an agent.
+    pub(crate) fn new(stream: UnixStream, timeout: Duration) -> Connection {
+        Connection { stream: Timed::new(stream, timeout), timeout }
+    }
+
     /// Connects to a Unix socket where an agent listens itself.
     pub(crate) fn direct(path: &Path, timeout: Duration) -> Result<Connection, Error> {
         let not_ready = |error| Error::not_ready(format!("no agent answers at {}", path.display()), error);
         let stream = UnixStream::connect(path).map_err(not_ready)?;
-        let set =
-            stream.set_read_timeout(Some(timeout)).and_then(|()| stream.set_write_timeout(Some(timeout)));
-        set.map_err(not_ready)?;
-        Ok(Connection { stream })
+        Ok(Connection::new(stream, timeout))
     }
 
     /// Connects through a worker's socket to a port of the guest.
@@ -62,10 +68,50 @@ impl Connection {
         }
     }
 
-    /// Sends a request and takes the answer.
+    /// Another exchange begins: it has the whole time. What is a series of frames and not a question with its answer
+    /// has the time for each.
+    pub(crate) fn begin(&mut self) {
+        self.stream.begin(self.timeout);
+    }
+
+    /// All that is sent and received from now on must be done within `limit`.
+    pub(crate) fn end_within(&mut self, limit: Duration) {
+        self.stream.begin(limit);
+    }
+
+    /// From now on the other side may take as long as it likes.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn unlimit(&mut self) -> io::Result<()> {
+        self.stream.unlimit()
+    }
+
+    /// The same connection for another thread, without a limit of its own.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn try_clone(&self) -> io::Result<Connection> {
+        let mut clone = Connection::new(self.stream.get().try_clone()?, self.timeout);
+        clone.unlimit()?;
+        Ok(clone)
+    }
+
+    /// Ends it, from any thread and for all clones.
+    pub(crate) fn hang_up(&self) {
+        // Fails only if it is closed already.
+        let _ = self.stream.get().shutdown(Shutdown::Both);
+    }
+
+    pub(crate) fn into_stream(self) -> UnixStream {
+        self.stream.into_inner()
+    }
+
+    /// Sends a request and takes the answer, within the time of one exchange.
     pub(crate) fn request(&mut self, request: Request) -> Result<Reply, Error> {
         let bytes = serde_json::to_vec(&RequestLine { version: VERSION, request })
             .map_err(|error| Error::protocol(format!("the request cannot be written: {error}")))?;
+        self.begin();
         // A busy agent answers without reading; its word matters more than that it did not listen.
         let sent = self.send(FrameKind::Request, &bytes);
         match self.reply() {
@@ -110,4 +156,34 @@ impl Connection {
 pub(crate) fn mismatch(reply: &Reply) -> Error {
     let text: String = format!("{reply:?}").chars().take(60).collect();
     Error::protocol(format!("the agent answered another question: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Instant;
+
+    #[test]
+    fn an_answer_that_comes_byte_by_byte_is_timed_out() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let peer = thread::spawn(move || {
+            read_frame(&mut theirs).unwrap();
+            let mut frame = Vec::new();
+            write_frame(&mut frame, FrameKind::Reply, &vec![b' '; 100_000]).unwrap();
+            for byte in frame.chunks(1) {
+                if theirs.write_all(byte).is_err() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let begin = Instant::now();
+        let mut connection = Connection::new(ours, Duration::from_millis(300));
+        let error = connection.request(Request::Info {}).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+        drop(connection);
+        peer.join().unwrap();
+    }
 }

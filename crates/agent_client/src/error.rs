@@ -66,7 +66,8 @@ impl From<AgentError> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.context)?;
-        if self.kind == ErrorKind::TimedOut {
+        // Without a source, the text says itself what has taken too long.
+        if self.kind == ErrorKind::TimedOut && self.source.is_some() {
             f.write_str(": no answer in time")?;
         }
         Ok(())

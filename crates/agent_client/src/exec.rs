@@ -1,9 +1,9 @@
 //! A program that runs in a guest.
 
-use std::net::Shutdown;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
-use api::agent::frame::{CHUNK_LEN, FrameKind, write_frame};
+use api::agent::frame::{CHUNK_LEN, FrameKind};
 use api::agent::{Control, Event, Exit, STDIN_WINDOW, WindowSize};
 
 use crate::connection::Connection;
@@ -69,15 +69,22 @@ impl Window {
 }
 
 impl Exec {
-    pub(crate) fn new(connection: Connection) -> Result<Exec, Error> {
+    pub(crate) fn new(mut connection: Connection) -> Result<Exec, Error> {
         let error = |error| Error::io("cannot use the connection to the agent", error);
         // A program may be silent for as long as it likes.
-        connection.stream.set_read_timeout(None).map_err(error)?;
-        connection.stream.set_write_timeout(None).map_err(error)?;
-        let other = Connection { stream: connection.stream.try_clone().map_err(error)? };
+        connection.unlimit().map_err(error)?;
+        let other = connection.try_clone().map_err(error)?;
         let window = Arc::new(Window { open: Mutex::new(Some(STDIN_WINDOW)), changed: Condvar::new() });
         let input = ExecInput { connection: other, window: Arc::clone(&window) };
         Ok(Exec { input, output: ExecOutput { connection, window, ended: false } })
+    }
+
+    /// It must have ended within `limit`; then, input and output fail with [`ErrorKind::TimedOut`].
+    ///
+    /// [`ErrorKind::TimedOut`]: crate::ErrorKind::TimedOut
+    pub fn end_within(&mut self, limit: Duration) {
+        self.input.connection.end_within(limit);
+        self.output.connection.end_within(limit);
     }
 
     /// Splits it, so that two threads can serve it.
@@ -129,15 +136,13 @@ impl ExecInput {
 
     /// Hangs up on the program, from any thread: its group gets SIGHUP.
     pub fn hang_up(&self) {
-        // Fails only if it is closed already.
-        let _ = self.connection.stream.shutdown(Shutdown::Both);
+        self.connection.hang_up();
     }
 
     fn control(&mut self, control: &Control) -> Result<(), Error> {
         let bytes = serde_json::to_vec(control)
             .map_err(|error| Error::protocol(format!("the request cannot be written: {error}")))?;
-        write_frame(&mut self.connection.stream, FrameKind::Control, &bytes)
-            .map_err(|error| Error::io("the connection to the agent broke", error))
+        self.connection.send(FrameKind::Control, &bytes)
     }
 }
 
@@ -155,6 +160,10 @@ impl ExecOutput {
         if !matches!(result, Ok(ExecEvent::Stdout(_) | ExecEvent::Stderr(_))) {
             self.ended = true;
             self.window.change(|open| *open = None);
+        }
+        if result.is_err() {
+            // Nothing more comes of it; and whoever sends input must not wait until it is taken.
+            self.connection.hang_up();
         }
         result
     }
@@ -194,10 +203,8 @@ impl ExecOutput {
 
 impl Drop for ExecOutput {
     fn drop(&mut self) {
-        // Whoever waits for room must not wait for ever.
+        // Whoever waits for room, or for the agent to take input, must not wait for ever.
         self.window.change(|open| *open = None);
-        if !self.ended {
-            let _ = self.connection.stream.shutdown(Shutdown::Both);
-        }
+        self.connection.hang_up();
     }
 }

@@ -3,11 +3,16 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use crate::connection::Connection;
 use crate::exec::{Exec, ExecEvent};
 use crate::qga::Qga;
+use crate::timed::Timeouts;
 use api::agent::Request;
+
+/// What sends nothing for so long has hung.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Plays a hostile agent: `data` is what it sends, whatever it is asked.
 pub fn agent(data: &[u8]) {
@@ -19,7 +24,7 @@ pub fn agent(data: &[u8]) {
         let _ = theirs.write_all(&data).and_then(|()| theirs.shutdown(std::net::Shutdown::Write));
         let _ = io::copy(&mut theirs, &mut io::sink());
     });
-    let mut connection = Connection { stream: ours };
+    let mut connection = Connection::new(ours, PATIENCE);
     while connection.request(Request::Info {}).is_ok() {}
     if let Ok(exec) = Exec::new(connection) {
         let (_, mut output) = exec.split();
@@ -58,6 +63,17 @@ impl Write for Script<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// All that it sends is there at once.
+impl Timeouts for Script<'_> {
+    fn limit_reads(&self, _: Option<Duration>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn limit_writes(&self, _: Option<Duration>) -> io::Result<()> {
         Ok(())
     }
 }

@@ -28,9 +28,11 @@ mod exec;
 mod files;
 pub mod fuzzing;
 pub mod qga;
+mod timed;
 pub mod tree;
 
 pub use agent::{Agent, Command, Endpoint, Finished};
 pub use error::{Error, ErrorKind};
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
-pub use files::{FileAttributes, GuestFiles};
+pub use files::{FileAttributes, GuestFiles, HeldLists};
+pub use timed::Timeouts;

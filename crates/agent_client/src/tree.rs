@@ -8,7 +8,7 @@ use std::path::Path;
 use api::agent::{AgentErrorKind, FileKind};
 
 use crate::error::{Error, ErrorKind};
-use crate::files::{FileAttributes, GuestFiles};
+use crate::files::{FileAttributes, GuestFiles, HeldLists};
 
 /// Folders within folders: more than anybody has, fewer than exhaust the stack.
 const DEPTH_MAX: u32 = 256;
@@ -101,7 +101,9 @@ pub fn copy_out(agent: &dyn GuestFiles, from: &str, to: &Path, progress: Progres
         target.push(name);
     }
     match attributes.kind {
-        FileKind::Folder => folder_out(agent, from, &target, attributes.mode, progress, 0),
+        FileKind::Folder => {
+            folder_out(agent, from, &target, attributes.mode, progress, 0, &mut HeldLists::default())
+        }
         // The one that the user named may replace a file; those inside a folder must be new.
         FileKind::File => file_out(agent, from, &target, Some(attributes.mode), progress),
         FileKind::Link | FileKind::Other => Err(Error::new(
@@ -118,6 +120,7 @@ fn folder_out(
     mode: u32,
     progress: Progress<'_>,
     depth: u32,
+    held: &mut HeldLists,
 ) -> Result<(), Error> {
     let error = |error| Error::io(to.display().to_string(), error);
     check_depth(depth)?;
@@ -126,11 +129,13 @@ fn folder_out(
         Ok(_) => return Err(error(io::ErrorKind::AlreadyExists.into())),
         Err(_) => fs::create_dir(to).map_err(error)?,
     }
-    for entry in agent.list(from)? {
+    let entries = agent.list(from)?;
+    let len = held.take(&entries)?;
+    for entry in entries {
         let (source, target) = (join(from, &entry.name), to.join(&entry.name));
         match entry.attributes.kind {
             FileKind::Folder => {
-                folder_out(agent, &source, &target, entry.attributes.mode, progress, depth + 1)?
+                folder_out(agent, &source, &target, entry.attributes.mode, progress, depth + 1, held)?
             }
             FileKind::File => file_out(agent, &source, &target, Some(entry.attributes.mode), progress)?,
             FileKind::Link => {
@@ -144,6 +149,7 @@ fn folder_out(
             FileKind::Other => {}
         }
     }
+    held.give_back(len);
     // Last, because one that may not be written could not have been filled. Never set-ID bits: the guest
     // is not the host's user.
     fs::set_permissions(to, PermissionsExt::from_mode(mode & 0o777)).map_err(error)

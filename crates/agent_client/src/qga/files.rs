@@ -12,11 +12,12 @@ use std::time::Duration;
 use api::agent::{AgentErrorKind, Attributes, Entry, Exit, FileKind};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Qga, nonsense};
+use super::answer::{self, FileRead, FileWritten};
+use super::{Limits, Qga, nonsense};
 use crate::error::{Error, ErrorKind};
-use crate::files::{self, FileAttributes, GuestFiles};
+use crate::files::{self, FileAttributes, GuestFiles, Listing};
 
 /// Bytes of a file in one message: base64 and the serial line make that some milliseconds.
 const CHUNK_LEN: usize = 256 * 1024;
@@ -108,14 +109,14 @@ impl QgaFiles {
     fn read_all(&self, handle: i64, to: &mut dyn Write) -> Result<(), Error> {
         loop {
             let arguments = json!({"handle": handle, "count": CHUNK_LEN});
-            let answer = self.connect()?.ask("guest-file-read", arguments)?;
-            let text = answer.get("buf-b64").and_then(Value::as_str).unwrap_or_default();
-            let bytes = BASE64_STANDARD.decode(text).map_err(|_| nonsense("guest-file-read"))?;
+            let line = self.connect()?.exchange("guest-file-read", arguments, Limits::PIECE)?;
+            let read: FileRead<'_> = answer::parse("guest-file-read", &line)?;
+            let bytes = read.bytes()?;
             if bytes.len() > CHUNK_LEN {
                 return Err(nonsense("guest-file-read"));
             }
             to.write_all(&bytes).map_err(|error| Error::io("cannot write what the guest sent", error))?;
-            if bytes.is_empty() || answer.get("eof") == Some(&Value::Bool(true)) {
+            if bytes.is_empty() || read.eof {
                 return Ok(());
             }
         }
@@ -128,10 +129,9 @@ impl QgaFiles {
             let mut rest = &bytes[..count];
             while !rest.is_empty() {
                 let arguments = json!({"handle": handle, "buf-b64": BASE64_STANDARD.encode(rest)});
-                let answer = self.connect()?.ask("guest-file-write", arguments)?;
-                let taken = answer.get("count").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-                rest = match taken {
-                    Some(taken) if taken > 0 && taken <= rest.len() => &rest[taken..],
+                let line = self.connect()?.exchange("guest-file-write", arguments, Limits::PIECE)?;
+                rest = match answer::parse::<FileWritten>("guest-file-write", &line)?.count {
+                    taken if taken > 0 && taken <= rest.len() => &rest[taken..],
                     _ => return Err(nonsense("guest-file-write")),
                 };
             }
@@ -294,23 +294,26 @@ fn parse(line: &str) -> Option<(Attributes, &str)> {
 pub(crate) fn entries(output: &str) -> Result<Vec<Entry>, Error> {
     let bad = || nonsense("the list of a folder");
     let (lines, links) = output.split_once('\0').ok_or_else(bad)?;
-    let mut all = Vec::new();
+    let mut all = Listing::default();
     let mut records = lines.split(" .//");
     let mut numbers = records.next().unwrap_or_default();
     for record in records {
         // The name, and the numbers of the next entry in a line of their own.
         let (name, next) = record.rsplit_once('\n').ok_or_else(bad)?;
         let attributes = parse(numbers).ok_or_else(bad)?.0;
-        files::add(&mut all, Entry { name: name.to_owned(), attributes })?;
+        all.add(Entry { name: name.to_owned(), attributes })?;
         numbers = next;
     }
+    let mut all = all.entries();
     all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let mut links = links.split('\0');
     while let (Some(name), Some(target)) = (links.next(), links.next()) {
         let name = name.strip_prefix(".//").ok_or_else(bad)?;
         // One that was made since is passed over.
         if let Ok(at) = all.binary_search_by(|entry| entry.name.as_str().cmp(name)) {
-            all[at].attributes.target = Some(target.strip_suffix('\n').unwrap_or(target).to_owned());
+            let target = target.strip_suffix('\n').unwrap_or(target);
+            files::check_target(target)?;
+            all[at].attributes.target = Some(target.to_owned());
         }
     }
     Ok(all)

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::agent::{AgentErrorKind, Exit, Interface, ShutdownMode};
+use api::agent::{Interface, ShutdownMode};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
@@ -17,28 +17,54 @@ use serde_json::{Value, json};
 use crate::agent::Finished;
 use crate::connection::Connection;
 use crate::error::{Error, ErrorKind};
+use crate::timed::{Timed, Timeouts};
 
+mod answer;
 pub(crate) mod files;
+#[cfg(test)]
+mod tests;
 
 pub use files::QgaFiles;
 
-/// Longest answer in bytes: the agent keeps up to 16 MiB of a program's output, which base64 makes longer.
-const LINE_LEN_MAX: usize = 48 << 20;
+use answer::{ExecStatus, Started, parse};
+
+/// Bytes that are passed over at most until the agent says where its answers begin: more than the longest answer to
+/// somebody else.
+const PASSED_OVER_MAX: usize = 64 << 20;
 /// What the agent sends before its answer to `guest-sync-delimited`, and never inside JSON.
 const DELIMITER: u8 = 0xff;
 /// Pauses between looks at whether a program has ended: the protocol has no other way.
 pub const EXEC_POLL: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(500));
-/// What the agent keeps of each of a program's outputs, in bytes (`GUEST_EXEC_MAX_OUTPUT`, qga/commands.c).
-const OUTPUT_LEN_MAX: usize = 16 << 20;
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// And one to freezing: what is dirty is written out first, which takes as long as the disk takes.
-const TIMEOUT_LONG: Duration = Duration::from_secs(300);
+
+/// What one exchange may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// How long one read or write may wait.
+    still: Duration,
+    /// How long it may take altogether.
+    total: Duration,
+    /// Longest answer in bytes.
+    line_len: usize,
+}
+
+impl Limits {
+    /// A question with a small answer, which may become many times as large in memory.
+    const SMALL: Limits = Limits { still: TIMEOUT, total: TIMEOUT, line_len: 1 << 20 };
+    /// Freezing and thawing: what is dirty is written out first, which takes as long as the disk takes.
+    const LONG: Limits =
+        Limits { still: Duration::from_secs(300), total: Duration::from_secs(300), ..Limits::SMALL };
+    /// A piece of a file, or a program's input: serial lines are slow.
+    const PIECE: Limits = Limits { total: Duration::from_secs(120), ..Limits::SMALL };
+    /// All of a program's output: the agent keeps up to 16 MiB of each, which base64 makes longer.
+    const OUTPUT: Limits = Limits { line_len: 48 << 20, ..Limits::PIECE };
+}
 
 /// A connection to QEMU's guest agent.
 #[derive(Debug)]
 pub struct Qga<S> {
-    stream: S,
+    stream: Timed<S>,
     buffer: Vec<u8>,
 }
 
@@ -56,10 +82,7 @@ impl Qga<UnixStream> {
     /// # Errors
     /// As [`Qga::connect`].
     pub fn connect_within(socket: &Path, limit: Duration) -> Result<Self, Error> {
-        let qga = Qga::new(Connection::direct(socket, limit)?.stream)?;
-        let set = qga.stream.set_read_timeout(Some(TIMEOUT));
-        set.map_err(|error| Error::io("the guest agent's line broke", error))?;
-        Ok(qga)
+        Qga::begin(Connection::direct(socket, limit)?.into_stream(), limit)
     }
 
     /// Connects through a worker's socket to an agent that listens on the guest's virtio socket
@@ -68,7 +91,7 @@ impl Qga<UnixStream> {
     /// # Errors
     /// As [`Qga::connect`].
     pub fn connect_vsock(socket: &Path, port: u32) -> Result<Self, Error> {
-        Qga::new(Connection::through_worker(socket, port, TIMEOUT)?.stream)
+        Qga::new(Connection::through_worker(socket, port, TIMEOUT)?.into_stream())
     }
 
     /// Freezes the guest's file systems and says how many. Thaw them soon: nothing else does.
@@ -76,7 +99,7 @@ impl Qga<UnixStream> {
     /// # Errors
     /// See [`ErrorKind`].
     pub fn freeze(&mut self) -> Result<u64, Error> {
-        let answer = self.ask_long("guest-fsfreeze-freeze")?;
+        let answer = self.ask_within("guest-fsfreeze-freeze", json!({}), Limits::LONG)?;
         answer.as_u64().ok_or_else(|| nonsense("guest-fsfreeze-freeze"))
     }
 
@@ -85,26 +108,22 @@ impl Qga<UnixStream> {
     /// # Errors
     /// See [`ErrorKind`].
     pub fn thaw(&mut self) -> Result<u64, Error> {
-        let answer = self.ask_long("guest-fsfreeze-thaw")?;
+        let answer = self.ask_within("guest-fsfreeze-thaw", json!({}), Limits::LONG)?;
         answer.as_u64().ok_or_else(|| nonsense("guest-fsfreeze-thaw"))
-    }
-
-    fn ask_long(&mut self, command: &str) -> Result<Value, Error> {
-        let broke = |error| Error::io("the guest agent's line broke", error);
-        self.stream.set_read_timeout(Some(TIMEOUT_LONG)).map_err(broke)?;
-        let answer = self.ask(command, json!({}));
-        self.stream.set_read_timeout(Some(TIMEOUT)).map_err(broke)?;
-        answer
     }
 }
 
-impl<S: Read + Write> Qga<S> {
-    /// Begins on a stream that leads to the agent. The stream should have time limits.
+impl<S: Timeouts> Qga<S> {
+    /// Begins on a stream that leads to the agent.
     ///
     /// # Errors
     /// If no agent answers.
     pub fn new(stream: S) -> Result<Self, Error> {
-        let mut qga = Qga { stream, buffer: Vec::new() };
+        Qga::begin(stream, TIMEOUT)
+    }
+
+    fn begin(stream: S, limit: Duration) -> Result<Self, Error> {
+        let mut qga = Qga { stream: Timed::new(stream, limit), buffer: Vec::new() };
         qga.synchronise()?;
         Ok(qga)
     }
@@ -117,13 +136,29 @@ impl<S: Read + Write> Qga<S> {
         line.extend(json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string().bytes());
         line.push(b'\n');
         self.send(&line)?;
+        let mut left = PASSED_OVER_MAX;
         loop {
             // Answers to somebody else are passed over until the one behind the delimiter is ours.
-            let line = self.line(Some(DELIMITER))?;
-            let answer: Option<Value> = serde_json::from_slice(&line).ok();
-            if answer.is_some_and(|answer| answer.get("return").and_then(Value::as_u64) == Some(id)) {
+            self.pass_over(&mut left)?;
+            let line = self.line(Limits::SMALL.line_len)?;
+            left = left.saturating_sub(line.len());
+            if parse::<u64>("guest-sync-delimited", &line).is_ok_and(|answer| answer == id) {
                 return Ok(());
             }
+        }
+    }
+
+    /// Passes over what comes before the next delimiter, and over that; takes what it was from the bytes that are left
+    /// to be passed over.
+    fn pass_over(&mut self, left: &mut usize) -> Result<(), Error> {
+        loop {
+            let found = self.buffer.iter().position(|byte| *byte == DELIMITER);
+            let passed = self.buffer.drain(..found.map_or(self.buffer.len(), |at| at + 1)).len();
+            *left = left.checked_sub(passed).ok_or_else(endless)?;
+            if found.is_some() {
+                return Ok(());
+            }
+            self.fill()?;
         }
     }
 
@@ -206,8 +241,8 @@ impl<S: Read + Write> Qga<S> {
         if !input.is_empty() {
             parameters["input-data"] = BASE64_STANDARD.encode(input).into();
         }
-        let answer = self.ask("guest-exec", parameters)?;
-        answer.get("pid").and_then(Value::as_i64).ok_or_else(|| nonsense("guest-exec"))
+        let line = self.exchange("guest-exec", parameters, Limits::PIECE)?;
+        Ok(parse::<Started>("guest-exec", &line)?.pid)
     }
 
     /// How a program that was started ended; nothing while it runs. Once told, the agent has forgotten it.
@@ -216,9 +251,10 @@ impl<S: Read + Write> Qga<S> {
     /// [`ErrorKind::Refused`] if the agent does not know it, [`ErrorKind::Protocol`] if the program wrote more than the
     /// agent keeps.
     pub fn exec_status(&mut self, pid: i64) -> Result<Option<Finished>, Error> {
-        let status = self.ask("guest-exec-status", json!({"pid": pid}))?;
-        match status.get("exited") == Some(&Value::Bool(true)) {
-            true => finished(&status).map(Some),
+        let line = self.exchange("guest-exec-status", json!({"pid": pid}), Limits::OUTPUT)?;
+        let status: ExecStatus<'_> = parse("guest-exec-status", &line)?;
+        match status.exited {
+            true => status.finished().map(Some),
             false => Ok(None),
         }
     }
@@ -248,6 +284,7 @@ impl<S: Read + Write> Qga<S> {
         let mut line =
             json!({"execute": "guest-shutdown", "arguments": {"mode": mode}}).to_string().into_bytes();
         line.push(b'\n');
+        self.stream.begin(TIMEOUT);
         self.send(&line)
     }
 
@@ -262,57 +299,57 @@ impl<S: Read + Write> Qga<S> {
     }
 
     fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+        self.ask_within(command, arguments, Limits::SMALL)
+    }
+
+    fn ask_within(&mut self, command: &str, arguments: Value, limits: Limits) -> Result<Value, Error> {
+        parse(command, &self.exchange(command, arguments, limits)?)
+    }
+
+    /// Sends a command; returns the line that answers it, for [`parse`].
+    fn exchange(&mut self, command: &str, arguments: Value, limits: Limits) -> Result<Vec<u8>, Error> {
         let mut line = json!({"execute": command, "arguments": arguments}).to_string().into_bytes();
         line.push(b'\n');
+        self.stream.begin_moving(limits.still, limits.total);
         self.send(&line)?;
-        let line = self.line(None)?;
-        let mut answer: Value = serde_json::from_slice(&line).map_err(|_| nonsense(command))?;
-        if let Some(error) = answer.get("error") {
-            let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-            let kind = match error.get("class").and_then(Value::as_str) {
-                // It may also be one that the guest's administrator has switched off.
-                Some("CommandNotFound") => AgentErrorKind::UnsupportedVersion,
-                _ => AgentErrorKind::Failed,
-            };
-            let text: String = text.chars().take(500).collect();
-            return Err(Error::new(ErrorKind::Refused(kind), format!("{command}: {text}")));
-        }
-        answer.get_mut("return").map(Value::take).ok_or_else(|| nonsense(command))
+        self.line(limits.line_len)
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.stream.write_all(bytes).map_err(|error| Error::io("the guest agent's line broke", error))
     }
 
-    /// The next line; with a delimiter, the one that follows it.
-    fn line(&mut self, delimiter: Option<u8>) -> Result<Vec<u8>, Error> {
-        let mut waiting = delimiter.is_some();
+    /// The next line, without its end.
+    fn line(&mut self, len_max: usize) -> Result<Vec<u8>, Error> {
         let mut searched = 0;
         loop {
-            if waiting && let Some(at) = self.buffer.iter().position(|byte| Some(*byte) == delimiter) {
-                self.buffer.drain(..=at);
-                (waiting, searched) = (false, 0);
-            } else if waiting {
-                self.buffer.clear();
+            if let Some(at) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(searched + at + 1);
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                line.pop();
+                return Ok(line);
             }
-            if !waiting {
-                if let Some(at) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
-                    let mut line: Vec<u8> = self.buffer.drain(..=searched + at).collect();
-                    line.pop();
-                    return Ok(line);
-                }
-                searched = self.buffer.len();
+            searched = self.buffer.len();
+            if searched > len_max {
+                return Err(endless());
             }
-            if self.buffer.len() > LINE_LEN_MAX {
-                return Err(Error::protocol("the guest agent's answer has no end"));
-            }
-            let mut bytes = [0; 16 * 1024];
+            self.fill()?;
+        }
+    }
+
+    /// Reads what comes next into the buffer.
+    fn fill(&mut self) -> Result<(), Error> {
+        let mut bytes = [0; 16 * 1024];
+        loop {
             match self.stream.read(&mut bytes) {
                 Ok(0) => {
                     let gone = io::ErrorKind::UnexpectedEof.into();
                     return Err(Error::io("the guest agent's line was closed", gone));
                 }
-                Ok(count) => self.buffer.extend_from_slice(&bytes[..count]),
+                Ok(count) => {
+                    self.buffer.extend_from_slice(&bytes[..count]);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("the guest agent does not answer", error)),
             }
@@ -324,26 +361,8 @@ fn nonsense(command: &str) -> Error {
     Error::protocol(format!("the guest agent's answer to {command} makes no sense"))
 }
 
-fn finished(status: &Value) -> Result<Finished, Error> {
-    let number =
-        |name: &str| status.get(name).and_then(Value::as_i64).and_then(|number| i32::try_from(number).ok());
-    let exit = match (number("exitcode"), number("signal")) {
-        (_, Some(signal)) => Exit::Signal(signal),
-        (Some(status), None) => Exit::Status(status),
-        (None, None) => return Err(nonsense("guest-exec-status")),
-    };
-    let data = |name: &str| {
-        let text = status.get(name).and_then(Value::as_str).unwrap_or_default();
-        BASE64_STANDARD.decode(text).map_err(|_| nonsense("guest-exec-status"))
-    };
-    let cut = |name: &str| status.get(name) == Some(&Value::Bool(true));
-    if cut("out-truncated") || cut("err-truncated") {
-        let most = OUTPUT_LEN_MAX >> 20;
-        return Err(Error::protocol(format!(
-            "the program has ended and wrote more than the {most} MiB that QEMU's agent keeps"
-        )));
-    }
-    Ok(Finished { exit, stdout: data("out-data")?, stderr: data("err-data")? })
+fn endless() -> Error {
+    Error::protocol("the guest agent's answer has no end")
 }
 
 fn interface(card: &Value) -> Interface {
