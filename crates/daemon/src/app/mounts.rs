@@ -6,6 +6,7 @@
 use super::shares::share_id;
 use super::{App, Caller, Machine, lock};
 use crate::Error;
+use crate::guest::printable;
 use api::agent::shares::ShareReport;
 use api::v1::error::ErrorCode;
 use api::v1::mount::{MOUNTS_MAX, Mount, MountConfig, MountState};
@@ -21,6 +22,8 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest path of a guest.
 const TARGET_LEN_MAX: usize = 1024;
 const NAME_LEN_MAX: usize = 128;
+/// How much is kept of a guest's reason, in characters.
+const ERROR_LEN_MAX: usize = 256;
 
 /// What guests have said of their mounts, by name: nothing, or why not.
 pub(super) type Known = std::collections::HashMap<String, Option<String>>;
@@ -155,8 +158,7 @@ impl App {
         let reports = tokio::time::timeout(GUEST_PATIENCE, asked).await.map_err(|_| {
             Error::new(ErrorCode::GuestTimeout, format!("the guest of {:?} does not answer", vm.name))
         })??;
-        let known = reports.into_iter().map(|ShareReport { name, error }| (name, error));
-        *lock(&machine.mounts) = known.collect();
+        *lock(&machine.mounts) = reports.into_iter().map(heard).collect();
         Ok(())
     }
 
@@ -256,6 +258,12 @@ pub(super) fn check(caller: &Caller, before: Option<&VmConfig>, config: &VmConfi
     Ok(())
 }
 
+/// What a guest says became of a mount: its name, and why it is not there, as it may be shown.
+fn heard(report: ShareReport) -> (String, Option<String>) {
+    let ShareReport { name, error } = report;
+    (name, error.map(|error| printable(&error, ERROR_LEN_MAX)))
+}
+
 fn is_target(target: &str) -> bool {
     let path = Path::new(target);
     let plain: std::path::PathBuf = path.components().collect();
@@ -297,6 +305,16 @@ mod tests {
 
     fn mount(target: &str) -> MountConfig {
         MountConfig { folder: "/".into(), target: target.into(), ..MountConfig::default() }
+    }
+
+    #[test]
+    fn a_guests_reason_is_bounded_and_harmless() {
+        let error = Some("\x1b]0;owned\x07\n".repeat(100));
+        let (name, error) = heard(ShareReport { name: "src".into(), error });
+        let error = error.unwrap();
+        assert_eq!((name.as_str(), error.chars().count()), ("src", ERROR_LEN_MAX));
+        assert!(!error.chars().any(char::is_control), "{error:?}");
+        assert_eq!(heard(ShareReport { name: "src".into(), error: None }).1, None);
     }
 
     #[test]

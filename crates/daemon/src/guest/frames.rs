@@ -14,6 +14,8 @@ use tokio::net::UnixStream;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest greeting of a worker's socket: `OK ` and a number.
 const GREETING_LEN_MAX: usize = 32;
+/// Longest reason that is passed on, in characters.
+const CAUSE_LEN_MAX: usize = 256;
 
 /// The frames that come out of a stream.
 pub(super) struct Frames<R> {
@@ -114,5 +116,20 @@ pub(super) async fn request<R: AsyncRead + Unpin>(
 
 /// The agent did what it must not do, or went away.
 pub(super) fn failed(cause: impl ToString) -> Error {
+    // What cannot be read is quoted in the reason.
+    let cause = super::printable(&cause.to_string(), CAUSE_LEN_MAX);
     Error::new(ErrorCode::GuestFailed, "the guest's agent failed").with_cause(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_guest_sends_reaches_a_terminal() {
+        let text = br#"{"type":"\u001b[2J"}"#;
+        let error = serde_json::from_slice::<api::agent::Event>(text).unwrap_err();
+        assert!(error.to_string().contains('\x1b'), "serde quotes it: {error}");
+        assert!(!failed(error).to_string().contains('\x1b'));
+    }
 }
