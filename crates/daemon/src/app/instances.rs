@@ -28,6 +28,8 @@ pub(super) struct Made {
 
 /// How long the agent of a guest that goes on has to answer: it runs already.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a guest may take for a script of ours: new addresses, with programs of its own that wait for the network.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
 
 impl App {
     /// Where the disks of a machine lie that comes from an image.
@@ -163,9 +165,9 @@ impl App {
                     }
                 };
                 // Before its keys, which take their time: until then its network may not hear it.
-                tell("its addresses", agent.run(&Command::shell(readdress(&macs))).map(drop));
+                tell("its addresses", run(&agent, &readdress(&macs)));
                 tell("its keys", take_rest(&agent, personality));
-                tell("that it is somebody", agent.run(&Command::shell(super::warm::RELEASE)).map(drop));
+                tell("that it is somebody", run(&agent, super::warm::RELEASE));
             });
             let _ = told.await;
             app.guest_appears(&machine, process, true);
@@ -201,6 +203,11 @@ fn tell(what: &str, name: &str, result: Result<(), agent_client::Error>) -> bool
         log::warn!("machine {name} was not told {what}: {error}");
     }
     result.is_ok()
+}
+
+/// Has a guest run a script of ours.
+fn run(agent: &Agent, script: &str) -> Result<(), agent_client::Error> {
+    agent.run(&Command::shell(script).within(SCRIPT_LIMIT)).map(drop)
 }
 
 /// Name, machine-id, randomness, time.

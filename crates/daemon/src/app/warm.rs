@@ -36,6 +36,8 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 /// How long a process has to end that an earlier daemon has left, and how often it is looked at.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 const END_INTERVAL: Duration = Duration::from_millis(20);
+/// How long it has to come to rest: units that start for two minutes, servers that stop, and a disk that is written.
+const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 /// How long it has to be saved.
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -207,13 +209,16 @@ impl App {
     ) -> Result<(), Error> {
         self.wait_ready(process, runtime, log).await?;
         let agent = Agent::of_worker(runtime.file("vsock"));
-        let prepared = tokio::task::spawn_blocking(move || {
+        let prepared = tokio::task::spawn_blocking(move || -> Result<(), Error> {
             agent.wait_until_ready(BOOT_PATIENCE)?;
-            agent.run(&Command::shell(PREPARE))
+            let command = Command::shell(PREPARE).within(PREPARE_LIMIT);
+            agent.run(&command).map(drop).map_err(|error| {
+                let message = "the machine does not come to rest, and cannot be saved";
+                Error::new(ErrorCode::GuestFailed, message).with_cause(Error::from(error))
+            })
         });
-        let lost = |e: &dyn std::fmt::Display| Error::internal("the guest's agent does not answer", e);
         tokio::select! {
-            result = prepared => { result.map_err(|e| lost(&e))?.map_err(|e| lost(&e))?; }
+            result = prepared => result.map_err(|e| Error::internal("the guest cannot be asked", e))??,
             () = process.ended() => {
                 return Err(Error::new(ErrorCode::Internal, "the machine ended while it booted"));
             }
