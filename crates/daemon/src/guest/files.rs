@@ -3,31 +3,25 @@
 //! The agent is asked on a thread that may wait; the bytes go through a channel to and from the client's
 //! connection, a few pieces at a time, so that the slower side sets the pace.
 
-use super::printable;
+use super::archive::archive;
 use crate::Error;
 use crate::http::right::Right;
-use agent_client::{FileAttributes, GuestFiles, HeldLists};
-use api::agent::{AgentErrorKind, Entry, FileKind};
+use agent_client::{FileAttributes, GuestFiles};
+use api::agent::{AgentErrorKind, FileKind};
 use api::v1::error::ErrorCode;
 use axum::body::{Body, Bytes};
 use futures_util::StreamExt;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces that wait between guest and client.
 const PIECES: usize = 8;
-/// Folders within folders: more than anybody has, fewer than exhaust the stack.
-const DEPTH_MAX: u32 = 256;
 /// Longest name in an archive: that of a path (`PATH_MAX`, limits.h).
 const NAME_LEN_MAX: u64 = 4096;
 /// How long a client may leave its upload standing still.
 const STALL_MAX: Duration = Duration::from_secs(60);
-/// How long a folder is looked through for what cannot be copied before any of it is sent.
-const LOOK_AHEAD: Duration = Duration::from_secs(1);
-/// Bytes of a block in an archive.
-const BLOCK: usize = 512;
 
 /// What a client is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +37,14 @@ pub(crate) struct Outlet {
     kind: Kind,
     head: Option<oneshot::Sender<Result<Kind, Error>>>,
     pieces: mpsc::Sender<io::Result<Bytes>>,
-    /// Something went wrong: nothing more is sent.
+    /// Nothing more is sent.
     shut: bool,
 }
 
 /// The other end of an [`Outlet`].
 pub(crate) struct Outgoing {
-    head: oneshot::Receiver<Result<Kind, Error>>,
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    pub(super) head: oneshot::Receiver<Result<Kind, Error>>,
+    pub(super) pieces: mpsc::Receiver<io::Result<Bytes>>,
 }
 
 pub(crate) fn outlet() -> (Outlet, Outgoing) {
@@ -103,6 +97,11 @@ impl Write for Outlet {
 }
 
 impl Outlet {
+    /// Something went wrong: nothing more is sent, whatever is still written.
+    pub(super) fn shut(&mut self) {
+        self.shut = true;
+    }
+
     /// Nothing comes, and this is why.
     pub(crate) fn fail(self, error: Error) {
         if let Some(head) = self.head {
@@ -134,163 +133,6 @@ pub(crate) fn send_out(agent: &dyn GuestFiles, path: &str, mut outlet: Outlet) {
             drop(outlet.pieces.blocking_send(Err(io::Error::other(error.to_string()))));
         }
         (Ok(()), None) => {}
-    }
-}
-
-fn archive(agent: &dyn GuestFiles, path: &str, outlet: &mut Outlet) -> Result<(), Error> {
-    look_ahead(agent, path, 0, &mut HeldLists::default(), Instant::now() + LOOK_AHEAD)?;
-    let builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, outlet));
-    let mut archive = Archive { agent, builder, held: HeldLists::default() };
-    let result = archive.add_folder(path, "", 0);
-    let mut builder = archive.builder;
-    match result {
-        Ok(()) => builder.into_inner().and_then(|mut writer| writer.flush()).map_err(unsent),
-        Err(error) => {
-            // When they are dropped, the builder ends the archive and the buffer is sent: the client would get a part as
-            // if it were all, and not hear why.
-            builder.get_mut().get_mut().shut = true;
-            Err(error)
-        }
-    }
-}
-
-fn unsent(error: io::Error) -> Error {
-    Error::new(ErrorCode::Cancelled, "the archive cannot be sent").with_cause(error)
-}
-
-fn check_depth(depth: u32) -> Result<(), Error> {
-    if depth < DEPTH_MAX {
-        return Ok(());
-    }
-    let message = format!("folders lie more than {DEPTH_MAX} deep in each other");
-    Err(Error::new(ErrorCode::Invalid, message))
-}
-
-fn below(path: &str, name: &str) -> String {
-    format!("{}/{name}", path.trim_end_matches('/'))
-}
-
-/// Looks for names that cannot be copied before anything is sent, while there is time: later, the client would not hear
-/// why what it gets breaks off.
-fn look_ahead(
-    agent: &dyn GuestFiles,
-    path: &str,
-    depth: u32,
-    held: &mut HeldLists,
-    until: Instant,
-) -> Result<(), Error> {
-    check_depth(depth)?;
-    if Instant::now() > until {
-        return Ok(());
-    }
-    let entries = agent.list(path)?;
-    let len = held.take(&entries)?;
-    for entry in &entries {
-        let source = below(path, &entry.name);
-        check_reachable(agent, &source)?;
-        if entry.attributes.kind == FileKind::Folder {
-            look_ahead(agent, &source, depth + 1, held, until)?;
-        }
-    }
-    held.give_back(len);
-    Ok(())
-}
-
-/// Refuses a name that is not UTF-8: agents tell it with other characters in it, by which the file is not found.
-fn check_reachable(agent: &dyn GuestFiles, path: &str) -> Result<(), Error> {
-    if !path.contains(char::REPLACEMENT_CHARACTER) {
-        return Ok(());
-    }
-    let not_found = agent_client::ErrorKind::Refused(AgentErrorKind::NotFound);
-    match agent.stat(path, false) {
-        Err(error) if error.kind() == not_found => {
-            let message = format!("the guest's {:?} has a name that is not UTF-8", printable(path, 1024));
-            Err(Error::new(ErrorCode::Invalid, message)
-                .with_remedy("rename it in the guest; or make an archive there, and copy that"))
-        }
-        // It has that character in its name.
-        _ => Ok(()),
-    }
-}
-
-/// An archive that is being made of a guest's folder.
-struct Archive<'a, W: Write> {
-    agent: &'a dyn GuestFiles,
-    builder: tar::Builder<W>,
-    held: HeldLists,
-}
-
-impl<W: Write> Archive<'_, W> {
-    fn add_folder(&mut self, path: &str, inside: &str, depth: u32) -> Result<(), Error> {
-        check_depth(depth)?;
-        let entries = self.agent.list(path)?;
-        let len = self.held.take(&entries)?;
-        for entry in entries {
-            self.add(entry, path, inside, depth)?;
-        }
-        self.held.give_back(len);
-        Ok(())
-    }
-
-    /// Adds what `path` has in it, as `inside` with its name behind that.
-    fn add(&mut self, entry: Entry, path: &str, inside: &str, depth: u32) -> Result<(), Error> {
-        let source = below(path, &entry.name);
-        check_reachable(self.agent, &source)?;
-        let name = format!("{inside}{}", entry.name);
-        let attributes = entry.attributes;
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(attributes.mode & 0o7777);
-        header.set_uid(attributes.uid.into());
-        header.set_gid(attributes.gid.into());
-        header.set_mtime(u64::try_from(attributes.modified_s).unwrap_or(0));
-        header.set_size(0);
-        match attributes.kind {
-            FileKind::Folder => {
-                header.set_entry_type(tar::EntryType::Directory);
-                self.builder.append_data(&mut header, format!("{name}/"), io::empty()).map_err(unsent)?;
-                self.add_folder(&source, &format!("{name}/"), depth + 1)
-            }
-            FileKind::Link => {
-                header.set_entry_type(tar::EntryType::Symlink);
-                let target = attributes.target.unwrap_or_default();
-                self.builder.append_link(&mut header, &name, target).map_err(unsent)
-            }
-            FileKind::File => {
-                header.set_entry_type(tar::EntryType::Regular);
-                header.set_size(attributes.size);
-                // The header alone; what follows is written past the builder.
-                self.builder.append_data(&mut header, &name, io::empty()).map_err(unsent)?;
-                let mut exact = Exact { inner: self.builder.get_mut(), left: attributes.size };
-                self.agent.read_file(&source, &mut exact)?;
-                if exact.left > 0 {
-                    let message = format!("{source} became shorter while it was read");
-                    return Err(Error::new(ErrorCode::GuestFailed, message));
-                }
-                let padding = (BLOCK - (attributes.size % BLOCK as u64) as usize) % BLOCK;
-                self.builder.get_mut().write_all(&[0; BLOCK][..padding]).map_err(unsent)
-            }
-            // Sockets, pipes and devices mean nothing elsewhere.
-            FileKind::Other => Ok(()),
-        }
-    }
-}
-
-/// Passes on as many bytes as were promised. A file that has grown since is cut there.
-struct Exact<W> {
-    inner: W,
-    left: u64,
-}
-
-impl<W: Write> Write for Exact<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.inner.write_all(&bytes[..count])?;
-        self.left -= count as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }
 
@@ -481,119 +323,8 @@ mod tests {
         assert!(inside("/srv", "a/../../etc").is_err());
     }
 
-    /// A guest with a folder that has these names in it, of which those that are no UTF-8 are not found; every file has
-    /// so many bytes, of which the guest sends one less where `short` says so.
-    struct Folder {
-        names: &'static [&'static str],
-        size: u64,
-        short: &'static str,
-    }
-
-    fn attributes(kind: FileKind, size: u64) -> api::agent::Attributes {
-        api::agent::Attributes { kind, size, mode: 0o644, uid: 0, gid: 0, modified_s: 0, target: None }
-    }
-
-    impl GuestFiles for Folder {
-        fn read_file(
-            &self,
-            path: &str,
-            to: &mut dyn Write,
-        ) -> Result<api::agent::Attributes, agent_client::Error> {
-            let len = self.size - u64::from(path.ends_with(self.short));
-            // The client has perhaps gone.
-            let _ = to.write_all(&vec![b'x'; len as usize]);
-            self.stat(path, true)
-        }
-
-        fn stat(&self, path: &str, _: bool) -> Result<api::agent::Attributes, agent_client::Error> {
-            match path {
-                "/folder" => Ok(attributes(FileKind::Folder, 0)),
-                _ if path.ends_with("odd\u{fffd}") => Err(api::agent::AgentError {
-                    kind: AgentErrorKind::NotFound,
-                    message: "not found".into(),
-                }
-                .into()),
-                _ => Ok(attributes(FileKind::File, self.size)),
-            }
-        }
-
-        fn list(&self, _: &str) -> Result<Vec<Entry>, agent_client::Error> {
-            let entry = |name: &&str| Entry {
-                name: (*name).to_owned(),
-                attributes: attributes(FileKind::File, self.size),
-            };
-            Ok(self.names.iter().map(entry).collect())
-        }
-
-        fn write_file(
-            &self,
-            _: &str,
-            _: &FileAttributes,
-            _: &mut dyn Read,
-        ) -> Result<(), agent_client::Error> {
-            unreachable!("nothing is written")
-        }
-
-        fn make_folder(&self, _: &str, _: Option<u32>) -> Result<(), agent_client::Error> {
-            unreachable!("nothing is made")
-        }
-
-        fn make_link(&self, _: &str, _: &str) -> Result<(), agent_client::Error> {
-            unreachable!("nothing is made")
-        }
-    }
-
-    /// What a client gets of a folder: the kind or why not, the bytes, and whether they broke off.
-    fn sent(folder: Folder) -> (Result<Kind, Error>, Vec<u8>, bool) {
-        let (outlet, mut outgoing) = outlet();
-        let guest = std::thread::spawn(move || send_out(&folder, "/folder", outlet));
-        let head = outgoing.head.blocking_recv().unwrap();
-        let (mut bytes, mut broken) = (Vec::new(), false);
-        while let Some(piece) = outgoing.pieces.blocking_recv() {
-            match piece {
-                Ok(piece) => bytes.extend_from_slice(&piece),
-                Err(_) => broken = true,
-            }
-        }
-        guest.join().unwrap();
-        (head, bytes, broken)
-    }
-
     #[test]
-    fn what_cannot_be_copied_is_said_instead_of_a_part_of_the_archive() {
-        let names = &["a", "legal \u{fffd}", "odd\u{fffd}"];
-        // A big tree, too: nothing is sent before it was looked at.
-        for size in [3, 1 << 20] {
-            let (head, bytes, _) = sent(Folder { names, size, short: "none" });
-            let error = head.unwrap_err();
-            assert_eq!(error.code(), ErrorCode::Invalid);
-            assert!(error.to_string().contains("not UTF-8"), "{error}");
-            assert_eq!(bytes, b"");
-        }
-        let (head, bytes, _) = sent(Folder { names: &["a", "b"], size: 3, short: "/b" });
-        assert!(head.unwrap_err().to_string().contains("shorter"));
-        assert_eq!(bytes, b"");
-    }
-
-    #[test]
-    fn an_archive_that_breaks_off_has_no_end() {
-        let (head, bytes, broken) = sent(Folder { names: &["a", "b"], size: 1 << 20, short: "/b" });
-        assert_eq!(head.unwrap(), Kind::Folder);
-        assert!(broken && bytes.last() == Some(&b'x'), "the end of an archive is zeros");
-        let (head, bytes, broken) = sent(Folder { names: &["a", "legal \u{fffd}"], size: 9, short: "none" });
-        assert_eq!(head.unwrap(), Kind::Folder);
-        assert!(!broken && bytes.ends_with(&[0; 2 * BLOCK]));
-        assert_eq!(tar::Archive::new(&bytes[..]).entries().unwrap().count(), 2);
-    }
-
-    #[test]
-    fn a_grown_file_is_cut_and_a_short_one_is_known() {
-        let mut out = Vec::new();
-        let mut exact = Exact { inner: &mut out, left: 5 };
-        exact.write_all(b"1234").unwrap();
-        assert_eq!(exact.left, 1);
-        exact.write_all(b"5678").unwrap();
-        assert_eq!((exact.left, out.as_slice()), (0, b"12345".as_slice()));
+    fn a_file_that_ends_early_is_known() {
         let mut whole = Whole { inner: &b"123"[..], left: 5 };
         assert!(whole.read_to_end(&mut Vec::new()).is_err());
     }

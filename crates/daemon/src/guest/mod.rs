@@ -3,6 +3,7 @@
 //! Everything that comes from a guest is hostile: what is kept or shown of it is bounded and printable, and no
 //! guest that stalls holds up anything but the request that asked it.
 
+mod archive;
 pub(crate) mod exec;
 pub(crate) mod files;
 mod frames;
