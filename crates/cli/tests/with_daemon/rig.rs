@@ -71,8 +71,8 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn serve(stream: UnixStream, answer: Answer, log: &Mutex<Vec<String>>) {
-    let mut reader = BufReader::new(&stream);
+/// Reads a request, and returns its first line.
+pub(crate) fn read_request(reader: &mut impl BufRead) -> String {
     let mut head = String::new();
     let mut len = 0;
     loop {
@@ -88,6 +88,12 @@ fn serve(stream: UnixStream, answer: Answer, log: &Mutex<Vec<String>>) {
         }
     }
     let _ = reader.read_exact(&mut vec![0; len]);
+    head
+}
+
+fn serve(stream: UnixStream, answer: Answer, log: &Mutex<Vec<String>>) {
+    let mut reader = BufReader::new(&stream);
+    let head = read_request(&mut reader);
     let request = head.trim().trim_end_matches(" HTTP/1.1");
     let path = request.split('?').next().unwrap_or_default().to_owned();
     log.lock().unwrap_or_else(PoisonError::into_inner).push(path);

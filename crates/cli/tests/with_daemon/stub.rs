@@ -1,14 +1,14 @@
-//! A daemon that is none, and what the tests need beside it.
+//! A daemon whose answers may be cut short or of any bytes, and what tests of signals need beside it.
 
+use super::rig::read_request;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 /// A folder that goes with the test.
 pub(crate) struct Folder(pub(crate) PathBuf);
@@ -109,19 +109,7 @@ impl Daemon {
 
 fn reply(mut stream: UnixStream, answer: &dyn Fn(&str) -> Answer) {
     let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
-    let (mut request, mut body_len) = (String::new(), 0);
-    reader.read_line(&mut request).expect("a request");
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).expect("a header");
-        if line.trim().is_empty() {
-            break;
-        }
-        if let Some(len) = line.to_lowercase().strip_prefix("content-length:") {
-            body_len = len.trim().parse().expect("a number");
-        }
-    }
-    reader.read_exact(&mut vec![0; body_len]).expect("a body");
+    let request = read_request(&mut reader);
     let Answer { status, body, len } = answer(&request);
     let head =
         format!("HTTP/1.1 {status} It\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n");
@@ -129,15 +117,6 @@ fn reply(mut stream: UnixStream, answer: &dyn Fn(&str) -> Answer) {
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
     // Until the program has had enough.
     let _ = reader.read_to_end(&mut Vec::new());
-}
-
-/// Waits until something is so.
-pub(crate) fn eventually(is_so: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come to be so");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 pub(crate) fn signal(child: &Child, number: i32) {

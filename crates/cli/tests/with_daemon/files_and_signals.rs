@@ -1,13 +1,12 @@
-//! The program against a daemon that says what the test has it say.
+//! What the program writes, and what it leaves when a signal ends it.
 
-mod stub;
-
+use super::rig::wait_until;
+use super::stub::{self, Answer, Daemon, Folder, signal};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
-use stub::{Answer, Daemon, Folder, eventually, signal};
 
 fn operation(name: &str, state: &str) -> Value {
     json!({
@@ -72,7 +71,7 @@ fn a_copy_that_is_ended_leaves_nothing() {
             let mut child =
                 daemon.command(&["cp", "web:/file"]).arg(folder.0.join(target)).spawn().expect("arnia");
             let part = folder.0.join(format!("{target}.arnia-{}", child.id()));
-            eventually(|| part.metadata().is_ok_and(|part| part.len() > 0));
+            wait_until("the partial file", || part.metadata().is_ok_and(|part| part.len() > 0));
             // So that the signal does not come before it is waited for.
             std::thread::sleep(Duration::from_millis(50));
             signal(&child, number);
@@ -91,7 +90,7 @@ fn a_signal_that_is_ignored_stays_so() {
     let script = format!("trap '' HUP; exec {arnia} cp web:/file {}", folder.0.join("new").display());
     let mut child = daemon.with_socket(Command::new("sh").args(["-c", &script])).spawn().expect("sh");
     let part = folder.0.join(format!("new.arnia-{}", child.id()));
-    eventually(|| part.metadata().is_ok_and(|part| part.len() > 0));
+    wait_until("the partial file", || part.metadata().is_ok_and(|part| part.len() > 0));
     signal(&child, libc::SIGHUP);
     std::thread::sleep(Duration::from_millis(200));
     assert!(child.try_wait().expect("a child").is_none() && part.exists());
@@ -114,7 +113,7 @@ fn a_conversion_that_is_ended_leaves_nothing() {
         .spawn()
         .expect("arnia");
     let part = folder.0.join(format!(".b.qcow2.partial-{}", child.id()));
-    eventually(|| part.metadata().is_ok_and(|part| part.len() > 1 << 20));
+    wait_until("the partial file", || part.metadata().is_ok_and(|part| part.len() > 1 << 20));
     signal(&child, libc::SIGINT);
     assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGINT));
     assert_eq!(folder.names(), ["a.raw", "b.qcow2"]);
@@ -134,7 +133,7 @@ fn the_terminal_is_as_it_was_after_a_signal() {
     let stdin = terminal.try_clone().expect("a descriptor");
     let mut child =
         daemon.command(&["console", "web"]).stdin(stdin).stderr(Stdio::null()).spawn().expect("arnia");
-    eventually(|| modes(&terminal) != before);
+    wait_until("another mode of the terminal", || modes(&terminal) != before);
     std::thread::sleep(Duration::from_millis(200));
     signal(&child, libc::SIGTERM);
     assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGTERM));
