@@ -132,7 +132,7 @@ fn starting(created: Created) -> Result<Operation, Error> {
 async fn remove(client: &Client, name: &str) {
     match progress::shown(&format!("removing {name}"), client.vm_delete(name, true)).await {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            errln!("arnia: {}", error.about(&format!("{name} is not removed")).report());
+            crate::stderr::errln!("arnia: {}", error.about(&format!("{name} is not removed")).report());
         }
         _ => {}
     }
