@@ -82,7 +82,8 @@ fn overlay(
     let image = Qcow2::create(&draft.path, &options, Some(below.disk))?;
     prepare(&image);
     image.close()?;
-    draft.publish()
+    // What is replaced is lost with this only if this is there for good.
+    if replace { draft.publish_safely() } else { draft.publish() }
 }
 
 /// How an image names another: by its name alone if both lie in one folder, so that they can be moved
@@ -375,8 +376,7 @@ pub fn compact(path: &Path, options: &OpenOptions, progress: &Progress) -> Resul
     let mode = std::fs::metadata(path).map_err(failed)?.permissions();
     std::fs::set_permissions(&draft.path, mode).map_err(failed)?;
     // A crash must find one or the other whole.
-    sync_file(&draft.path, operation)?;
-    draft.publish()
+    draft.publish_safely()
 }
 
 fn write_unless_zero(
