@@ -1,10 +1,9 @@
 //! What the program writes, and what it leaves when a signal ends it.
 
 use super::rig::wait_until;
-use super::stub::{self, Answer, Daemon, Folder, signal};
+use super::stub::{self, Answer, Daemon, Folder, ended_by, signal, with_default_signals};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -68,14 +67,15 @@ fn a_copy_that_is_ended_leaves_nothing() {
         let folder = Folder::new();
         fs::write(folder.0.join("old"), "old").expect("a file");
         for target in ["new", "old"] {
-            let mut child =
-                daemon.command(&["cp", "web:/file"]).arg(folder.0.join(target)).spawn().expect("arnia");
+            let mut command = daemon.command(&["cp", "web:/file"]);
+            let command = with_default_signals(command.arg(folder.0.join(target)));
+            let mut child = command.spawn().expect("arnia");
             let part = folder.0.join(format!("{target}.arnia-{}", child.id()));
             wait_until("the partial file", || part.metadata().is_ok_and(|part| part.len() > 0));
             // So that the signal does not come before it is waited for.
             std::thread::sleep(Duration::from_millis(50));
             signal(&child, number);
-            assert_eq!(child.wait().expect("an end").signal(), Some(number));
+            assert_eq!(ended_by(&mut child), Some(number));
             assert_eq!(folder.names(), ["old"], "{target}");
             assert_eq!(fs::read_to_string(folder.0.join("old")).expect("it is there"), "old");
         }
@@ -88,14 +88,16 @@ fn a_signal_that_is_ignored_stays_so() {
     let folder = Folder::new();
     let arnia = env!("CARGO_BIN_EXE_arnia");
     let script = format!("trap '' HUP; exec {arnia} cp web:/file {}", folder.0.join("new").display());
-    let mut child = daemon.with_socket(Command::new("sh").args(["-c", &script])).spawn().expect("sh");
+    let mut command = Command::new("sh");
+    let command = with_default_signals(daemon.with_socket(command.args(["-c", &script])));
+    let mut child = command.spawn().expect("sh");
     let part = folder.0.join(format!("new.arnia-{}", child.id()));
     wait_until("the partial file", || part.metadata().is_ok_and(|part| part.len() > 0));
     signal(&child, libc::SIGHUP);
     std::thread::sleep(Duration::from_millis(200));
     assert!(child.try_wait().expect("a child").is_none() && part.exists());
     signal(&child, libc::SIGTERM);
-    assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGTERM));
+    assert_eq!(ended_by(&mut child), Some(libc::SIGTERM));
     assert!(folder.names().is_empty());
 }
 
@@ -107,15 +109,13 @@ fn a_conversion_that_is_ended_leaves_nothing() {
         fs::File::open("/dev/urandom").map(|file| std::io::Read::take(file, 256 << 20)).expect("noise");
     std::io::copy(&mut noise, &mut fs::File::create(&source).expect("a file")).expect("room");
     fs::write(&target, "old").expect("a file");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_arnia"))
-        .args(["disk", "convert", "--force", "--compress"])
-        .args([&source, &target])
-        .spawn()
-        .expect("arnia");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arnia"));
+    command.args(["disk", "convert", "--force", "--compress"]).args([&source, &target]);
+    let mut child = with_default_signals(&mut command).spawn().expect("arnia");
     let part = folder.0.join(format!(".b.qcow2.partial-{}", child.id()));
     wait_until("the partial file", || part.metadata().is_ok_and(|part| part.len() > 1 << 20));
     signal(&child, libc::SIGINT);
-    assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGINT));
+    assert_eq!(ended_by(&mut child), Some(libc::SIGINT));
     assert_eq!(folder.names(), ["a.raw", "b.qcow2"]);
     assert_eq!(fs::read_to_string(&target).expect("it is there"), "old");
 }
@@ -131,11 +131,12 @@ fn the_terminal_is_as_it_was_after_a_signal() {
     let (_person, terminal) = stub::terminal();
     let before = modes(&terminal);
     let stdin = terminal.try_clone().expect("a descriptor");
-    let mut child =
-        daemon.command(&["console", "web"]).stdin(stdin).stderr(Stdio::null()).spawn().expect("arnia");
+    let mut command = daemon.command(&["console", "web"]);
+    let command = with_default_signals(command.stdin(stdin).stderr(Stdio::null()));
+    let mut child = command.spawn().expect("arnia");
     wait_until("another mode of the terminal", || modes(&terminal) != before);
     std::thread::sleep(Duration::from_millis(200));
     signal(&child, libc::SIGTERM);
-    assert_eq!(child.wait().expect("an end").signal(), Some(libc::SIGTERM));
+    assert_eq!(ended_by(&mut child), Some(libc::SIGTERM));
     assert_eq!(modes(&terminal), before);
 }

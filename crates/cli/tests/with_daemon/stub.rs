@@ -1,10 +1,11 @@
 //! A daemon whose answers may be cut short or of any bytes, and what tests of signals need beside it.
 
-use super::rig::read_request;
+use super::rig::{read_request, wait_until};
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 use std::sync::Arc;
@@ -117,6 +118,30 @@ fn reply(mut stream: UnixStream, answer: &dyn Fn(&str) -> Answer) {
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
     // Until the program has had enough.
     let _ = reader.read_to_end(&mut Vec::new());
+}
+
+/// Has the program started with the default actions of signals, whatever the test was started with: what a shell puts
+/// into the background ignores SIGINT, what nohup starts SIGHUP.
+pub(crate) fn with_default_signals(command: &mut Command) -> &mut Command {
+    let defaults = || {
+        for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            // SAFETY: the default action is no function.
+            unsafe { libc::signal(number, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: signal(2) may be called between fork and exec.
+    unsafe { command.pre_exec(defaults) }
+}
+
+/// The signal that has ended the program.
+pub(crate) fn ended_by(child: &mut Child) -> Option<i32> {
+    let mut status = None;
+    wait_until("the program's end", || {
+        status = child.try_wait().expect("a child");
+        status.is_some()
+    });
+    status.and_then(|status| status.signal())
 }
 
 pub(crate) fn signal(child: &Child, number: i32) {
