@@ -1,6 +1,6 @@
 //! Projects.
 
-use crate::{Error, ErrorKind, Records, Sizes};
+use crate::{Error, ErrorKind, Records};
 use api::v1::Time;
 use api::v1::project::{Quota, Usage};
 use rusqlite::{OptionalExtension, Row, params};
@@ -131,10 +131,9 @@ impl Records<'_> {
         let mut usage = Usage::default();
         for vm in self.vms(project, "", u32::MAX)? {
             usage.vms += 1;
-            let wanted = Sizes::of(&vm.config);
-            let has = vm.running_sizes.unwrap_or(wanted);
-            usage.cpus += u64::from(wanted.cpus.max(has.cpus));
-            usage.memory_bytes = usage.memory_bytes.saturating_add(wanted.memory.max(has.memory).0);
+            let sizes = vm.counted();
+            usage.cpus += u64::from(sizes.cpus);
+            usage.memory_bytes = usage.memory_bytes.saturating_add(sizes.memory.0);
         }
         for volume in self.volumes(project, "", u32::MAX)? {
             usage.storage_bytes = usage.storage_bytes.saturating_add(volume.size);
@@ -146,7 +145,7 @@ impl Records<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Desired, OperationRecord, VmRecord};
+    use crate::{Desired, OperationRecord, Sizes, VmRecord};
     use api::ByteSize;
     use api::v1::access::{Grant, Role, User};
     use api::v1::operation::{Operation, OperationState, Target};

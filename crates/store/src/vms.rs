@@ -86,6 +86,13 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
+    /// How large it is for its project's quota: as it runs, or as it is to be with the next boot, whichever is more.
+    pub fn counted(&self) -> Sizes {
+        let wanted = Sizes::of(&self.config);
+        let has = self.running_sizes.unwrap_or(wanted);
+        Sizes { cpus: wanted.cpus.max(has.cpus), memory: wanted.memory.max(has.memory) }
+    }
+
     /// A machine that has not been started yet.
     pub fn new(id: String, project: &str, name: String, config: VmConfig, created: Time) -> VmRecord {
         VmRecord {

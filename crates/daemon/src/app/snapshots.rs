@@ -267,9 +267,9 @@ impl App {
         self.read(|records| {
             let config = restored_config(records, vm, &record)?;
             let before = records.usage(&vm.project)?;
-            let mut after = before;
-            after.cpus = after.cpus - u64::from(vm.config.cpus) + u64::from(config.cpus);
-            after.memory_bytes = after.memory_bytes.saturating_sub(vm.config.memory.0);
+            let (now, mut after) = (vm.counted(), before);
+            after.cpus = after.cpus.saturating_sub(now.cpus.into()) + u64::from(config.cpus);
+            after.memory_bytes = after.memory_bytes.saturating_sub(now.memory.0);
             after.memory_bytes = after.memory_bytes.saturating_add(config.memory.0);
             super::projects::check_usage(records, &vm.project, &before, &after)
         })?;
