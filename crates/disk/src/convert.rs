@@ -71,7 +71,7 @@ pub(crate) trait Builder: Send + Sync {
 pub fn create(target: &Path, size: u64, options: &TargetOptions) -> Result<(), Error> {
     let draft = Draft::new(target, options.replace, Operation::Create)?;
     builder(&draft.path, target, size, options)?.finish()?;
-    draft.publish_safely()
+    draft.publish_no_less_safe()
 }
 
 /// Makes an image of a disk.
@@ -90,7 +90,7 @@ pub fn convert(
     let builder = builder(&draft.path, target, size, options)?;
     copy(&**source, &*builder, size, progress)?;
     builder.finish()?;
-    draft.publish_safely()
+    draft.publish_no_less_safe()
 }
 
 fn builder(
@@ -300,6 +300,18 @@ impl Draft {
         };
         self.publish()?;
         sync_file(&folder, operation)
+    }
+
+    /// Gives the file its name. Where it replaces another one, that is lost, and so it is made safe first; a file that was
+    /// not there is written back when the host sees fit, as copies are.
+    ///
+    /// # Errors
+    /// As [`Draft::publish_safely`].
+    pub(crate) fn publish_no_less_safe(self) -> Result<(), Error> {
+        match self.replace && self.target.exists() {
+            true => self.publish_safely(),
+            false => self.publish(),
+        }
     }
 
     pub(crate) fn publish(self) -> Result<(), Error> {

@@ -82,8 +82,7 @@ fn overlay(
     let image = Qcow2::create(&draft.path, &options, Some(below.disk))?;
     prepare(&image);
     image.close()?;
-    // What is replaced is lost with this only if this is there for good.
-    if replace { draft.publish_safely() } else { draft.publish() }
+    draft.publish_no_less_safe()
 }
 
 /// How an image names another: by its name alone if both lie in one folder, so that they can be moved

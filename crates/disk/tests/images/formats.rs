@@ -417,7 +417,7 @@ fn delayed(path: &str) -> Option<usize> {
 }
 
 #[test]
-fn an_image_is_safe_when_it_has_its_name() {
+fn an_image_that_replaces_another_is_safe_when_it_has_its_name() {
     let _alone = alone();
     let folder = Folder::new();
     let raw = folder.path("a.raw");
@@ -425,8 +425,9 @@ fn an_image_is_safe_when_it_has_its_name() {
     let source = open(&raw, Access::ReadOnly).disk;
     for format in Format::ALL {
         let image = folder.path(&format!("b.{format}"));
-        disk::convert(&source, Path::new(&image), &TargetOptions::new(*format), &Progress::default())
-            .unwrap();
+        std::fs::write(&image, "what was there").unwrap();
+        let options = TargetOptions { replace: true, ..TargetOptions::new(*format) };
+        disk::convert(&source, Path::new(&image), &options, &Progress::default()).unwrap();
         match delayed(&image) {
             Some(number) => assert_eq!(number, 0, "{format}: it is only in memory"),
             None => eprintln!("skipped: the host does not say where {image} lies"),
