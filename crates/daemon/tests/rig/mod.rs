@@ -312,8 +312,10 @@ impl Daemon {
             .stdout(Stdio::null())
             .spawn();
         self.child = Some(child.expect("a daemon"));
-        let socket = config(&self.folder).paths.socket();
-        wait("the daemon listens", || UnixStream::connect(&socket).is_ok());
+        // That it can be connected to is not enough: a worker that a killed daemon was just starting has that one's socket
+        // until it becomes another program.
+        let client = self.client("default");
+        wait("the daemon answers", || block_on(client.identity()).is_ok());
     }
 
     /// As `kill -9` does.
