@@ -10,8 +10,7 @@
 //! its name when it is whole.
 
 use crate::bytes::is_zero;
-use crate::file::HostFile;
-use crate::layers::sync_file;
+use crate::file::{HostFile, sync_file};
 use crate::qcow2::{self, PackedEnd, Qcow2};
 use crate::vdi::VdiBuilder;
 use crate::vhd::VhdBuilder;

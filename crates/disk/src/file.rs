@@ -403,6 +403,13 @@ fn move_all(
     Ok(())
 }
 
+/// Makes a file that somebody else has written, or a folder's names, safe from a crash of the host.
+pub(crate) fn sync_file(path: &Path, operation: Operation) -> Result<(), Error> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| Error::from_io(operation, error).with_path(path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

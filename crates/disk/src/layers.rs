@@ -278,13 +278,6 @@ fn check_not_itself(path: &Path, new_path: &Path, below: &Image, operation: Oper
     Ok(())
 }
 
-/// Makes a file that somebody else has written safe from a crash of the host.
-pub(crate) fn sync_file(path: &Path, operation: Operation) -> Result<(), Error> {
-    std::fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| Error::from_io(operation, error).with_path(path))
-}
-
 /// Whether two names lead to one file, by whatever links.
 fn same_file(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| path.metadata().map(|there| (there.dev(), there.ino()));

@@ -14,7 +14,7 @@
 use super::{Live, lock};
 use crate::convert::Draft;
 use crate::file::HostFile;
-use crate::layers::sync_file;
+use crate::file::sync_file;
 use crate::qcow2::{Backing, CreateOptions, Qcow2};
 use crate::{Access, Disk, Error, ErrorKind, Format, Image, Operation, Progress};
 use std::path::{Path, PathBuf};
