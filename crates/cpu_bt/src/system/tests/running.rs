@@ -1,6 +1,7 @@
 //! System instructions in running code: shadows, single steps, breakpoints of the loop, interrupts.
 
 use super::machine::*;
+use crate::cpu::Cpu;
 use crate::options::{Jit, Options};
 use crate::regs::{RAX, RBX, RCX, RDI, RDX, RSI, RSP};
 use crate::signals::signal;
@@ -57,6 +58,14 @@ fn counting_handler(machine: &mut Machine, vector: u64) {
 
 fn count(machine: &Machine, vector: u64) -> u64 {
     machine.load(DATA + 8 * vector)
+}
+
+/// Lets SYSCALL lead to [`GATE`], as kernels have it: with interrupts off.
+fn enable_system_calls(cpu: &mut Cpu) {
+    cpu.sys.star = (0x23u64 << 48) | (selector::CODE64 as u64) << 32;
+    cpu.sys.lstar = GATE;
+    cpu.sys.sfmask = rflags::STATUS | rflags::IF | rflags::TF | rflags::AC;
+    cpu.sys.efer |= efer::SCE;
 }
 
 #[test]
@@ -370,10 +379,7 @@ fn interrupts_come_in_behind_sysret() {
     const TURNS: u64 = 100;
     let mut machine = Machine::new(Start::Long { cpl: 3 });
     let cpu = &mut machine.cpu;
-    cpu.sys.star = (0x23u64 << 48) | (selector::CODE64 as u64) << 32;
-    cpu.sys.lstar = GATE;
-    cpu.sys.sfmask = rflags::STATUS | rflags::IF | rflags::TF | rflags::AC;
-    cpu.sys.efer |= efer::SCE;
+    enable_system_calls(cpu);
     cpu.regs.rflags |= rflags::IF;
     cpu.update_mode();
     put(&mut machine, GATE, |a| {
@@ -411,10 +417,7 @@ fn sysret_turns_the_alignment_check_on() {
     const CALLS: u32 = 300;
     let mut machine = Machine::new(Start::Long { cpl: 3 });
     let cpu = &mut machine.cpu;
-    cpu.sys.star = (0x23u64 << 48) | (selector::CODE64 as u64) << 32;
-    cpu.sys.lstar = GATE;
-    cpu.sys.sfmask = rflags::STATUS | rflags::IF | rflags::TF | rflags::AC;
-    cpu.sys.efer |= efer::SCE;
+    enable_system_calls(cpu);
     cpu.sys.cr0 |= cr0::AM;
     cpu.regs.rflags |= rflags::IF;
     cpu.update_mode();
