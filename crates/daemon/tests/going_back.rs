@@ -5,7 +5,7 @@ mod rig;
 use api::v1::access::{Grant, Role, UserParams};
 use api::v1::error::ErrorCode;
 use api::v1::project::{ProjectParams, ProjectUpdate, Quota};
-use api::v1::snapshot::SnapshotParams;
+use api::v1::snapshot::{CloneParams, SnapshotParams};
 use api::v1::vm::{StopParams, VmState};
 use client::Client;
 use rig::{Daemon, block_on, code, run, wait};
@@ -78,6 +78,8 @@ fn what_was_taken_away_does_not_come_back_with_a_snapshot() {
     std::fs::write(&other, "no kernel either").expect("a file");
     set(json!({ "boot": { "kernel": other } }));
     assert_eq!(code(block_on(operator.snapshot_restore("web", "before"))), ErrorCode::WrongState);
+    let copy = CloneParams { names: vec!["copy".into()], snapshot: Some("before".into()) };
+    assert_eq!(code(block_on(operator.vm_clone("web", &copy))), ErrorCode::WrongState);
     set(json!({ "boot": { "kernel": kernel } }));
     let operation = block_on(operator.snapshot_restore("web", "before")).expect("an operation");
     block_on(operator.wait(operation)).expect("it is as it was");

@@ -1,6 +1,6 @@
 //! Clones: machines that begin as copies of another, each as itself.
 
-use super::snapshots::{Saved, saved_disks_of};
+use super::snapshots::{Saved, saved_disks_of, sizes_in, still_given};
 use super::work::Work;
 use super::{App, Caller};
 use crate::{Error, util};
@@ -9,12 +9,11 @@ use api::v1::event::EventKind;
 use api::v1::name;
 use api::v1::snapshot::{CLONES_MAX, CloneParams};
 use api::v1::vm::{InstanceParams, VmConfig, VmState, check_sizes};
-use api::worker::snapshot::MANIFEST_FILE;
 use image::{Instance, InstanceDisk};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use store::{Origin, Resume, Sizes, VmRecord};
+use store::{Origin, Resume, VmRecord};
 
 /// A clone to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,7 +51,7 @@ impl App {
             }
         }
         let config = match &params.snapshot {
-            Some(snapshot) => &self.snapshot_record(vm, snapshot)?.config,
+            Some(snapshot) => &still_given(&self.snapshot_record(vm, snapshot)?, vm)?,
             None => &vm.config,
         };
         if config.disks.iter().any(|disk| !disk.read_only) {
@@ -111,7 +110,7 @@ impl App {
         let folder = match snapshot {
             Some(name) => {
                 let record = self.snapshot_record(vm, &name)?;
-                config = record.config;
+                config = still_given(&record, vm)?;
                 Some(self.snapshot_folder(&record.id))
             }
             None if machine.process().is_some() => {
@@ -231,11 +230,4 @@ impl App {
         let clones = self.plan_clones(vm, &params)?;
         self.vm_operation(caller, vm, &super::Request::VmClone { clones, snapshot: params.snapshot })
     }
-}
-
-/// How large a machine is that goes on from a snapshot, as its manifest says.
-fn sizes_in(snapshot: &Path) -> Option<Sizes> {
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(snapshot.join(MANIFEST_FILE)).ok()?).ok()?;
-    serde_json::from_value(manifest["manifest"]["machine"].clone()).ok()
 }

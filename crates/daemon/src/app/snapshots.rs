@@ -4,6 +4,7 @@
 //! snapshots, where disks of any machine may stand on it. `sweep` takes it away when nobody needs it.
 
 use super::guest::Frozen;
+use super::vms::paths;
 use super::work::Work;
 use super::{App, Machine};
 use crate::{Error, util};
@@ -14,16 +15,20 @@ use api::v1::vm::{StopParams, VmConfig, VmState};
 use api::worker::control::{Reply, Request, SnapshotDone, SnapshotPhase};
 use api::worker::snapshot::MANIFEST_FILE;
 use image::{Instance, InstanceDisk};
-use std::io::Write;
+use rustix::fs::OFlags;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Records, Resume, SnapshotRecord, VmRecord};
+use store::{Records, Resume, Sizes, SnapshotRecord, VmRecord};
 
 /// How long a snapshot may take: the guest goes on meanwhile.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// What is kept of a snapshot's disks, in its folder.
 const DISKS_FILE: &str = "disks.json";
+/// Longest manifest of a snapshot that is read, in bytes.
+const MANIFEST_LEN_MAX: u64 = 4 << 20;
 /// How often the worker is asked how far it is.
 const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -342,27 +347,25 @@ impl App {
 
 /// What a machine is when it goes on from a snapshot.
 fn restored_config(records: &Records<'_>, vm: &VmRecord, record: &SnapshotRecord) -> Result<VmConfig, Error> {
-    let mut config = still_given(&record.config, &vm.config).ok_or_else(|| {
-        Error::new(ErrorCode::WrongState, "the machine boots another kernel than at that time").with_remedy(
-            format!(
-                "have an admin set it back, or make another machine of it: `arnia clone {}@{} NEW`",
-                vm.name, record.name
-            ),
-        )
-    })?;
+    let mut config = still_given(record, vm)?;
     super::networks::assign_addresses(records, &vm.project, &vm.id, &mut config)?;
     Ok(config)
 }
 
-/// What a machine was `then`, but with no folders of the host that it has no longer `now`: who lets it go back need not
-/// be one who may give it those. `None` if it was started from other files of the host.
-fn still_given(then: &VmConfig, now: &VmConfig) -> Option<VmConfig> {
-    let files = |config: &VmConfig| [config.boot.kernel.clone(), config.boot.initrd.clone()];
-    let known = files(now);
-    let is_known = |file: &String| known.iter().flatten().any(|known| known == file);
-    let mut config = then.clone();
+/// What a machine was at a snapshot, but with no folders of the host that it has no longer: who lets it, or a clone of it, go
+/// on from there need not be one who may give it those.
+///
+/// # Errors
+/// If it had other files of the host: a kernel, or a disk.
+pub(super) fn still_given(record: &SnapshotRecord, vm: &VmRecord) -> Result<VmConfig, Error> {
+    let (mut config, now) = (record.config.clone(), &vm.config);
+    if let Some(gone) = paths(&record.config).find(|path| !paths(now).any(|known| known == *path)) {
+        let message = format!("the machine had the host's file {gone:?} at that time, and has it no longer");
+        return Err(Error::new(ErrorCode::WrongState, message)
+            .with_remedy("have an admin give it back to the machine first"));
+    }
     config.mounts.retain(|mount| now.mounts.contains(mount));
-    files(then).iter().flatten().all(is_known).then_some(config)
+    Ok(config)
 }
 
 /// Does what may take long on a thread that may wait.
@@ -431,11 +434,29 @@ pub(super) fn saved_disks_of(folder: &Path, instance: &Instance) -> Result<Vec<I
     }
 }
 
+/// How large a machine is that goes on from a snapshot, as its manifest says.
+pub(super) fn sizes_in(folder: &Path) -> Option<Sizes> {
+    serde_json::from_value(manifest(folder)["machine"].take()).ok()
+}
+
+/// A snapshot's manifest; null where it cannot be read. It was written by the process of a guest: what is longer than any
+/// manifest is not taken, nor what is no file, a pipe for which one would wait.
+fn manifest(folder: &Path) -> serde_json::Value {
+    let read = || {
+        let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
+        let file =
+            std::fs::File::options().read(true).custom_flags(flags).open(folder.join(MANIFEST_FILE)).ok()?;
+        let mut bytes = Vec::new();
+        let is_file = file.metadata().is_ok_and(|there| there.is_file());
+        is_file.then_some(file)?.take(MANIFEST_LEN_MAX).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice::<serde_json::Value>(&bytes).ok()
+    };
+    read().unwrap_or_default()["manifest"].take()
+}
+
 /// For each disk in a snapshot the file of its layer, if it is one, as its manifest says.
 fn layers(folder: &Path) -> Vec<Option<String>> {
-    let bytes = std::fs::read(folder.join(MANIFEST_FILE)).unwrap_or_default();
-    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let disks = manifest["manifest"]["disks"].as_array().cloned().unwrap_or_default();
+    let disks = manifest(folder)["disks"].as_array().cloned().unwrap_or_default();
     let layer =
         |disk: &serde_json::Value| Some(disk["layers"]["files"].as_array()?.first()?.as_str()?.to_owned());
     disks.iter().map(layer).collect()
@@ -456,6 +477,7 @@ fn view(vm: &VmRecord, record: SnapshotRecord) -> Snapshot {
 mod tests {
     use super::*;
     use api::v1::mount::MountConfig;
+    use api::v1::vm::DiskConfig;
 
     #[test]
     fn files_of_the_host_that_were_taken_away_do_not_come_back() {
@@ -466,17 +488,31 @@ mod tests {
             owner: None,
             name: None,
         };
-        let mut then = VmConfig::new("/boot/vmlinuz");
-        then.mounts = vec![mount("/srv/secret"), mount("/srv/public")];
-        let mut now = VmConfig { mounts: vec![mount("/srv/public")], ..then.clone() };
-        assert_eq!(still_given(&then, &now).map(|config| config.mounts), Some(now.mounts.clone()));
+        let mut vm = VmRecord::new("v".into(), "default", "web".into(), VmConfig::new("/boot/vmlinuz"), 1);
+        let mut record = SnapshotRecord {
+            id: "s".into(),
+            vm: vm.id.clone(),
+            name: "before".into(),
+            description: String::new(),
+            config: vm.config.clone(),
+            bytes: 0,
+            created: 1,
+        };
+        record.config.mounts = vec![mount("/srv/secret"), mount("/srv/public")];
+        vm.config.mounts = vec![mount("/srv/public")];
+        let mounts =
+            |record: &SnapshotRecord, vm: &VmRecord| still_given(record, vm).map(|it| it.mounts).ok();
+        assert_eq!(mounts(&record, &vm), Some(vm.config.mounts.clone()));
         // The same folder with more rights is another matter.
-        then.mounts[1].read_only = false;
-        assert_eq!(still_given(&then, &now).map(|config| config.mounts), Some(Vec::new()));
-        now.boot.kernel = Some("/boot/vmlinuz.new".into());
-        assert!(still_given(&then, &now).is_none());
-        then.boot.initrd = now.boot.kernel.clone();
-        then.boot.kernel = now.boot.kernel.clone();
-        assert!(still_given(&then, &now).is_some());
+        record.config.mounts[1].read_only = false;
+        assert_eq!(mounts(&record, &vm), Some(Vec::new()));
+        let disk =
+            |path: &str| DiskConfig { path: Some(path.into()), read_only: true, ..DiskConfig::default() };
+        record.config.disks.push(disk("/srv/secret.img"));
+        assert_eq!(still_given(&record, &vm).unwrap_err().code(), ErrorCode::WrongState);
+        vm.config.disks.push(disk("/srv/secret.img"));
+        assert!(still_given(&record, &vm).is_ok());
+        vm.config.boot.kernel = Some("/boot/vmlinuz.new".into());
+        assert_eq!(still_given(&record, &vm).unwrap_err().code(), ErrorCode::WrongState);
     }
 }

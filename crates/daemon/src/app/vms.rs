@@ -362,7 +362,7 @@ fn check_config(caller: &Caller, before: Option<&VmConfig>, config: &VmConfig) -
 }
 
 /// The files of the host that a machine uses.
-fn paths(config: &VmConfig) -> impl Iterator<Item = &str> {
+pub(super) fn paths(config: &VmConfig) -> impl Iterator<Item = &str> {
     let disks = config.disks.iter().filter_map(|disk| disk.path.as_deref());
     config.boot.kernel.as_deref().into_iter().chain(config.boot.initrd.as_deref()).chain(disks)
 }
