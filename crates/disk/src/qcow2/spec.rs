@@ -58,4 +58,6 @@ pub(super) const SNAPSHOT_TABLE_BYTES_MAX: usize = 16 << 20;
 pub(super) const SNAPSHOT_EXTRA_MAX: u32 = 1024;
 pub(super) const BITMAPS_MAX: u32 = 65535;
 pub(super) const BITMAP_DIRECTORY_BYTES_MAX: u64 = 1024 * BITMAPS_MAX as u64;
+/// Of one bitmap; those of disks of a pebibyte are not longer.
+pub(super) const BITMAP_TABLE_BYTES_MAX: u64 = 32 << 20;
 pub(super) const BACKING_NAME_MAX: u32 = 1023;

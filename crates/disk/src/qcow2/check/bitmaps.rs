@@ -3,7 +3,7 @@
 
 use super::Walk;
 use crate::bytes::{be16, be32, be64};
-use crate::qcow2::spec::{BITMAP_DIRECTORY_BYTES_MAX, BITMAPS_MAX, OFFSET};
+use crate::qcow2::spec::{BITMAP_DIRECTORY_BYTES_MAX, BITMAP_TABLE_BYTES_MAX, BITMAPS_MAX, OFFSET};
 use crate::{Error, Operation};
 
 /// Length of a directory entry without what follows it: extra data and a name.
@@ -47,7 +47,8 @@ impl Walk<'_> {
         let mut directory = vec![0; bitmaps.directory_len as usize];
         self.file.read_padded(bitmaps.directory_at, &mut directory, Operation::Check)?;
         let mut rest = &directory[..];
-        // Tables of a sound image do not overlap; of others no more is read than the file is long.
+        // Tables of a sound image do not overlap; of others no more is read than the file is long,
+        // and of each, since files may have holes of any length, no more than fits into memory.
         let mut left = self.file_len;
         for _ in 0..bitmaps.number {
             let Some(entry) = parse(rest) else {
@@ -56,7 +57,7 @@ impl Walk<'_> {
             };
             rest = &rest[entry.len..];
             let len = entry.table_entries as u64 * 8;
-            if entry.table_at & mask != 0 || len > left {
+            if entry.table_at & mask != 0 || len > left.min(BITMAP_TABLE_BYTES_MAX) {
                 self.report.error(format!("a bitmap's table at {:#x} cannot be there", entry.table_at));
                 continue;
             }
